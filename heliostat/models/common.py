@@ -1,0 +1,86 @@
+"""What every resource shares: the base model, ids, names, the page of a list."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+"""Names appear in URLs, tags and file names; the alphabet is Anyscale's (research/anyscale.md §0)."""
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford: no i l o u
+
+
+class Model(BaseModel):
+    """Strict base: an unknown field is refused by name, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+
+class Result(BaseModel):
+    """Base of what the server answers: a newer server may add fields, so the client ignores unknown ones."""
+
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
+
+
+def new_id(prefix: str) -> str:
+    """``prefix_`` + 10 characters of milliseconds + 10 random ones: sorts by creation, so cursors are ids."""
+    millis = int(time.time() * 1000)
+    stamp = "".join(_ALPHABET[(millis >> shift) & 31] for shift in range(45, -5, -5))
+    return f"{prefix}_{stamp}{''.join(secrets.choice(_ALPHABET) for _ in range(10))}"
+
+
+def is_id(text: str, prefix: str) -> bool:
+    return re.fullmatch(rf"{prefix}_[{_ALPHABET}]{{20}}", text) is not None
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+class Condition(Result):
+    """One dated fact about a resource, e.g. ``HeadReady=true since …``."""
+
+    type: str
+    status: bool
+    reason: str = ""
+    message: str = ""
+    since: datetime
+
+
+class EventLevel(StrEnum):
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+class Event(Result):
+    """One line of a resource's story: who did what to it, when and why."""
+
+    id: str
+    resource_id: str
+    at: datetime
+    level: EventLevel = EventLevel.INFO
+    kind: str
+    """Machine word, e.g. ``node_lost``."""
+    actor: str
+    """``user:<name>``, ``agent:<node id>``, or the workflow id that decided."""
+    message: str
+
+
+Item = TypeVar("Item")
+
+
+class Page(Result, Generic[Item]):
+    """A list answer. ``next_cursor`` is opaque; absent on the last page."""
+
+    items: list[Item]
+    next_cursor: str | None = None

@@ -1,0 +1,79 @@
+"""Every setting of the server processes, read once where a process starts and passed down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Environment variables ``HELIOSTAT_<NAME>``. Temporal's address, TLS and API key are not here: they come
+    by ``temporalio.envconfig`` (``TEMPORAL_ADDRESS``, ``TEMPORAL_API_KEY``, ``TEMPORAL_TLS_*``, profiles)."""
+
+    model_config = SettingsConfigDict(env_prefix="HELIOSTAT_", extra="ignore")
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".heliostat")
+    """All state of the embedded stack."""
+    database_url: str = ""
+    """SQLAlchemy URL; default: SQLite file ``records.db`` in ``home``. Two or more APIs need PostgreSQL."""
+    api_host: str = "127.0.0.1"
+    api_port: int = 8700
+    """0: any free one."""
+    api_url: str = ""
+    """How users and nodes reach the API; default: ``http://<api_host>:<api_port>``."""
+    api_processes: int = 1
+    """How many APIs share the records; more than 1 refuses to start on SQLite."""
+    temporal_port: int = 7233
+    ui_port: int = 8233
+    bucket_port: int = 8701
+    bucket_url: str = ""
+    """The local cloud's bucket; default: ``http://127.0.0.1:<bucket_port>``."""
+    metrics_port: int = 0
+    """Worker's Prometheus endpoint; 0: any free one (it is in stack.json)."""
+    task_queue: str = "heliostat"
+    secret_key: str = ""
+    """Base64 of 32 bytes from which every key is derived; default: ``secret.key`` (0600) in ``home``, made at first start."""
+
+    report_interval_s: float = 2.0
+    """How often a head reports when nothing changes."""
+    silence_s: float = 20.0
+    """A head that has not been heard for so long, while we could hear, is asked after in its cloud."""
+    monitor_interval_s: float = 2.0
+    sweep_interval_s: float = 300.0
+    newborn_grace_s: float = 120.0
+    """The sweep spares a machine younger than this."""
+    deadman_s: float = 1800.0
+    """A node without contact to us and without work for so long stops itself."""
+
+    head_start_timeout_s: float = 300.0
+    worker_start_timeout_s: float = 300.0
+    capacity_timeout_s: float = 900.0
+    """How long a cluster waits for machines that its cloud does not have."""
+    infrastructure_retry_s: float = 3600.0
+    """How long a job is tried again after failures of the infrastructure."""
+
+    upload_max_bytes: int = 2 * 2**30
+    retention_logs_days: float = 30
+    retention_uploads_days: float = 30
+    retention_records_days: float = 90
+    retention_events_days: float = 90
+    temporal_retention_days: float = 7
+
+    worker_versioning: str = ""
+    """Build id: turns on Temporal's Worker Deployment Versioning for this worker; empty: patches and replay gate."""
+    worker_max_cached_workflows: int = 5000
+    worker_threads: int = 50
+    log_format: str = "text"
+    """``text`` or ``json``."""
+    log_level: str = "INFO"
+    otel_endpoint: str = ""
+    """OTLP/HTTP endpoint for traces; empty: none."""
+
+    local_isolation: str = "auto"
+    """``namespace``, ``process`` or ``auto`` (namespaces where the kernel lets an ordinary user make one)."""
+
+    @property
+    def records_url(self) -> str:
+        return self.database_url or f"sqlite+aiosqlite:///{self.home / 'records.db'}"
