@@ -1,0 +1,208 @@
+"""What is said to workflows: inputs, signals and updates, and how a workflow is started.
+
+They stand here, below both sides, because the API and the activities start and message the same
+workflows, and neither may import the other. Workflow id = resource id, so nothing starts twice.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+from temporalio.client import Client
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+
+from heliostat.models.agents import FactKind
+from heliostat.models.clusters import ClusterState
+from heliostat.models.common import Model, Result
+from heliostat.models.compute_configs import ComputeConfig
+from heliostat.models.jobs import JobConfig
+
+KIND = SearchAttributeKey.for_keyword("HeliostatKind")
+STATE = SearchAttributeKey.for_keyword("HeliostatState")
+PROJECT = SearchAttributeKey.for_keyword("HeliostatProject")
+NAME = SearchAttributeKey.for_keyword("HeliostatName")
+SEARCH_ATTRIBUTES = (KIND, STATE, PROJECT, NAME)
+
+MONITOR_ID = "monitor"
+SWEEP_SCHEDULE_ID = "sweep"
+
+
+class Limits(Model):
+    """The settings that a workflow works by, fixed when it starts: a replay must see the same ones."""
+
+    head_start_timeout_s: float = 300
+    worker_start_timeout_s: float = 300
+    capacity_timeout_s: float = 900
+    infrastructure_retry_s: float = 3600
+
+
+class ClusterInput(Model):
+    cluster_id: str
+    name: str
+    project_id: str
+    project: str
+    cloud_id: str
+    cloud: str
+    config: ComputeConfig
+    created_by: str
+    created_at: datetime
+    tags: dict[str, str] = {}
+    job_id: str | None = None
+    """The job that it is made for, which holds its first lease."""
+    limits: Limits = Limits()
+    state: dict[str, Any] | None = None
+    """The workflow's own state over continue-as-new; None at first start."""
+
+
+class JobInput(Model):
+    job_id: str
+    name: str
+    project_id: str
+    project: str
+    cloud_id: str
+    cloud: str
+    config: JobConfig
+    """Env values masked."""
+    env_ref: str | None = None
+    """Row of ``sealed`` that holds the env values."""
+    compute_config: ComputeConfig
+    """Resolved; of the job's own cluster."""
+    cluster_id: str | None = None
+    """Resolved; an existing cluster to run on."""
+    created_by: str
+    created_at: datetime
+    schedule_id: str | None = None
+    limits: Limits = Limits()
+    state: dict[str, Any] | None = None
+
+
+class NodeFact(Model):
+    """A change that a node's agent saw. ``event_id`` = ``<node id>/<fact id>``: delivered at least once."""
+
+    event_id: str
+    cluster_id: str
+    node_id: str
+    kind: FactKind
+    at: datetime
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class NodeRegistered(Model):
+    event_id: str
+    node_id: str
+    generation: int
+    ip: str
+
+
+class HeadSilent(Model):
+    """The monitor has not heard a head since ``since``, though it could have."""
+
+    event_id: str
+    node_id: str
+    since: datetime
+
+
+class LeaseRequest(Model):
+    holder: str
+    """Workflow id of the holder, told of every change by the signal ``cluster_changed``."""
+
+
+class LeaseAnswer(Result):
+    """Given at once: ``ready`` now, else the holder is told by ``cluster_changed``."""
+
+    cluster_id: str
+    state: ClusterState
+    ready: bool
+    head_node_id: str | None = None
+    head_generation: int = 0
+    reason: str = ""
+
+
+class ClusterNotice(LeaseAnswer):
+    """Signal ``cluster_changed`` to every lease holder. A grown ``head_generation`` means: the old head and
+    all that ran on it are gone."""
+
+    event_id: str = ""
+
+
+class TerminateRequest(Model):
+    actor: str
+    reason: str = ""
+
+
+class LimitsUpdate(Model):
+    """Update ``set_limits`` of a cluster: new bounds of one worker group."""
+
+    actor: str
+    group: str
+    min_nodes: int | None = None
+    max_nodes: int | None = None
+
+
+class ScheduledRunInput(Model):
+    schedule_id: str
+
+
+def _attributes(kind: str, state: str, project: str, name: str) -> TypedSearchAttributes:
+    return TypedSearchAttributes(
+        [
+            SearchAttributePair(KIND, kind),
+            SearchAttributePair(STATE, state),
+            SearchAttributePair(PROJECT, project),
+            SearchAttributePair(NAME, name),
+        ]
+    )
+
+
+async def _start(client: Client, workflow: str, arg: Model, id: str, queue: str, summary: str, attributes: TypedSearchAttributes) -> None:  # noqa: A002, E501
+    """Starts it unless it runs or ran: both are success, for the id is the resource's."""
+    try:
+        await client.start_workflow(
+            workflow,
+            arg,
+            id=id,
+            task_queue=queue,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            search_attributes=attributes,
+            static_summary=summary,
+        )
+    except WorkflowAlreadyStartedError:
+        pass  # it has run to its end already
+
+
+async def start_cluster(client: Client, task_queue: str, arg: ClusterInput) -> None:
+    """Starts ``ClusterWorkflow`` with id = cluster id. Repeatable. Raises RPCError when Temporal is away."""
+    made_for = f" for job {arg.job_id}" if arg.job_id else ""
+    await _start(
+        client,
+        "ClusterWorkflow",
+        arg,
+        arg.cluster_id,
+        task_queue,
+        f"cluster {arg.name} on {arg.cloud}{made_for}",
+        _attributes("cluster", "STARTING", arg.project, arg.name),
+    )
+
+
+async def start_job(client: Client, task_queue: str, arg: JobInput) -> None:
+    """Starts ``JobWorkflow`` with id = job id. Repeatable. Raises RPCError when Temporal is away."""
+    where = f"cluster {arg.cluster_id}" if arg.cluster_id else "a cluster of its own"
+    await _start(
+        client,
+        "JobWorkflow",
+        arg,
+        arg.job_id,
+        task_queue,
+        f"job {arg.name} on {where} ({arg.cloud})",
+        _attributes("job", "STARTING", arg.project, arg.name),
+    )
