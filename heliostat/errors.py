@@ -6,6 +6,7 @@
     │   ├── InvalidRequest            400/422  a field is wrong; ``field`` names it
     │   ├── NotFound                  404
     │   ├── Conflict                  409      e.g. the same Idempotency-Key with another body, name taken
+    │   ├── Gone                      410      it was there and has ended for good; a node's agent stops its machine
     │   ├── TooLarge                  413
     │   └── NotHonoured               422      a known option that this Heliostat does not carry out
     ├── AuthError                     exit 4
@@ -94,6 +95,10 @@ class NotFound(UserError):
 
 class Conflict(UserError):
     code, status = "conflict", 409
+
+
+class Gone(UserError):
+    code, status = "gone", 410
 
 
 class TooLarge(UserError):

@@ -113,6 +113,9 @@ class ReportRequest(Result):
     sent_at: datetime
     boot_id: str = ""
     ray_up: bool = False
+    gcs_address: str = ""
+    """Heads: ``ip:port`` of this head's GCS, in every report from the moment that the agent has chosen it, before
+    Ray answers there: workers are given it at once and their Ray waits for it."""
     activity: Activity = Activity.UNKNOWN
     activity_since: datetime | None = None
     activity_reason: str = ""
