@@ -125,6 +125,8 @@ class LeaseAnswer(Result):
     head_node_id: str | None = None
     head_generation: int = 0
     reason: str = ""
+    cause: str = ""
+    """Error code behind ``reason``, e.g. ``bad_config`` or ``no_capacity``; empty when there is none."""
 
 
 class ClusterNotice(LeaseAnswer):
@@ -132,6 +134,14 @@ class ClusterNotice(LeaseAnswer):
     all that ran on it are gone."""
 
     event_id: str = ""
+
+
+class Release(Model):
+    """Signal ``release``: the holder needs the cluster no more. ``end``: it was made for this holder, end it."""
+
+    holder: str
+    end: bool = False
+    reason: str = ""
 
 
 class TerminateRequest(Model):

@@ -144,6 +144,7 @@ clusters = Table(
     Column("withdrawn", Boolean, nullable=False, default=False),  # refused after all (Temporal away): its workflow, if any, does nothing
     Column("revision", Integer, nullable=False, default=0),
     Column("doc", JSON, nullable=False),
+    Column("input", JSON, nullable=False),  # runtime.messages.ClusterInput as accepted: whoever starts the workflow starts it with this
     Column("job_id", String(40)),  # made for this job
     _when("created_at", nullable=False), _when("ended_at"),
     UniqueConstraint("project_id", "live_name"),
@@ -212,6 +213,7 @@ jobs = Table(
     Column("withdrawn", Boolean, nullable=False, default=False),
     Column("revision", Integer, nullable=False, default=0),
     Column("doc", JSON, nullable=False),
+    Column("input", JSON, nullable=False),  # runtime.messages.JobInput as accepted: whoever starts the workflow starts it with this
     Column("schedule_id", String(40)),
     _when("created_at", nullable=False), _when("ended_at"),
 )  # fmt: skip
