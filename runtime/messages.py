@@ -173,7 +173,9 @@ def _attributes(kind: str, state: str, project: str, name: str) -> TypedSearchAt
     )
 
 
-async def _start(client: Client, workflow: str, arg: Model, id: str, queue: str, summary: str, attributes: TypedSearchAttributes) -> None:  # noqa: A002, E501
+async def _start(
+    client: Client, workflow: str, arg: Model, id: str, queue: str, summary: str, attributes: TypedSearchAttributes
+) -> None:
     """Starts it unless it runs or ran: both are success, for the id is the resource's."""
     try:
         await client.start_workflow(

@@ -34,7 +34,8 @@ class Settings(BaseSettings):
     """Worker's Prometheus endpoint; 0: any free one (it is in stack.json)."""
     task_queue: str = "heliostat"
     secret_key: str = ""
-    """Base64 of 32 bytes from which every key is derived; default: ``secret.key`` (0600) in ``home``, made at first start."""
+    """Base64 of 32 bytes from which every key is derived; default: ``secret.key`` (0600) in ``home``, made at
+    first start."""
 
     report_interval_s: float = 2.0
     """How often a head reports when nothing changes."""
