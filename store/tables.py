@@ -70,7 +70,11 @@ def _when(name: str, **kw: Any) -> Column[datetime]:
     return Column(name, UTCDateTime, **kw)
 
 
-organizations = Table("organizations", metadata, _id(), Column("name", String(63), unique=True, nullable=False), _when("created_at"))
+organizations = Table(
+    "organizations", metadata, _id(),
+    Column("name", String(63), unique=True, nullable=False),
+    _when("created_at"),
+)  # fmt: skip
 
 projects = Table(
     "projects", metadata, _id(),
@@ -99,7 +103,7 @@ tokens = Table(
     "tokens", metadata, _id(),
     Column("user_id", String(40), ForeignKey("users.id"), nullable=False),
     Column("name", String(63), nullable=False),
-    Column("sha256", String(64), unique=True, nullable=False),  # of the token; tokens are 256 random bits, no salt needed
+    Column("sha256", String(64), unique=True, nullable=False),  # of 256 random bits: no salt needed
     _when("created_at"), _when("expires_at"), _when("revoked_at"), _when("last_used_at"),
 )  # fmt: skip
 
@@ -140,11 +144,14 @@ clusters = Table(
     Column("name", String(63), nullable=False),
     Column("state", String(20), nullable=False),
     Column("live_name", String(63)),  # the name while not ended, NULL afterwards: unique names among the living
-    Column("started", Boolean, nullable=False, default=False),  # its workflow is known to exist; False: the monitor starts it
-    Column("withdrawn", Boolean, nullable=False, default=False),  # refused after all (Temporal away): its workflow, if any, does nothing
+    # Its workflow is known to exist; False: the monitor starts it.
+    Column("started", Boolean, nullable=False, default=False),
+    # Refused after all (Temporal away): its workflow, if any, does nothing.
+    Column("withdrawn", Boolean, nullable=False, default=False),
     Column("revision", Integer, nullable=False, default=0),
     Column("doc", JSON, nullable=False),
-    Column("input", JSON, nullable=False),  # runtime.messages.ClusterInput as accepted: whoever starts the workflow starts it with this
+    # runtime.messages.ClusterInput as accepted: whoever starts the workflow starts it with this.
+    Column("input", JSON, nullable=False),
     Column("job_id", String(40)),  # made for this job
     _when("created_at", nullable=False), _when("ended_at"),
     UniqueConstraint("project_id", "live_name"),
@@ -160,9 +167,9 @@ nodes = Table(
     Column("state", String(20), nullable=False),
     Column("revision", Integer, nullable=False, default=0),
     Column("doc", JSON, nullable=False),
-    Column("config", JSON),  # GroupConfig-like: resources and labels that Ray on it gets
+    Column("config", JSON),  # GroupConfig: resources and labels that Ray on it gets
     Column("token_sha256", String(64)),  # node token; NULL until registered
-    Column("authenticated", Boolean, nullable=False, default=False),  # its first report has come: registration is closed
+    Column("authenticated", Boolean, nullable=False, default=False),  # its first report came: registration is closed
     Column("boot_id", String(64)),
     Column("gcs_address", String(100)),
     _when("created_at", nullable=False), _when("ended_at"),
@@ -202,7 +209,7 @@ commands = Table(
     Column("result", JSON),
     _when("created_at", nullable=False), _when("done_at"),
 )  # fmt: skip
-Index("ix_commands_open", commands.c.done, commands.c.cluster_id)
+Index("ix_commands_open", commands.c.done, commands.c.node_id)
 
 jobs = Table(
     "jobs", metadata, _id(), _project(),
@@ -213,7 +220,8 @@ jobs = Table(
     Column("withdrawn", Boolean, nullable=False, default=False),
     Column("revision", Integer, nullable=False, default=0),
     Column("doc", JSON, nullable=False),
-    Column("input", JSON, nullable=False),  # runtime.messages.JobInput as accepted: whoever starts the workflow starts it with this
+    # runtime.messages.JobInput as accepted: whoever starts the workflow starts it with this.
+    Column("input", JSON, nullable=False),
     Column("schedule_id", String(40)),
     _when("created_at", nullable=False), _when("ended_at"),
 )  # fmt: skip

@@ -1,0 +1,168 @@
+"""The connection to the records: SQLite for one API process, PostgreSQL for more; one set of queries for both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Table, event, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from heliostat.errors import Unavailable
+
+BUSY_TIMEOUT_MS = 10_000
+"""How long a SQLite writer waits for another process's write: the worker and the API share the file."""
+
+READERS = 4
+"""SQLite read connections of one process: each is a thread."""
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK = 4_815_162_342  # any constant: PostgreSQL's advisory lock of our migrations
+
+
+class Database:
+    """The records. Every failure to reach them is raised as ``Unavailable``.
+
+    SQLite runs in WAL mode with ``synchronous=NORMAL``: a commit is in the operating system's hands before
+    it returns, so kill -9 of any process loses nothing; only a power cut may lose the last moments, never
+    the file's integrity. Writers begin with ``BEGIN IMMEDIATE``: a transaction that reads first and
+    writes later would else fail at once when another process has written in between.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            # One writer connection: SQLite has one writer anyway, and waiting for our own turn in the
+            # pool is fair and costs no busy-wait.
+            self._writer = _sqlite_engine(url, size=1, immediate=True)
+            self._reader = _sqlite_engine(url, size=READERS, immediate=False)
+        else:
+            self._writer = self._reader = create_async_engine(
+                url,
+                pool_size=10,
+                max_overflow=10,
+                pool_timeout=10,
+                pool_pre_ping=True,
+                connect_args={"connect_timeout": 5},
+            )
+
+    async def connect(self) -> None:
+        """Opens a connection to see that the records answer. Raises ``Unavailable``."""
+        async with self.read() as conn:
+            await conn.execute(text("SELECT 1"))
+
+    async def dispose(self) -> None:
+        await self._writer.dispose()
+        if self._reader is not self._writer:
+            await self._reader.dispose()
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """A write transaction: committed at the end, rolled back by any exception."""
+        with _away(self.url):
+            async with self._writer.begin() as conn:
+                yield conn
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reading; on SQLite one consistent snapshot, which never waits for a writer."""
+        with _away(self.url):
+            async with self._reader.begin() as conn:
+                yield conn
+
+    async def schema_revision(self) -> str | None:
+        """The migration that the records are at; None: never migrated."""
+        from alembic.runtime.migration import MigrationContext
+
+        async with self.read() as conn:
+            return await conn.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
+
+
+def insert(conn: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """INSERT that can say ON CONFLICT, in the dialect of this connection."""
+    return sqlite.insert(table) if conn.dialect.name == "sqlite" else postgresql.insert(table)
+
+
+def latest_revision() -> str:
+    """The newest migration that this code knows."""
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory(str(_MIGRATIONS)).get_current_head()
+    assert head is not None
+    return head
+
+
+async def migrate(url: str) -> None:
+    """Brings the records to this code's schema, in one transaction. Safe when two processes start at once:
+    the second waits for the first and then has nothing to do. Raises ``Unavailable``."""
+    db = Database(url)
+    try:
+        async with db.begin() as conn:
+            if not db.is_sqlite:
+                await conn.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": _MIGRATION_LOCK})
+            await conn.run_sync(_upgrade)
+    finally:
+        await db.dispose()
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+
+    command.upgrade(alembic_config(connection), "head")
+
+
+def alembic_config(connection: Connection) -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _sqlite_engine(url: str, *, size: int, immediate: bool) -> AsyncEngine:
+    engine = create_async_engine(
+        url, pool_size=size, max_overflow=0, pool_timeout=30, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connect(dbapi_connection: Any, _record: Any) -> None:
+        dbapi_connection.isolation_level = None  # the driver must not begin transactions of its own
+        cursor = dbapi_connection.cursor()
+        for pragma in (
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+            "journal_mode=WAL",
+            "synchronous=NORMAL",
+            "foreign_keys=ON",
+            "cache_size=-32768",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(conn: Connection) -> None:
+        conn.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def _away(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeout) as e:
+        if isinstance(e, DBAPIError) and "no such" in str(e.orig):
+            raise  # our own mistake or a missing migration: not a matter of trying again
+        where = make_url(url).render_as_string(hide_password=True)
+        cause = str(e.orig if isinstance(e, DBAPIError) else e).strip().splitlines()[0]
+        raise Unavailable(
+            f"The records ({where}) are out of reach: {cause}",
+            remedy="Try again. If it goes on: does it run, has it disk space, is HELIOSTAT_DATABASE_URL right?",
+        ) from e

@@ -1,0 +1,341 @@
+"""What workflows own, written down for lists and history: rows of clusters, nodes, jobs and their events.
+
+A write carries its workflow's revision: a smaller one than the row's changes nothing (a late write never
+undoes a newer one), an equal one is a repeat. Every write is one transaction. A row that was withdrawn
+(refused after all) takes no writes: the workflow is told by False and does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, and_, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from heliostat.models.clusters import Cluster, ClusterState, Node, NodeRole, NodeState
+from heliostat.models.common import Event, utcnow
+from heliostat.models.jobs import Job
+from runtime.keys import Keys
+from runtime.messages import ClusterInput, JobInput, Limits
+from store.database import Database, insert
+from store.tables import clusters, events, hearing, jobs, nodes, reports, sealed
+
+HEARING_GAP_S = 5.0
+"""The API notes every second or so that it can hear. Not noted for so long: it can't, silence counts for nothing."""
+
+
+@dataclass(frozen=True)
+class ClusterRow:
+    id: str
+    project_id: str
+    cloud_id: str
+    job_id: str | None
+    started: bool
+    withdrawn: bool
+    revision: int
+    cluster: Cluster
+    input: ClusterInput
+    """As accepted: whoever starts the workflow starts it with exactly this."""
+
+
+@dataclass(frozen=True)
+class JobRow:
+    id: str
+    project_id: str
+    cloud_id: str
+    schedule_id: str | None
+    started: bool
+    withdrawn: bool
+    revision: int
+    job: Job
+    input: JobInput
+    """As accepted: whoever starts the workflow starts it with exactly this."""
+
+
+@dataclass(frozen=True)
+class SilentHeads:
+    heard_since: datetime | None
+    """Since when the API could hear without a gap; None: it can't now."""
+    total: int
+    """Heads of running clusters."""
+    silent: list[tuple[str, str, datetime]]
+    """(cluster id, node id, last heard)."""
+
+
+async def write_cluster(
+    db: Database, cluster: Cluster, nodes: list[Node], node_configs: dict[str, dict[str, Any]], events: list[Event]
+) -> bool:
+    """The cluster, those of its nodes that are given, and what happened. ``node_configs``: by node id, what
+    Ray on it gets; once per node is enough. False: there is no such row, or it was withdrawn."""
+    async with db.begin() as conn:
+        wrote = await conn.execute(
+            update(clusters)
+            .where(clusters.c.id == cluster.id, clusters.c.revision <= cluster.revision)
+            .where(clusters.c.withdrawn.is_(False))
+            .values(
+                state=cluster.state,
+                live_name=None if cluster.state.settled else clusters.c.live_name,
+                revision=cluster.revision,
+                doc=cluster.model_dump(mode="json"),
+                ended_at=cluster.ended_at,
+            )
+        )
+        if wrote.rowcount:
+            await _write_nodes(conn, cluster.revision, nodes, node_configs)
+        elif not await _takes_writes(conn, clusters, cluster.id):
+            return False
+        await _insert_events(conn, events)
+        return True
+
+
+async def write_job(db: Database, job: Job, events: list[Event]) -> bool:
+    """The job with its runs, and what happened. False: there is no such row, or it was withdrawn."""
+    async with db.begin() as conn:
+        wrote = await conn.execute(
+            update(jobs)
+            .where(jobs.c.id == job.id, jobs.c.revision <= job.revision, jobs.c.withdrawn.is_(False))
+            .values(state=job.state, revision=job.revision, doc=job.model_dump(mode="json"), ended_at=job.ended_at)
+        )
+        if not wrote.rowcount and not await _takes_writes(conn, jobs, job.id):
+            return False
+        await _insert_events(conn, events)
+        return True
+
+
+async def add_events(db: Database, events: list[Event]) -> None:
+    """Repeatable: an event's id is written once."""
+    async with db.begin() as conn:
+        await _insert_events(conn, events)
+
+
+async def insert_cluster(conn: AsyncConnection, cluster: Cluster, arg: ClusterInput) -> bool:
+    """Insert-or-ignore by id and by living name; False: nothing was inserted."""
+    done = await conn.execute(
+        insert(conn, clusters)
+        .values(
+            id=cluster.id,
+            project_id=arg.project_id,
+            cloud_id=arg.cloud_id,
+            name=cluster.name,
+            live_name=cluster.name,
+            state=cluster.state,
+            revision=cluster.revision,
+            doc=cluster.model_dump(mode="json"),
+            input=arg.model_dump(mode="json"),
+            job_id=arg.job_id,
+            created_at=cluster.created_at,
+        )
+        .on_conflict_do_nothing()
+    )
+    return bool(done.rowcount)
+
+
+async def insert_cluster_for_job(
+    db: Database, cluster: Cluster, project_id: str, cloud_id: str, job_id: str, limits: Limits | None = None
+) -> None:
+    """The row of a job's own cluster; its id is derived from the job's, so a repeat changes nothing."""
+    arg = ClusterInput(
+        cluster_id=cluster.id,
+        name=cluster.name,
+        project_id=project_id,
+        project=cluster.project,
+        cloud_id=cloud_id,
+        cloud=cluster.cloud,
+        config=cluster.compute_config,
+        created_by=cluster.created_by,
+        created_at=cluster.created_at,
+        tags=cluster.tags,
+        job_id=job_id,
+        limits=limits or Limits(),
+    )
+    async with db.begin() as conn:
+        await insert_cluster(conn, cluster, arg)
+
+
+async def insert_job(conn: AsyncConnection, job: Job, arg: JobInput) -> bool:
+    """Insert-or-ignore by id. Both configs must be masked. False: it was there already."""
+    done = await conn.execute(
+        insert(conn, jobs)
+        .values(
+            id=job.id,
+            project_id=arg.project_id,
+            cloud_id=arg.cloud_id,
+            name=job.name,
+            state=job.state,
+            revision=job.revision,
+            doc=job.model_dump(mode="json"),
+            input=arg.model_dump(mode="json"),
+            schedule_id=job.schedule_id,
+            created_at=job.created_at,
+        )
+        .on_conflict_do_nothing()
+    )
+    return bool(done.rowcount)
+
+
+async def unstarted(db: Database, older_than_s: float) -> tuple[list[ClusterRow], list[JobRow]]:
+    """Accepted clusters and jobs whose workflow is not known to exist, oldest first. ``older_than_s`` leaves
+    those alone that the API is about to start itself."""
+    before = utcnow() - timedelta(seconds=older_than_s)
+    async with db.read() as conn:
+        cluster_rows = await conn.execute(
+            select(clusters)
+            .where(clusters.c.started.is_(False), clusters.c.withdrawn.is_(False), clusters.c.created_at <= before)
+            .order_by(clusters.c.id)
+            .limit(1000)
+        )
+        job_rows = await conn.execute(
+            select(jobs)
+            .where(jobs.c.started.is_(False), jobs.c.withdrawn.is_(False), jobs.c.created_at <= before)
+            .order_by(jobs.c.id)
+            .limit(1000)
+        )
+        return [_cluster_row(r) for r in cluster_rows], [_job_row(r) for r in job_rows]
+
+
+async def mark_started(db: Database, kind: str, id: str) -> None:
+    """Its workflow exists. ``kind``: ``cluster`` or ``job``."""
+    table = _TABLES[kind]
+    async with db.begin() as conn:
+        await conn.execute(update(table).where(table.c.id == id).values(started=True))
+
+
+async def is_withdrawn(db: Database, kind: str, id: str) -> bool:
+    """True too when there is no such row."""
+    async with db.read() as conn:
+        return not await _takes_writes(conn, _TABLES[kind], id)
+
+
+async def load_cluster(db: Database, id: str) -> ClusterRow | None:
+    async with db.read() as conn:
+        row = (await conn.execute(select(clusters).where(clusters.c.id == id))).first()
+        return _cluster_row(row) if row else None
+
+
+async def load_job(db: Database, id: str) -> JobRow | None:
+    async with db.read() as conn:
+        row = (await conn.execute(select(jobs).where(jobs.c.id == id))).first()
+        return _job_row(row) if row else None
+
+
+async def load_nodes(db: Database, cluster_id: str) -> list[Node]:
+    """All nodes that the cluster ever asked for, oldest first."""
+    async with db.read() as conn:
+        rows = await conn.execute(
+            select(nodes.c.doc).where(nodes.c.cluster_id == cluster_id).order_by(nodes.c.created_at, nodes.c.id)
+        )
+        return [Node.model_validate(r.doc) for r in rows]
+
+
+async def write_sealed(conn: AsyncConnection, keys: Keys, id: str, project_id: str, value: dict[str, str]) -> None:
+    """A user's env values, encrypted. Repeatable."""
+    await conn.execute(
+        insert(conn, sealed)
+        .values(id=id, project_id=project_id, ciphertext=keys.seal(value), created_at=utcnow())
+        .on_conflict_do_nothing()
+    )
+
+
+async def read_sealed(db: Database, keys: Keys, id: str) -> dict[str, str] | None:
+    """None: gone by retention. For the hand of an agent only, never for an answer or a history."""
+    async with db.read() as conn:
+        ciphertext = await conn.scalar(select(sealed.c.ciphertext).where(sealed.c.id == id))
+    return None if ciphertext is None else {str(k): str(v) for k, v in keys.open(ciphertext).items()}
+
+
+async def silent_heads(db: Database, now: datetime, silence_s: float) -> SilentHeads:
+    """Running clusters whose current head has not been heard for ``silence_s``, counted from when we began to hear.
+    Nobody is silent while we can't hear."""
+    current = and_(
+        clusters.c.state == ClusterState.RUNNING,
+        clusters.c.ended_at.is_(None),
+        nodes.c.role == NodeRole.HEAD,
+        nodes.c.state == NodeState.RUNNING,
+        nodes.c.ended_at.is_(None),
+    )
+    async with db.read() as conn:
+        heard = (await conn.execute(select(hearing.c.since, hearing.c.last))).first()
+        heads = nodes.join(clusters, clusters.c.id == nodes.c.cluster_id)
+        if heard is None or (now - heard.last).total_seconds() > HEARING_GAP_S:
+            return SilentHeads(None, await conn.scalar(select(func.count()).select_from(heads).where(current)) or 0, [])
+        limit = now - timedelta(seconds=silence_s)
+        last = func.coalesce(reports.c.at, nodes.c.created_at)
+        quiet = or_(reports.c.at < limit, and_(reports.c.at.is_(None), nodes.c.created_at < limit))
+        rows = await conn.execute(
+            # The newest head only: a replaced one may not be marked as ended yet.
+            select(nodes.c.cluster_id, nodes.c.id, last.label("at"), quiet.label("quiet"))
+            .select_from(heads.outerjoin(reports, reports.c.node_id == nodes.c.id))
+            .where(current)
+            .order_by(nodes.c.cluster_id, nodes.c.generation)
+        )
+        newest = {r.cluster_id: r for r in rows}
+    silent: list[tuple[str, str, datetime]] = []
+    if heard.since <= limit:
+        silent = [(r.cluster_id, r.id, max(r.at, heard.since)) for r in newest.values() if r.quiet]
+    return SilentHeads(heard.since, len(newest), silent)
+
+
+_TABLES = {"cluster": clusters, "job": jobs}
+
+
+async def _takes_writes(conn: AsyncConnection, table: Any, id: str) -> bool:
+    withdrawn = await conn.scalar(select(table.c.withdrawn).where(table.c.id == id))
+    return withdrawn is False or withdrawn == 0
+
+
+async def _write_nodes(
+    conn: AsyncConnection, revision: int, items: Iterable[Node], configs: dict[str, dict[str, Any]]
+) -> None:
+    for node in items:
+        values: dict[str, Any] = {
+            "role": node.role,
+            "generation": node.generation,
+            "state": node.state,
+            "revision": revision,
+            "doc": node.model_dump(mode="json"),
+            "ended_at": node.ended_at,
+        }
+        if node.id in configs:
+            values["config"] = configs[node.id]
+        await conn.execute(
+            insert(conn, nodes)
+            .values(id=node.id, cluster_id=node.cluster_id, created_at=node.created_at, **values)
+            .on_conflict_do_update(index_elements=["id"], set_=values)
+        )
+
+
+async def _insert_events(conn: AsyncConnection, items: list[Event]) -> None:
+    if items:
+        rows = [e.model_dump() for e in items]
+        await conn.execute(insert(conn, events).values(rows).on_conflict_do_nothing())
+
+
+def _cluster_row(r: Row[Any]) -> ClusterRow:
+    return ClusterRow(
+        id=r.id,
+        project_id=r.project_id,
+        cloud_id=r.cloud_id,
+        job_id=r.job_id,
+        started=r.started,
+        withdrawn=r.withdrawn,
+        revision=r.revision,
+        cluster=Cluster.model_validate(r.doc),
+        input=ClusterInput.model_validate(r.input),
+    )
+
+
+def _job_row(r: Row[Any]) -> JobRow:
+    return JobRow(
+        id=r.id,
+        project_id=r.project_id,
+        cloud_id=r.cloud_id,
+        schedule_id=r.schedule_id,
+        started=r.started,
+        withdrawn=r.withdrawn,
+        revision=r.revision,
+        job=Job.model_validate(r.doc),
+        input=JobInput.model_validate(r.input),
+    )
