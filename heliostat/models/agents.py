@@ -186,7 +186,9 @@ class LogSignRequest(Result):
     ``node/agent.log`` or ``ray/raylet.out``; ``offset`` the first byte's position in the stream."""
 
     class Item(Result):
-        stream: str = Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+){0,3}$", max_length=200)
+        stream: str = Field(
+            pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*){0,3}$", max_length=200
+        )
         offset: int = Field(ge=0)
 
     items: list[Item] = Field(max_length=64)

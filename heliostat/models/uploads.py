@@ -25,3 +25,8 @@ class Upload(Result):
     url: str | None = None
     headers: dict[str, str] = {}
     expires_in_s: int = 0
+
+
+def upload_key(project_id: str, sha256: str) -> str:
+    """Where a package lies in its cloud's bucket. Per project: knowing a digest gives nobody another project's code."""
+    return f"uploads/{project_id}/{sha256}.zip"

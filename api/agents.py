@@ -1,0 +1,211 @@
+"""What nodes call: version 1 of the agent's protocol, see docs/agent-protocol.md. The control plane never
+opens a connection to a node; all that it knows of one, the node has told here."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from fastapi import APIRouter, FastAPI, Request, Response
+from sqlalchemy import select, update
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from api import agent_commands, agent_logs, agent_reports
+from api.agent_commands import Polls
+from api.agent_logs import log_prefix
+from api.agent_nodes import ENDED, Fleet, gone, maximum_uptime_at, sha256
+from api.agent_reports import Facts, Reports, check_protocol
+from heliostat.errors import NotFound, Unauthenticated, Unavailable
+from heliostat.models.agents import GroupConfig, NodeConfigAnswer, RegisterRequest
+from heliostat.models.clusters import Cluster, NodeRole, NodeState
+from runtime.keys import Keys
+from runtime.messages import NodeRegistered
+from store.database import Database
+from store.tables import clusters, nodes
+from workflows.cluster_state import resources_of
+
+log = structlog.get_logger(__name__)
+
+SIGNAL_TIMEOUT = timedelta(seconds=5)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """The tasks of one API process: the flush of reports with the heartbeat of our hearing, and the long polls."""
+    state = app.state
+    state.fleet = Fleet(state.db)
+    state.reports = Reports(state.db)
+    state.facts = Facts(state.db, state.temporal, state.fleet)
+    state.polls = Polls(state.db)
+    tasks = [asyncio.create_task(state.reports.run()), asyncio.create_task(state.polls.run())]
+    for task in tasks:
+        task.add_done_callback(_must_not_end)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with suppress(Unavailable):  # the next reports say the same again
+            await state.reports.flush()
+
+
+def _must_not_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        log.critical("a task of the agents' API has ended; restart this API", exc_info=task.exception())
+
+
+router = APIRouter(prefix="/agent/v1", tags=["agents"], lifespan=_lifespan)
+router.include_router(agent_reports.router)
+router.include_router(agent_commands.router)
+router.include_router(agent_logs.router)
+
+
+@router.get("/bundle/{digest}", response_class=Response)
+async def bundle(request: Request, digest: str) -> Response:
+    """The agent as a zip, by the sha256 that the machine's user-data names."""
+    bundles: Mapping[str, bytes] = request.app.state.bundles
+    if digest not in bundles:
+        raise NotFound(
+            f"There is no agent bundle {digest}.",
+            remedy="Launch the node anew: it belongs to a release whose agent this API no longer serves.",
+            resource=digest,
+        )
+    return Response(
+        bundles[digest],
+        media_type="application/zip",
+        headers={"cache-control": "public, max-age=31536000, immutable", "etag": f'"{digest}"'},
+    )
+
+
+@router.post("/register", response_model=NodeConfigAnswer)
+async def register(request: Request, body: RegisterRequest) -> NodeConfigAnswer:
+    """A booted machine becomes its node. Repeatable by the same agent process; once the node has reported,
+    by no other. Every registration issues a new token; the one before dies."""
+    check_protocol(body.protocol)
+    state = request.app.state
+    keys: Keys = state.keys
+    expected = keys.bootstrap_token(body.node_id, body.generation)
+    if not hmac.compare_digest(expected.encode(), body.bootstrap_token.encode()):
+        raise Unauthenticated(
+            "The bootstrap token is not this node's.",
+            remedy="Boot the machine with the user-data that was made for it.",
+            resource=body.node_id,
+        )
+    row = await _node_row(state.db, body.node_id)
+    if row.ended_at is not None or row.state in ENDED or row.cluster_ended_at is not None:
+        raise gone(body.node_id)
+    if row.generation != body.generation or (row.authenticated and row.boot_id != body.boot_id):
+        # Another machine or another boot has this node already; whatever ran under the first one is lost.
+        raise gone(body.node_id)
+    token = secrets.token_hex(32)
+    async with state.db.begin() as conn:
+        taken = await conn.execute(
+            update(nodes)
+            .where(
+                nodes.c.id == body.node_id,
+                nodes.c.authenticated.is_(False) | (nodes.c.boot_id == body.boot_id),
+                nodes.c.ended_at.is_(None),
+            )
+            .values(token_sha256=sha256(token), boot_id=body.boot_id[:64])
+        )
+    if not taken.rowcount:  # between the two statements another one has become this node
+        raise gone(body.node_id)
+    await _tell_workflow(state.temporal, row.cluster_id, body)
+    return await _config(state, row, token)
+
+
+async def _node_row(db: Database, node_id: str) -> Any:
+    n, c = nodes.c, clusters.c
+    async with db.read() as conn:
+        row = (
+            await conn.execute(
+                select(
+                    n.id, n.cluster_id, n.role, n.generation, n.state, n.doc, n.config, n.authenticated, n.boot_id,
+                    n.ended_at, c.ended_at.label("cluster_ended_at"), c.name.label("cluster_name"),
+                    c.doc.label("cluster_doc"),
+                )
+                .select_from(nodes.join(clusters, c.id == n.cluster_id))
+                .where(n.id == node_id)
+            )
+        ).first()  # fmt: skip
+    if row is None:
+        raise NotFound(
+            f"Node {node_id} is not in the records.",
+            remedy="Try again: a node is written down before its machine boots, so the records may have been restored.",
+            resource=node_id,
+        )
+    return row
+
+
+async def _tell_workflow(temporal: Client, cluster_id: str, body: RegisterRequest) -> None:
+    """Before the answer, so that no node is up that its workflow has not heard of; the agent repeats."""
+    message = NodeRegistered(
+        event_id=f"{body.node_id}/registered/{body.generation}/{body.boot_id[:64]}",
+        node_id=body.node_id,
+        generation=body.generation,
+        ip=body.ip,
+    )
+    try:
+        async with asyncio.timeout(SIGNAL_TIMEOUT.total_seconds()):
+            handle = temporal.get_workflow_handle(cluster_id)
+            await handle.signal("node_registered", message, rpc_timeout=SIGNAL_TIMEOUT)
+    except (RPCError, TimeoutError) as e:
+        if isinstance(e, RPCError) and e.status == RPCStatusCode.NOT_FOUND:
+            raise gone(body.node_id) from e
+        raise Unavailable("Temporal does not answer.", remedy="Register again.", resource=body.node_id) from e
+
+
+async def _config(state: Any, row: Any, token: str) -> NodeConfigAnswer:
+    keys: Keys = state.keys
+    cluster = Cluster.model_validate(row.cluster_doc)
+    role = NodeRole(row.role)
+    given = row.config or {}
+    answer = NodeConfigAnswer(
+        node_token=token,
+        node_id=row.id,
+        cluster_id=row.cluster_id,
+        cluster_name=row.cluster_name,
+        role=role,
+        group=row.doc["group"],
+        resources=given.get("resources") or {},
+        labels=given.get("labels") or {},
+        ray_token=keys.ray_token(row.cluster_id),
+        head_generation=row.generation if role == NodeRole.HEAD else await _head_generation(state.db, row.cluster_id),
+        deadman_s=state.settings.deadman_s,
+        maximum_uptime_at=maximum_uptime_at(cluster),
+        report_interval_s=state.settings.report_interval_s,
+        log_prefix=log_prefix(row.cluster_id, row.id),
+    )
+    if role == NodeRole.HEAD:
+        answer.groups = [
+            GroupConfig(
+                name=group.name,
+                resources=resources_of(group),
+                labels=group.labels,
+                min_nodes=group.min_nodes,
+                max_nodes=group.max_nodes,
+            )
+            for group in cluster.compute_config.worker_nodes
+        ]
+        answer.desired = cluster.desired
+    return answer
+
+
+async def _head_generation(db: Database, cluster_id: str) -> int:
+    n = nodes.c
+    async with db.read() as conn:
+        found = await conn.scalar(
+            select(n.generation)
+            .where(n.cluster_id == cluster_id, n.role == NodeRole.HEAD, n.state != NodeState.TERMINATED)
+            .order_by(n.generation.desc())
+            .limit(1)
+        )
+    return found or 1
