@@ -1,0 +1,1 @@
+"""The methods of ``Client`` and ``AsyncClient``, one file per noun, each written once (see ``heliostat._flow``)."""

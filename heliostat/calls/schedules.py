@@ -1,0 +1,54 @@
+"""Jobs on a cron schedule."""
+
+from __future__ import annotations
+
+from heliostat._flow import Flow, Group, M, Stream, many, one
+from heliostat._transport import path_of
+from heliostat.calls import lists
+from heliostat.calls.uploads import ship_code
+from heliostat.errors import InvalidRequest
+from heliostat.models.jobs import Job
+from heliostat.models.schedules import Schedule, ScheduleConfig
+
+SCHEDULES = "schedules"
+
+
+class Schedules(Group[M]):
+    @one
+    def apply(self, config: ScheduleConfig) -> Flow[Schedule]:
+        """Creates or updates the schedule named ``job_config.name``. The code is packed and uploaded now: later changes
+        of the directory need another ``apply``."""
+        name = config.job_config.name
+        if name is None:
+            raise InvalidRequest("The schedule has no name.", remedy="Set job_config.name.", field="job_config.name")
+        job = yield from ship_code(self._api, config.job_config)
+        ready = config.model_copy(update={"job_config": job})
+        return (yield from self._api.call("PUT", path_of(SCHEDULES, name), Schedule, body=ready))
+
+    @one
+    def get(self, ref: str) -> Flow[Schedule]:
+        return (yield from self._api.call("GET", path_of(SCHEDULES, ref), Schedule))
+
+    @many
+    def list(
+        self, *, name: str | None = None, project: str | None = None, page_size: int = lists.PAGE_SIZE
+    ) -> Stream[Schedule]:
+        return lists.pages(self._api, path_of(SCHEDULES), Schedule, page_size=page_size, name=name, project=project)
+
+    @one
+    def pause(self, ref: str) -> Flow[Schedule]:
+        return (yield from self._api.call("POST", path_of(SCHEDULES, ref, "pause"), Schedule))
+
+    @one
+    def resume(self, ref: str) -> Flow[Schedule]:
+        return (yield from self._api.call("POST", path_of(SCHEDULES, ref, "resume"), Schedule))
+
+    @one
+    def run(self, ref: str, *, idempotency_key: str | None = None) -> Flow[Job]:
+        """Starts one job of it now, beside its timetable."""
+        return (yield from self._api.call("POST", path_of(SCHEDULES, ref, "run"), Job, key=idempotency_key))
+
+    @one
+    def delete(self, ref: str) -> Flow[None]:
+        """Its jobs stay."""
+        return (yield from self._api.call("DELETE", path_of(SCHEDULES, ref), type(None)))

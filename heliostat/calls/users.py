@@ -1,0 +1,43 @@
+"""Who may ask: projects, users, tokens."""
+
+from __future__ import annotations
+
+from heliostat._flow import Flow, Group, M, Stream, many, one
+from heliostat._transport import path_of
+from heliostat.calls import lists
+from heliostat.models.users import Project, ProjectCreate, Token, TokenCreate, User, UserCreate
+
+
+class Projects(Group[M]):
+    @one
+    def create(self, request: ProjectCreate, *, idempotency_key: str | None = None) -> Flow[Project]:
+        return (yield from self._api.call("POST", path_of("projects"), Project, body=request, key=idempotency_key))
+
+    @many
+    def list(self) -> Stream[Project]:
+        return lists.pages(self._api, path_of("projects"), Project)
+
+
+class Users(Group[M]):
+    @one
+    def create(self, request: UserCreate, *, idempotency_key: str | None = None) -> Flow[User]:
+        return (yield from self._api.call("POST", path_of("users"), User, body=request, key=idempotency_key))
+
+    @many
+    def list(self) -> Stream[User]:
+        return lists.pages(self._api, path_of("users"), User)
+
+
+class Tokens(Group[M]):
+    @one
+    def create(self, request: TokenCreate, *, idempotency_key: str | None = None) -> Flow[Token]:
+        """The only answer that ever holds ``secret``."""
+        return (yield from self._api.call("POST", path_of("tokens"), Token, body=request, key=idempotency_key))
+
+    @many
+    def list(self) -> Stream[Token]:
+        return lists.pages(self._api, path_of("tokens"), Token)
+
+    @one
+    def revoke(self, token_id: str) -> Flow[None]:
+        return (yield from self._api.call("DELETE", path_of("tokens", token_id), type(None)))
