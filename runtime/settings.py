@@ -30,8 +30,14 @@ class Settings(BaseSettings):
     bucket_port: int = 8701
     bucket_url: str = ""
     """The local cloud's bucket; default: ``http://127.0.0.1:<bucket_port>``."""
+    bucket_host: str = "127.0.0.1"
+    """Where the local cloud's bucket listens."""
+    bucket_quota_bytes: int = 0
+    """The local bucket takes no more than this, as if its disk were full; 0: the disk's own limit."""
     metrics_port: int = 0
-    """Worker's Prometheus endpoint; 0: any free one (it is in stack.json)."""
+    """The worker's Prometheus endpoint; 0: any free one (it is in stack.json)."""
+    sdk_metrics_port: int = 0
+    """The same for the metrics of the Temporal SDK in the worker."""
     task_queue: str = "heliostat"
     secret_key: str = ""
     """Base64 of 32 bytes from which every key is derived; default: ``secret.key`` (0600) in ``home``, made at
@@ -66,6 +72,8 @@ class Settings(BaseSettings):
     """Build id: turns on Temporal's Worker Deployment Versioning for this worker; empty: patches and replay gate."""
     worker_max_cached_workflows: int = 5000
     worker_threads: int = 50
+    worker_shutdown_s: float = 20.0
+    """How long a worker that is told to stop lets running activities finish; what does not is tried again elsewhere."""
     log_format: str = "text"
     """``text`` or ``json``."""
     log_level: str = "INFO"
