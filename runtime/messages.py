@@ -162,6 +162,15 @@ class ScheduledRunInput(Model):
     schedule_id: str
 
 
+def job_attributes(arg: JobInput) -> TypedSearchAttributes:
+    return _attributes("job", "STARTING", arg.project, arg.name)
+
+
+def job_summary(arg: JobInput) -> str:
+    where = f"cluster {arg.cluster_id}" if arg.cluster_id else "a cluster of its own"
+    return f"job {arg.name} on {where} ({arg.cloud})"
+
+
 def _attributes(kind: str, state: str, project: str, name: str) -> TypedSearchAttributes:
     return TypedSearchAttributes(
         [
@@ -208,13 +217,4 @@ async def start_cluster(client: Client, task_queue: str, arg: ClusterInput) -> N
 
 async def start_job(client: Client, task_queue: str, arg: JobInput) -> None:
     """Starts ``JobWorkflow`` with id = job id. Repeatable. Raises RPCError when Temporal is away."""
-    where = f"cluster {arg.cluster_id}" if arg.cluster_id else "a cluster of its own"
-    await _start(
-        client,
-        "JobWorkflow",
-        arg,
-        arg.job_id,
-        task_queue,
-        f"job {arg.name} on {where} ({arg.cloud})",
-        _attributes("job", "STARTING", arg.project, arg.name),
-    )
+    await _start(client, "JobWorkflow", arg, arg.job_id, task_queue, job_summary(arg), job_attributes(arg))

@@ -228,6 +228,7 @@ def upgrade() -> None:
         sa.Column("project_id", sa.String(length=40), nullable=False),
         sa.Column("name", sa.String(length=63), nullable=False),
         sa.Column("config", sa.JSON(), nullable=False),
+        sa.Column("input", sa.JSON(), nullable=False),
         sa.Column("env_ref", sa.String(length=40), nullable=True),
         sa.Column("paused", sa.Boolean(), nullable=False),
         sa.Column("created_by", sa.String(length=63), nullable=False),

@@ -1,0 +1,122 @@
+"""What workflows ask of other workflows: leases, liveness, starts. An activity, because a workflow can
+signal another but not send it an update."""
+
+from __future__ import annotations
+
+from temporalio import activity
+from temporalio.client import (
+    Client,
+    WorkflowExecutionStatus,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from heliostat.models.clusters import Cluster, ClusterState
+from heliostat.models.common import Model
+from runtime.messages import (
+    ClusterInput,
+    LeaseAnswer,
+    LeaseRequest,
+    Release,
+    start_cluster,
+)
+from store import projection
+from store.database import Database
+
+
+class ClusterForJob(Model):
+    """The job's own cluster, made through the same path as a person's, with the job's lease on it from the start."""
+
+    cluster: Cluster
+    input: ClusterInput
+
+
+class AcquireLease(Model):
+    cluster_id: str
+    holder: str
+
+
+class ReleaseLease(Model):
+    cluster_id: str
+    release: Release
+
+
+class LeaseActivities:
+    def __init__(self, db: Database, client: Client, task_queue: str) -> None:
+        self._db = db
+        self._client = client
+        self._task_queue = task_queue
+
+    @activity.defn
+    async def start_job_cluster(self, request: ClusterForJob) -> bool:
+        """Row first, then the workflow; both repeatable, for the ids are derived. False: the job's acceptance
+        was taken back, nothing was made."""
+        job_id = request.input.job_id
+        if job_id is not None and await projection.is_withdrawn(self._db, "job", job_id):
+            return False
+        await projection.insert_cluster_for_job(self._db, request.cluster, request.input)
+        await start_cluster(self._client, self._task_queue, request.input)
+        await projection.mark_started(self._db, "cluster", request.cluster.id)
+        return True
+
+    @activity.defn
+    async def acquire_lease(self, request: AcquireLease) -> LeaseAnswer:
+        """Asks a cluster for a lease; the answer comes at once. A cluster that is gone answers with its end,
+        not with an error."""
+        if request.holder.startswith("job_") and await projection.is_withdrawn(self._db, "job", request.holder):
+            raise ApplicationError("The acceptance was taken back.", type="withdrawn", non_retryable=True)
+        handle = self._client.get_workflow_handle(request.cluster_id)
+        try:
+            answer: LeaseAnswer = await handle.execute_update(
+                "acquire",
+                LeaseRequest(holder=request.holder),
+                id=f"{activity.info().workflow_id}-{activity.info().activity_id}",
+                result_type=LeaseAnswer,
+            )
+            return answer
+        except WorkflowUpdateFailedError as error:
+            reason = error.cause.message if isinstance(error.cause, ApplicationError) else str(error.cause or error)
+        except WorkflowUpdateRPCTimeoutOrCancelledError as error:
+            raise ApplicationError(f"cluster {request.cluster_id} does not answer: its worker is away") from error
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            reason = f"cluster {request.cluster_id} has ended"
+        return LeaseAnswer(
+            cluster_id=request.cluster_id,
+            state=ClusterState.TERMINATED,
+            ready=False,
+            reason=reason,
+            cause="cluster_failed",
+        )
+
+    @activity.defn
+    async def release_lease(self, request: ReleaseLease) -> None:
+        """A cluster that has ended holds no lease any more: done."""
+        handle = self._client.get_workflow_handle(request.cluster_id)
+        try:
+            await handle.signal("release", request.release)
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+
+    @activity.defn
+    async def ended_holders(self, holders: list[str]) -> list[str]:
+        """Those of ``holders`` whose workflow no longer runs. Asks each by id (visibility lags behind)."""
+        ended = []
+        for holder in holders:
+            try:
+                description = await self._client.get_workflow_handle(holder).describe()
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+                ended.append(holder)
+                continue
+            if description.status != WorkflowExecutionStatus.RUNNING:
+                ended.append(holder)
+        return ended
+
+
+__all__ = ["AcquireLease", "ClusterForJob", "LeaseActivities", "ReleaseLease"]

@@ -1,0 +1,106 @@
+"""The monitor: one loop for all clusters, in one activity that never ends and writes no history."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy import func, select
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from heliostat.models.clusters import ClusterState
+from heliostat.models.common import utcnow
+from runtime.messages import HeadSilent, start_cluster, start_job
+from runtime.settings import Settings
+from runtime.telemetry import CLUSTERS
+from store import projection
+from store.database import Database
+from store.tables import clusters
+
+log = structlog.get_logger(__name__)
+
+UNSTARTED_AFTER_S = 10.0
+"""The API starts a workflow within milliseconds of accepting; one that is not there by now lost its API."""
+
+MASS_SHARE = 0.5
+MASS_MIN = 3
+"""More than this share of all heads silent at once, and at least so many: our ears are at fault, or a whole
+network. An alarm, not a mass replacement."""
+
+
+class MonitorActivities:
+    def __init__(self, db: Database, client: Client, settings: Settings) -> None:
+        self._db = db
+        self._client = client
+        self._settings = settings
+        self._told: dict[str, datetime] = {}
+        self._alarm = False
+
+    @activity.defn
+    async def watch(self) -> None:
+        """Runs until the worker stops; the heartbeat moves it to another worker when this one dies. A failure of
+        one round (records or Temporal away) ends this attempt, and the retry begins a new one."""
+        while not activity.is_worker_shutdown():
+            activity.heartbeat()
+            await self.round(utcnow())
+            try:
+                await asyncio.wait_for(activity.wait_for_worker_shutdown(), self._settings.monitor_interval_s)
+            except TimeoutError:
+                continue
+
+    async def round(self, now: datetime) -> None:
+        """One look at everything; ``now`` is the records' time."""
+        await self._start_forgotten()
+        await self._find_silent(now)
+        await self._count()
+
+    async def _start_forgotten(self) -> None:
+        cluster_rows, job_rows = await projection.unstarted(self._db, UNSTARTED_AFTER_S)
+        for cluster in cluster_rows:
+            log.warning("starting an accepted cluster that nobody started", cluster=cluster.id)
+            await start_cluster(self._client, self._settings.task_queue, cluster.input)
+            await projection.mark_started(self._db, "cluster", cluster.id)
+        for job in job_rows:
+            log.warning("starting an accepted job that nobody started", job=job.id)
+            await start_job(self._client, self._settings.task_queue, job.input)
+            await projection.mark_started(self._db, "job", job.id)
+
+    async def _find_silent(self, now: datetime) -> None:
+        found = await projection.silent_heads(self._db, now, self._settings.silence_s)
+        if len(found.silent) >= MASS_MIN and len(found.silent) > MASS_SHARE * found.total:
+            if not self._alarm:
+                log.error(
+                    "mass silence: no head is replaced while it lasts; look at the network between nodes and API",
+                    silent=len(found.silent),
+                    total=found.total,
+                )
+            self._alarm = True
+            return
+        self._alarm = False
+        again = timedelta(seconds=self._settings.silence_s)
+        self._told = {node: at for node, at in self._told.items() if any(node == n for _, n, _ in found.silent)}
+        for cluster_id, node_id, since in found.silent:
+            last = self._told.get(node_id)
+            if last is not None and now - last < again:
+                continue
+            self._told[node_id] = now
+            log.warning("head silent", cluster=cluster_id, node=node_id, since=since.isoformat())
+            message = HeadSilent(event_id=f"{node_id}/silent/{now.isoformat()}", node_id=node_id, since=since)
+            try:
+                await self._client.get_workflow_handle(cluster_id).signal("head_silent", message)
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+
+    async def _count(self) -> None:
+        async with self._db.read() as conn:
+            rows = await conn.execute(
+                select(clusters.c.state, func.count()).where(clusters.c.ended_at.is_(None)).group_by(clusters.c.state)
+            )
+            counts = {str(state): int(number) for state, number in rows}
+        for state in ClusterState:
+            if not state.settled:
+                CLUSTERS.labels(state=state).set(counts.get(state, 0))

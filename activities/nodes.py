@@ -1,0 +1,179 @@
+"""Machines: one side effect each. Sync, for cloud SDKs are; run on the worker's threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from clouds.base import (
+    CLUSTER_TAG,
+    NODE_TAG,
+    OWNER_TAG,
+    BadConfig,
+    Denied,
+    Machine,
+    Machines,
+    MachineSpec,
+    MachineState,
+    NoCapacity,
+    QuotaExceeded,
+    Throttled,
+)
+from clouds.bootstrap import user_data
+from heliostat.errors import CloudError
+from heliostat.models.clouds import Market
+from heliostat.models.clusters import NodeRole
+from heliostat.models.common import Model
+from runtime.keys import Keys
+from runtime.telemetry import LAUNCHES
+
+FINAL = (NoCapacity, QuotaExceeded, BadConfig, Denied)
+"""What another try of the same request does not cure: the workflow decides what to ask for next."""
+
+
+class BootFacts(Model):
+    """What a node's first boot depends on beside its own ids; fixed with the node, so that the request of one
+    (slot, generation) is the same bytes after an upgrade of ours."""
+
+    api_url: str
+    bundle_sha256: str
+
+
+class LaunchNode(Model):
+    cloud_id: str
+    cluster_id: str
+    node_id: str
+    generation: int
+    role: NodeRole
+    token: str
+    boot: BootFacts
+    instance_type: str | None = None
+    cpu: float | None = None
+    memory: int | None = None
+    gpu: int = 0
+    zone: str | None = None
+    market: Market = Market.ON_DEMAND
+    tags: dict[str, str] = {}
+
+
+class MachineRefs(Model):
+    cloud_id: str
+    machine_ids: list[str]
+
+
+class EndNodes(Model):
+    """``tokens`` name launches whose answer is not known: what they made, if anything, is ended too."""
+
+    cloud_id: str
+    machine_ids: list[str]
+    tokens: list[str] = []
+
+
+def as_failure(error: CloudError) -> ApplicationError:
+    """The error's code becomes the failure's type, which workflows decide by."""
+    return ApplicationError(
+        str(error),
+        type=error.code,
+        non_retryable=isinstance(error, FINAL),
+        next_retry_delay=timedelta(seconds=5) if isinstance(error, Throttled) else None,
+    )
+
+
+class NodeActivities:
+    """Carries the clouds by id, and what user-data is made of."""
+
+    def __init__(self, machines: Mapping[str, Machines], keys: Keys, installation_id: str) -> None:
+        self._machines = machines
+        self._keys = keys
+        self._installation_id = installation_id
+
+    def _cloud(self, cloud_id: str) -> Machines:
+        try:
+            return self._machines[cloud_id]
+        except KeyError:
+            raise ApplicationError(
+                f"This worker does not serve the cloud {cloud_id}. Restart it after the cloud was registered.",
+                type="unavailable",
+            ) from None
+
+    @activity.defn
+    def launch_node(self, node: LaunchNode) -> Machine:
+        """Asks the cloud for the node's machine; repeatable by its token. The bootstrap token is made here,
+        so that no history ever holds it."""
+        spec = MachineSpec(
+            token=node.token,
+            cluster_id=node.cluster_id,
+            node_id=node.node_id,
+            generation=node.generation,
+            role=node.role,
+            installation_id=self._installation_id,
+            instance_type=node.instance_type,
+            cpu=node.cpu,
+            memory=node.memory,
+            gpu=node.gpu,
+            zone=node.zone,
+            market=node.market,
+            user_data=user_data(
+                api_url=node.boot.api_url,
+                node_id=node.node_id,
+                generation=node.generation,
+                bootstrap_token=self._keys.bootstrap_token(node.node_id, node.generation),
+                bundle_sha256=node.boot.bundle_sha256,
+            ),
+            tags={
+                **node.tags,
+                OWNER_TAG: self._installation_id,
+                CLUSTER_TAG: node.cluster_id,
+                NODE_TAG: node.node_id,
+            },
+        )
+        try:
+            machine = self._cloud(node.cloud_id).launch(spec)
+        except CloudError as error:
+            LAUNCHES.labels(cloud=node.cloud_id, outcome=error.code).inc()
+            raise as_failure(error) from error
+        LAUNCHES.labels(cloud=node.cloud_id, outcome="launched").inc()
+        return machine
+
+    @activity.defn
+    def describe_machines(self, refs: MachineRefs) -> list[Machine]:
+        try:
+            return self._cloud(refs.cloud_id).describe(refs.machine_ids)
+        except CloudError as error:
+            raise as_failure(error) from error
+
+    @activity.defn
+    def console_output(self, refs: MachineRefs) -> str:
+        """Tail of the first machine's boot output, for the reason of a node that never registered."""
+        try:
+            return self._cloud(refs.cloud_id).console_output(refs.machine_ids[0])[-2000:]
+        except CloudError as error:
+            raise as_failure(error) from error
+
+    @activity.defn
+    def end_machines(self, refs: EndNodes) -> None:
+        """Ends machines and returns only when the cloud says that they are gone. Already gone is done."""
+        cloud = self._cloud(refs.cloud_id)
+        wanted = list(refs.machine_ids)
+        try:
+            for token in refs.tokens:
+                found = cloud.find(token)
+                if found is not None and found.machine_id not in wanted:
+                    wanted.append(found.machine_id)
+            if not wanted:
+                return
+            cloud.terminate(wanted)
+            wait = 0.02  # a local machine is gone in milliseconds; a remote one in minutes
+            while left := [m.machine_id for m in cloud.describe(wanted) if m.state != MachineState.GONE]:
+                activity.heartbeat(left)
+                if activity.is_worker_shutdown():
+                    raise ApplicationError("the worker is shutting down", type="worker_shutdown")
+                time.sleep(wait)
+                wait = min(wait * 1.5, 5.0)
+        except CloudError as error:
+            # Even "denied" is tried again: an operator may restore the right, and the machine costs money until then.
+            raise ApplicationError(str(error), type=error.code) from error

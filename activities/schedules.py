@@ -1,0 +1,58 @@
+"""A schedule's turn: one accepted job, the same as a person's."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from heliostat.models.common import Model, utcnow
+from heliostat.models.jobs import Job, JobState
+from runtime.messages import JobInput
+from store import projection
+from store.database import Database
+from store.tables import schedules
+
+
+class ScheduledTurn(Model):
+    schedule_id: str
+    job_id: str
+    """Derived from the turn's workflow run, so that a repeated attempt accepts one job."""
+
+
+class ScheduleActivities:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    @activity.defn
+    async def accept_scheduled_job(self, turn: ScheduledTurn) -> JobInput:
+        """Writes the job's row from what ``apply`` resolved and froze; repeatable. Its workflow is started by the
+        caller, as a child. Fails for good with type ``not_found`` when the schedule was deleted meanwhile."""
+        async with self._db.read() as conn:
+            frozen = await conn.scalar(select(schedules.c.input).where(schedules.c.id == turn.schedule_id))
+        if frozen is None:
+            raise ApplicationError(f"schedule {turn.schedule_id} was deleted", type="not_found", non_retryable=True)
+        now = utcnow()
+        arg = JobInput.model_validate({**frozen, "job_id": turn.job_id, "created_at": now})
+        there = await projection.load_job(self._db, turn.job_id)
+        if there is not None:
+            return there.input
+        job = Job(
+            id=turn.job_id,
+            name=arg.name,
+            project=arg.project,
+            state=JobState.STARTING,
+            reason=f"started by schedule {turn.schedule_id}",
+            config=arg.config,
+            created_by=arg.created_by,
+            created_at=now,
+            state_since=now,
+            schedule_id=turn.schedule_id,
+            tags=arg.config.tags,
+        )
+        async with self._db.begin() as conn:
+            await projection.insert_job(conn, job, arg)
+        # The child's start is as durable as this row: the monitor need not start it. If the turn is terminated in
+        # between, the sweep settles the row.
+        await projection.mark_started(self._db, "job", job.id)
+        return arg

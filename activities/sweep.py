@@ -1,0 +1,276 @@
+"""The sweep: no leaked machine, ever. It takes no input and trusts no record of what was launched: it lists what
+each cloud holds under our tag, *then* asks the owners, and ends what nobody owns."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+import structlog
+from pydantic import BaseModel
+from sqlalchemy import insert, select
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from clouds.base import Bucket, Machine, Machines, MachineState
+from heliostat.models.clusters import ClusterState
+from heliostat.models.common import Event, EventLevel, Model, new_id, utcnow
+from heliostat.models.jobs import JobState
+from runtime.messages import ClusterNotice, Release
+from runtime.settings import Settings
+from runtime.telemetry import SWEEP_FOUND
+from store import projection, retention
+from store.database import Database
+from store.tables import clusters, jobs, sweeps
+
+log = structlog.get_logger(__name__)
+
+
+class SweepResult(Model):
+    machines: int = 0
+    """Seen under our tag."""
+    ended: list[str] = []
+    """Machine ids that nobody owned."""
+    orphaned: list[str] = []
+    """Clusters and jobs whose workflow somebody ended by hand; their records and holders were told."""
+
+
+class SweepActivities:
+    def __init__(
+        self,
+        db: Database,
+        client: Client,
+        machines: Mapping[str, Machines],
+        buckets: Mapping[str, Bucket],
+        settings: Settings,
+        installation_id: str,
+    ) -> None:
+        self._db = db
+        self._client = client
+        self._machines = machines
+        self._buckets = buckets
+        self._settings = settings
+        self._installation_id = installation_id
+
+    @activity.defn
+    async def sweep_cloud(self, cloud_id: str) -> SweepResult:
+        """One cloud: list by tag first, ask the owners second, spare the newborn, end the rest, say so."""
+        began = time.monotonic()
+        cloud = self._machines[cloud_id]
+        held = await asyncio.to_thread(cloud.list_owned, self._installation_id)
+        born_before = utcnow() - timedelta(seconds=self._settings.newborn_grace_s)
+        old = [m for m in held if m.launched_at < born_before and m.state != MachineState.GONE]
+        owned: dict[str, set[str] | None] = {}
+        for cluster_id in {m.cluster_id for m in old if m.cluster_id}:
+            activity.heartbeat(cluster_id)
+            owned[cluster_id] = await self._owned_nodes(cluster_id)
+        orphans = [m for m in old if self._is_orphan(m, owned)]
+        if orphans:
+            for machine in orphans:
+                log.error("ending a machine that nobody owns", machine=machine.machine_id, cluster=machine.cluster_id)
+            await asyncio.to_thread(cloud.terminate, [m.machine_id for m in orphans])
+            SWEEP_FOUND.labels(cloud=cloud_id).inc(len(orphans))
+            await projection.add_events(self._db, [self._event(m) for m in orphans if m.cluster_id])
+        ended = [m.machine_id for m in orphans]
+        async with self._db.begin() as conn:
+            await conn.execute(
+                insert(sweeps).values(
+                    id=new_id("sw"),
+                    cloud=cloud_id,
+                    found=len(held),
+                    ended=ended,
+                    seconds=time.monotonic() - began,
+                    at=utcnow(),
+                )
+            )
+        return SweepResult(machines=len(held), ended=ended)
+
+    def _is_orphan(self, machine: Machine, owned: Mapping[str, set[str] | None]) -> bool:
+        if machine.cluster_id is None:
+            return True
+        nodes = owned[machine.cluster_id]
+        if nodes is None:
+            return False  # its owner could not be asked: unknown counts as owned
+        return machine.node_id not in nodes
+
+    async def _owned_nodes(self, cluster_id: str) -> set[str] | None:
+        """Node ids that the cluster's workflow owns; empty if it runs no more; None if it could not be asked."""
+        handle = self._client.get_workflow_handle(cluster_id)
+        try:
+            if (await handle.describe()).status != WorkflowExecutionStatus.RUNNING:
+                return set()
+            answer = await handle.query("owned", rpc_timeout=timedelta(seconds=10))
+        except RPCError as error:
+            return set() if error.status == RPCStatusCode.NOT_FOUND else None
+        except WorkflowQueryFailedError:
+            return None
+        return {str(item["node_id"]) for item in answer}
+
+    def _event(self, machine: Machine) -> Event:
+        return Event(
+            id=new_id("ev"),
+            resource_id=str(machine.cluster_id),
+            at=utcnow(),
+            level=EventLevel.WARNING,
+            kind="swept",
+            actor="sweep",
+            message=f"machine {machine.machine_id} was owned by nobody and was ended",
+        )
+
+    @activity.defn
+    async def settle_orphans(self) -> SweepResult:
+        """Clusters and jobs whose workflow was terminated by hand: their record says so, their holders are told,
+        their leases are given back. Machines are the sweep's of the clouds."""
+        result = SweepResult()
+        before = utcnow() - timedelta(seconds=self._settings.newborn_grace_s)
+        async with self._db.read() as conn:
+            cluster_ids = list(
+                await conn.scalars(
+                    select(clusters.c.id).where(
+                        clusters.c.ended_at.is_(None), clusters.c.started.is_(True), clusters.c.created_at < before
+                    )
+                )
+            )
+            job_ids = list(
+                await conn.scalars(
+                    select(jobs.c.id).where(
+                        jobs.c.ended_at.is_(None), jobs.c.started.is_(True), jobs.c.created_at < before
+                    )
+                )
+            )
+        for cluster_id in cluster_ids:
+            activity.heartbeat(cluster_id)
+            if await self._has_ended(cluster_id):
+                await self._settle_cluster(cluster_id)
+                result.orphaned.append(cluster_id)
+        for job_id in job_ids:
+            activity.heartbeat(job_id)
+            if await self._has_ended(job_id):
+                await self._settle_job(job_id)
+                result.orphaned.append(job_id)
+        return result
+
+    async def _has_ended(self, workflow_id: str) -> bool:
+        try:
+            description = await self._client.get_workflow_handle(workflow_id).describe()
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return True
+            raise
+        return description.status not in (
+            WorkflowExecutionStatus.RUNNING,
+            WorkflowExecutionStatus.CONTINUED_AS_NEW,
+        )
+
+    async def _settle_cluster(self, cluster_id: str) -> None:
+        row = await projection.load_cluster(self._db, cluster_id)
+        if row is None or row.cluster.state.settled:
+            return
+        now, reason = utcnow(), "its workflow was ended in Temporal by hand"
+        cluster = row.cluster.model_copy(
+            update={
+                "state": ClusterState.FAILED,
+                "reason": reason,
+                "waits_for": "",
+                "state_since": now,
+                "ended_at": now,
+                "revision": row.revision + 1,
+            }
+        )
+        holders = [lease.holder for lease in row.cluster.leases if not lease.holder.startswith("user:")]
+        if row.job_id and row.job_id not in holders:
+            holders.append(row.job_id)
+        notice = ClusterNotice(
+            cluster_id=cluster_id,
+            state=ClusterState.FAILED,
+            ready=False,
+            reason=reason,
+            cause="cluster_failed",
+            event_id=f"{cluster_id}/orphaned",
+        )
+        for holder in holders:
+            await self._signal(holder, "cluster_changed", notice)
+        await projection.write_cluster(self._db, cluster, [], {}, [self._story(cluster_id, reason)])
+
+    async def _settle_job(self, job_id: str) -> None:
+        row = await projection.load_job(self._db, job_id)
+        if row is None or row.job.state.settled:
+            return
+        now, reason = utcnow(), "its workflow was ended in Temporal by hand"
+        job = row.job.model_copy(
+            update={
+                "state": JobState.FAILED,
+                "reason": reason,
+                "waits_for": "",
+                "state_since": now,
+                "ended_at": now,
+                "revision": row.revision + 1,
+            }
+        )
+        if row.job.cluster_id:
+            own = row.input.cluster_id is None
+            await self._signal(row.job.cluster_id, "release", Release(holder=job_id, end=own, reason=reason))
+        await projection.write_job(self._db, job, [self._story(job_id, reason)])
+
+    async def _signal(self, workflow_id: str, name: str, message: BaseModel) -> None:
+        try:
+            await self._client.get_workflow_handle(workflow_id).signal(name, message)
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+
+    def _story(self, resource_id: str, reason: str) -> Event:
+        return Event(
+            id=new_id("ev"),
+            resource_id=resource_id,
+            at=utcnow(),
+            level=EventLevel.ERROR,
+            kind="orphaned",
+            actor="sweep",
+            message=reason,
+        )
+
+    @activity.defn
+    async def keep_house(self) -> dict[str, int]:
+        """Deletes what is older than the retention settings: records, events, logs, uploads. Counts what went."""
+        now = utcnow()
+        s = self._settings
+        counts: dict[str, int] = {}
+        while True:
+            gone = await retention.delete_old(
+                self._db,
+                records_before=now - timedelta(days=s.retention_records_days),
+                events_before=now - timedelta(days=s.retention_events_days),
+            )
+            activity.heartbeat()
+            for table, number in gone.items():
+                counts[table] = counts.get(table, 0) + number
+            if not any(gone.values()):
+                break
+        for cloud_id, cluster_id in await retention.logs_before(self._db, now - timedelta(days=s.retention_logs_days)):
+            bucket = self._buckets.get(cloud_id)
+            if bucket is not None:
+                objects = await asyncio.to_thread(bucket.list, f"logs/{cluster_id}/")
+                await asyncio.to_thread(bucket.delete, [o.key for o in objects])
+                counts["log objects"] = counts.get("log objects", 0) + len(objects)
+                await retention.forget_logs(self._db, [cluster_id])
+            activity.heartbeat()
+        in_use = await retention.uploads_in_use(self._db)
+        before = now - timedelta(days=s.retention_uploads_days)
+        for bucket in self._buckets.values():
+            uploads = await asyncio.to_thread(bucket.list, "uploads/")
+            old = [
+                o.key
+                for o in uploads
+                if o.modified_at < before and o.key.rsplit("/", 1)[-1].removesuffix(".zip") not in in_use
+            ]
+            await asyncio.to_thread(bucket.delete, old)
+            counts["uploads"] = counts.get("uploads", 0) + len(old)
+        return counts
+
+    @activity.defn
+    async def list_clouds(self) -> list[str]:
+        return sorted(self._machines)

@@ -1,0 +1,41 @@
+"""The only place where the ids of things that workflows make are built. Pure: the same arguments give
+the same id in every replay and every retry, so a create that is repeated is the same create."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_NAMESPACE = uuid.UUID("6f0c52be-6a3c-5b39-9d43-5f3b6c2f3a11")
+
+
+def derived_id(prefix: str, *parts: object) -> str:
+    """``prefix_`` + 20 characters of a digest of ``parts``: the form of ``heliostat.models.common.new_id``."""
+    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
+    number = int.from_bytes(digest[:13], "big")
+    return f"{prefix}_{''.join(_ALPHABET[(number >> (5 * i)) & 31] for i in range(20))}"
+
+
+def node_id(cluster_id: str, slot: int, generation: int) -> str:
+    return derived_id("nd", cluster_id, slot, generation)
+
+
+def launch_token(cluster_id: str, slot: int, generation: int) -> str:
+    """Idempotency token of one machine: never the attempt, never the run id, which change over retries."""
+    return str(uuid.uuid5(_NAMESPACE, f"{cluster_id}/{slot}/{generation}"))
+
+
+def job_cluster_id(job_id: str, number: int) -> str:
+    """Cluster number ``number`` (from 1) made for a job."""
+    return derived_id("cl", job_id, number)
+
+
+def run_id(job_id: str, number: int) -> str:
+    """Ray's submission id of one run."""
+    return f"{job_id}-{number}"
+
+
+def event_id(resource_id: str, revision: int, index: int) -> str:
+    """Sorts in the order of what happened to one resource."""
+    return f"ev_{resource_id}_{revision:08d}_{index:03d}"

@@ -1,0 +1,564 @@
+"""JobWorkflow: one per job, from acceptance to its end.
+
+An attempt is: have a cluster → give it the run → hear the end → decide. The agent enforces ``timeout_s`` and
+reports the end by itself, so a run costs the same few events whether it takes a second or a week. Causes are
+counted apart: the application's failures use up ``max_retries``, the infrastructure's never do and are bounded by time.
+
+Undo: whatever way it ends, the lease is released, and a cluster of the job's own is ended with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from activities.commands import CommandActivities, CommandRequest
+    from activities.leases import AcquireLease, ClusterForJob, LeaseActivities, ReleaseLease
+    from activities.records import JobRecord, RecordActivities
+    from heliostat.models.agents import CommandKind, FactKind
+    from heliostat.models.clusters import Cluster, ClusterState
+    from heliostat.models.common import Event, EventLevel, Model
+    from heliostat.models.jobs import Job, JobState, Run, RunCause, RunState
+    from runtime.messages import (
+        ClusterInput,
+        ClusterNotice,
+        JobInput,
+        LeaseAnswer,
+        NodeFact,
+        Release,
+        TerminateRequest,
+    )
+    from workflows import ids, policies
+    from workflows.job_view import job_details
+
+STATE = SearchAttributeKey.for_keyword("HeliostatState")
+
+HOPELESS = ("bad_config", "denied", "terminated")
+"""Ends of a cluster after which another one would end the same way, or was not wanted."""
+
+LONG_RUN = timedelta(minutes=10)
+"""A run that got this far shows that the infrastructure works: its failures are counted anew."""
+
+
+class Outcome(Model):
+    """How one attempt ended."""
+
+    state: RunState
+    cause: RunCause | None = None
+    reason: str = ""
+    exit_code: int | None = None
+
+
+class JobData(Model):
+    state: JobState = JobState.STARTING
+    reason: str = ""
+    waits_for: str = ""
+    state_since: datetime
+    revision: int = 0
+    runs: list[Run] = []
+    clusters: int = 0
+    """Clusters made for this job so far."""
+    failures: int = 0
+    """Runs that the application failed."""
+    infrastructure_since: datetime | None = None
+    terminate: TerminateRequest | None = None
+
+
+@workflow.defn
+class JobWorkflow:
+    @workflow.init
+    def __init__(self, request: JobInput) -> None:
+        self.input = request
+        self.s = JobData(state_since=workflow.now())
+        self.cluster: LeaseAnswer | None = None
+        self.cluster_id: str | None = None
+        self._events: list[Event] = []
+        self._ended_runs: dict[str, NodeFact] = {}
+        self._running_runs: dict[str, datetime] = {}
+        self._withdrawn = False
+        self._released = False
+        self._shown_state = JobState.STARTING
+
+    # --- what others say ----------------------------------------------------------------------------------
+
+    @workflow.signal(description="The leased cluster changed")
+    def cluster_changed(self, notice: ClusterNotice) -> None:
+        if notice.cluster_id == self.cluster_id:
+            self.cluster = notice
+
+    @workflow.signal(description="A run started or ended")
+    def run_fact(self, fact: NodeFact) -> None:
+        run = str(fact.data.get("run_id"))
+        if fact.kind == FactKind.RUN_RUNNING:
+            self._running_runs.setdefault(run, fact.at)
+        elif fact.kind == FactKind.RUN_ENDED:
+            self._ended_runs.setdefault(run, fact)  # the first word counts: a second one is a repeat
+
+    @workflow.update(description="End the job")
+    def terminate(self, request: TerminateRequest) -> None:
+        if self.s.terminate is None:
+            self.s.terminate = request
+
+    # --- the life -----------------------------------------------------------------------------------------
+
+    @workflow.run
+    async def run(self, _: JobInput) -> str:
+        while not self.s.state.settled:
+            try:
+                await self._attempts()
+            except asyncio.CancelledError:
+                if self.s.terminate is None:
+                    self.s.terminate = TerminateRequest(actor="operator", reason="cancelled in Temporal")
+        while not self._released:
+            try:
+                await self._finish()
+            except asyncio.CancelledError:
+                continue  # a job that has ended is not cancelled any more: what it holds is released first
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return "withdrawn" if self._withdrawn else f"{self.s.state}: {self.s.reason}"
+
+    async def _attempts(self) -> None:
+        while not self.s.state.settled:
+            if self.s.runs and self.s.runs[-1].state in (RunState.STARTING, RunState.RUNNING):
+                run = self.s.runs[-1]  # a cancel interrupted it: it is stopped below
+            else:
+                run = self._new_run()
+            outcome = await self._attempt(run)
+            if self._withdrawn:
+                self._end(JobState.TERMINATED, "its acceptance was taken back")
+                return
+            self._close_run(run, outcome)
+            self._decide(run, outcome)
+            if not self.s.state.settled:
+                await self._flush()
+                await self._wait_before_retry(outcome)
+
+    async def _attempt(self, run: Run) -> Outcome:
+        if self.s.terminate is None:
+            lost = await self._have_cluster(run)
+            if lost is not None:
+                return lost
+        if self.s.terminate is None and not self._withdrawn:
+            return await self._run_on_cluster(run)
+        return await self._stop(run)
+
+    def _decide(self, run: Run, outcome: Outcome) -> None:
+        """Retry or end. The infrastructure's failures have a deadline, the application's a number."""
+        now = workflow.now()
+        if outcome.state == RunState.SUCCEEDED:
+            self._end(JobState.SUCCEEDED, f"run {run.number} succeeded")
+        elif self.s.terminate is not None:
+            why = f": {self.s.terminate.reason}" if self.s.terminate.reason else ""
+            self._end(JobState.TERMINATED, f"terminated by {self.s.terminate.actor}{why}")
+        elif outcome.cause == RunCause.INFRASTRUCTURE:
+            if run.running_at is not None and now - run.running_at >= LONG_RUN:
+                self.s.infrastructure_since = None
+            self.s.infrastructure_since = self.s.infrastructure_since or now
+            limit = timedelta(seconds=self.input.limits.infrastructure_retry_s)
+            if now - self.s.infrastructure_since >= limit:
+                self._end(JobState.FAILED, f"the infrastructure failed for {limit}: {outcome.reason}")
+        elif outcome.cause in (RunCause.APPLICATION, RunCause.TIMEOUT):
+            self.s.failures += 1
+            if self.s.failures > self.input.config.max_retries:
+                self._end(JobState.FAILED, f"run {run.number} failed, no retries left: {outcome.reason}")
+        else:
+            self._end(JobState.FAILED, outcome.reason)
+
+    async def _wait_before_retry(self, outcome: Outcome) -> None:
+        """The application's retry starts at once; the infrastructure gets time to come back."""
+        if outcome.cause != RunCause.INFRASTRUCTURE:
+            return
+        in_a_row = 0
+        for run in reversed(self.s.runs):
+            if run.cause != RunCause.INFRASTRUCTURE:
+                break
+            in_a_row += 1
+        wait = policies.backoff(in_a_row - 1)
+        if wait:
+            self._say(f"{wait.total_seconds():.0f} s before the next attempt ({outcome.reason})")
+            await self._flush()
+            await self._until(lambda: False, wait, "back-off after an infrastructure failure")
+
+    # --- having a cluster -----------------------------------------------------------------------------------
+
+    async def _have_cluster(self, run: Run) -> Outcome | None:
+        """Returns when a leased cluster is ready, None; or how the attempt ended before it began."""
+        if self.cluster is not None and self.cluster.ready:
+            run.cluster_id = self.cluster_id
+            return None  # the fast path: a retry on the same healthy cluster
+        if self.cluster_id is None:
+            if self.input.cluster_id is not None:
+                self.cluster_id = self.input.cluster_id
+                run.cluster_id = self.cluster_id
+                await self._ask_lease()
+            else:
+                await self._start_cluster(run)
+        run.cluster_id = self.cluster_id
+        while not self._withdrawn and self.s.terminate is None:
+            if self.cluster is not None and self.cluster.ready:
+                return None
+            ended = self._cluster_ended()
+            if ended is not None:
+                return ended
+            self._say(f"cluster {self.cluster_id} to be ready" + (f" ({self.cluster.reason})" if self.cluster else ""))
+            await self._flush()
+            changed = await self._until(self._cluster_news(), policies.LEASE_RECHECK, "ask the cluster again")
+            if not changed:
+                await self._ask_lease()
+        return None
+
+    def _cluster_news(self) -> Callable[[], bool]:
+        seen = self.cluster
+        return lambda: self.cluster is not seen
+
+    def _cluster_ended(self) -> Outcome | None:
+        """What it means when the cluster is, or will be, no more."""
+        cluster = self.cluster
+        ending = (ClusterState.TERMINATING, ClusterState.TERMINATED, ClusterState.FAILED)
+        if cluster is None or cluster.state not in ending:
+            return None
+        reason = f"cluster {cluster.cluster_id} ended: {cluster.reason}"
+        given = self.input.cluster_id is not None
+        if given or cluster.cause in HOPELESS:
+            # No other cluster may take its place, or another one would end the same way.
+            cause = RunCause.CONFIGURATION if cluster.cause in ("bad_config", "denied") else None
+            return Outcome(state=RunState.FAILED, cause=cause, reason=reason)
+        self.cluster, self.cluster_id = None, None
+        return Outcome(state=RunState.FAILED, cause=RunCause.INFRASTRUCTURE, reason=reason)
+
+    async def _start_cluster(self, run: Run) -> None:
+        """Undo: the release at the end, which ends a cluster of the job's own."""
+        self.s.clusters += 1
+        self.cluster_id = ids.job_cluster_id(self.input.job_id, self.s.clusters)
+        run.cluster_id = self.cluster_id
+        now = workflow.now()
+        name = f"job-{self.input.job_id.removeprefix('job_')}-{self.s.clusters}"
+        request = ClusterInput(
+            cluster_id=self.cluster_id,
+            name=name,
+            project_id=self.input.project_id,
+            project=self.input.project,
+            cloud_id=self.input.cloud_id,
+            cloud=self.input.cloud,
+            config=self.input.compute_config,
+            created_by=self.input.created_by,
+            created_at=now,
+            tags=self.input.config.tags,
+            job_id=self.input.job_id,
+            limits=self.input.limits,
+        )
+        cluster = Cluster(
+            id=self.cluster_id,
+            name=name,
+            project=self.input.project,
+            cloud=self.input.cloud,
+            state=ClusterState.STARTING,
+            reason="asked for by its job",
+            compute_config=self.input.compute_config,
+            tags=self.input.config.tags,
+            created_by=self.input.created_by,
+            created_at=now,
+            state_since=now,
+        )
+        started: bool = await workflow.execute_activity_method(
+            LeaseActivities.start_job_cluster,
+            ClusterForJob(cluster=cluster, input=request),
+            summary=f"start cluster {self.s.clusters} of this job",
+            **policies.MESSAGE,
+        )
+        self._withdrawn = not started
+
+    async def _ask_lease(self) -> None:
+        assert self.cluster_id is not None
+        try:
+            answer: LeaseAnswer = await workflow.execute_activity_method(
+                LeaseActivities.acquire_lease,
+                AcquireLease(cluster_id=self.cluster_id, holder=self.input.job_id),
+                summary=f"lease cluster {self.cluster_id}",
+                **policies.LEASE,
+            )
+        except ActivityError as error:
+            if isinstance(error.cause, ApplicationError) and error.cause.type == "withdrawn":
+                self._withdrawn = True
+                return
+            raise
+        self.cluster = answer
+
+    # --- running --------------------------------------------------------------------------------------------
+
+    async def _run_on_cluster(self, run: Run) -> Outcome:
+        """Gives the run to the head and hears how it ends; a head that is replaced meanwhile took it along."""
+        assert self.cluster is not None
+        generation = self.cluster.head_generation
+        config = self.input.config
+
+        def lost() -> bool:
+            cluster = self.cluster
+            return cluster is None or not cluster.ready or cluster.head_generation != generation
+
+        def news() -> bool:
+            return run.id in self._ended_runs or lost() or self.s.terminate is not None
+
+        submit = workflow.start_activity_method(
+            CommandActivities.run_command,
+            self._command(
+                run,
+                CommandKind.SUBMIT_RUN,
+                entrypoint=config.entrypoint,
+                working_dir=config.working_dir,
+                py_modules=config.py_modules,
+                requirements=config.requirements,
+                env_ref=self.input.env_ref,
+                timeout_s=config.timeout_s,
+                metadata={"job_id": self.input.job_id, "job_name": self.input.name, "run": str(run.number)},
+            ),
+            summary=f"give run {run.number} to the head",
+            start_to_close_timeout=policies.SUBMIT_TIMEOUT,
+            schedule_to_close_timeout=policies.SUBMIT_TIMEOUT,
+            retry_policy=policies.COMMAND_RETRY,
+        )
+        try:
+            await workflow.wait_condition(lambda: submit.done() or news())
+        finally:
+            if not submit.done():
+                submit.cancel()
+        if submit.done() and not submit.cancelled() and (error := submit.exception()) is not None and not news():
+            if isinstance(error, ActivityError):
+                return self._refused(error)
+            raise error
+
+        while not news():
+            running = run.id in self._running_runs
+            if running and run.state == RunState.STARTING:
+                run.state, run.running_at = RunState.RUNNING, self._running_runs[run.id]
+                self._enter(JobState.RUNNING, f"run {run.number} is running")
+                self._event("run_running", f"run {run.number} on cluster {run.cluster_id}")
+                await self._flush()
+            elif not running:
+                self._say("Ray to start the entry point (packages and requirements are set up first)")
+            limit = None
+            if run.running_at is not None and config.timeout_s is not None:
+                limit = (
+                    run.running_at + timedelta(seconds=config.timeout_s) + policies.TIMEOUT_BACKSTOP - workflow.now()
+                )
+            woken = await self._until(
+                lambda: news() or (run.state == RunState.STARTING and run.id in self._running_runs),
+                limit,
+                "timeout_s has passed and the agent is silent",
+            )
+            if not woken:
+                await self._stop(run)
+                return Outcome(
+                    state=RunState.FAILED, cause=RunCause.TIMEOUT, reason=f"ran longer than {config.timeout_s:g} s"
+                )
+        if run.id in self._ended_runs:
+            return self._classify(run, self._ended_runs[run.id])
+        if lost():
+            ended = self._cluster_ended()
+            reason = self.cluster.reason if self.cluster else "the cluster is gone"
+            return ended or Outcome(state=RunState.FAILED, cause=RunCause.INFRASTRUCTURE, reason=reason)
+        return await self._stop(run)
+
+    def _refused(self, error: ActivityError) -> Outcome:
+        """The head did not take the run: a fence that is being lifted, a head that is going. Not the user's doing."""
+        return Outcome(
+            state=RunState.FAILED,
+            cause=RunCause.INFRASTRUCTURE,
+            reason=f"the head did not take the run: {getattr(error.cause, 'message', None) or error.cause or error}",
+        )
+
+    def _classify(self, run: Run, fact: NodeFact) -> Outcome:
+        """Whose failure it is. Source of the error words: heliostat.models.agents.FactKind.RUN_ENDED."""
+        status, error = str(fact.data.get("status")), str(fact.data.get("error") or "")
+        message = str(fact.data.get("message") or "")
+        code = fact.data.get("exit_code")
+        exit_code = int(code) if isinstance(code, int) else None
+        if run.running_at is None and run.id in self._running_runs:
+            run.running_at = self._running_runs[run.id]
+        if status == "SUCCEEDED":
+            return Outcome(state=RunState.SUCCEEDED, exit_code=exit_code if exit_code is not None else 0)
+        if fact.data.get("timed_out"):
+            limit = self.input.config.timeout_s or 0
+            return Outcome(
+                state=RunState.FAILED,
+                cause=RunCause.TIMEOUT,
+                reason=f"ran longer than {limit:g} s",
+                exit_code=exit_code,
+            )
+        if status == "STOPPED":
+            reason = message or "stopped on the cluster"
+            return Outcome(state=RunState.STOPPED, cause=RunCause.STOPPED, reason=reason, exit_code=exit_code)
+        cause = {
+            "runtime_env": RunCause.CONFIGURATION,
+            "supervisor": RunCause.INFRASTRUCTURE,
+            "driver_lost": RunCause.INFRASTRUCTURE,
+        }.get(error, RunCause.APPLICATION)
+        reason = message or (f"exit code {exit_code}" if exit_code is not None else "failed without a message")
+        return Outcome(state=RunState.FAILED, cause=cause, reason=reason, exit_code=exit_code)
+
+    async def _stop(self, run: Run) -> Outcome:
+        """The old driver is dead before anything else happens; if the head can't say so, its cluster's end does."""
+        given = run.id in self._ended_runs or run.cluster_id is None
+        if not given and self.cluster is not None and self.cluster.ready:
+            try:
+                await workflow.execute_activity_method(
+                    CommandActivities.run_command,
+                    self._command(run, CommandKind.STOP_RUN),
+                    summary=f"stop run {run.number}",
+                    start_to_close_timeout=policies.STOP_TIMEOUT,
+                    schedule_to_close_timeout=policies.STOP_TIMEOUT,
+                    retry_policy=policies.COMMAND_RETRY,
+                )
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                self._event("stop_unconfirmed", f"{error.cause or error}", level=EventLevel.WARNING)
+        if run.id in self._ended_runs:
+            outcome = self._classify(run, self._ended_runs[run.id])
+            if outcome.state == RunState.SUCCEEDED:
+                return outcome  # it was faster than the stop: what is done is done
+        reason = self.s.terminate.reason if self.s.terminate else ""
+        return Outcome(state=RunState.STOPPED, cause=RunCause.STOPPED, reason=reason or "stopped")
+
+    def _command(self, run: Run, kind: CommandKind, **args: Any) -> CommandRequest:
+        assert self.cluster is not None
+        assert self.cluster.head_node_id is not None
+        return CommandRequest(
+            id=f"{run.id}-{kind}",
+            cluster_id=self.cluster.cluster_id,
+            node_id=self.cluster.head_node_id,
+            kind=kind,
+            args={"run_id": run.id, **args},
+        )
+
+    # --- ending ---------------------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        """Releases what the job holds. Its word on how it ended does not wait for the cluster's end."""
+        while not (self._withdrawn or await self._flush()):
+            await workflow.sleep(30, summary="records out of reach: write the end again")
+        if self.cluster_id is not None:
+            await workflow.execute_local_activity_method(
+                LeaseActivities.release_lease,
+                ReleaseLease(
+                    cluster_id=self.cluster_id,
+                    release=Release(
+                        holder=self.input.job_id,
+                        end=self.input.cluster_id is None,
+                        reason=f"its job {self.s.state}",
+                    ),
+                ),
+                **policies.MESSAGE,
+            )
+        self._released = True
+
+    def _new_run(self) -> Run:
+        number = len(self.s.runs) + 1
+        run = Run(
+            id=ids.run_id(self.input.job_id, number),
+            number=number,
+            state=RunState.STARTING,
+            started_at=workflow.now(),
+        )
+        self.s.runs.append(run)
+        return run
+
+    def _close_run(self, run: Run, outcome: Outcome) -> None:
+        run.state, run.cause, run.reason = outcome.state, outcome.cause, outcome.reason
+        run.exit_code, run.ended_at = outcome.exit_code, workflow.now()
+        level = EventLevel.INFO if outcome.state == RunState.SUCCEEDED else EventLevel.WARNING
+        why = f" ({outcome.cause}: {outcome.reason})" if outcome.cause else ""
+        self._event("run_ended", f"run {run.number} {outcome.state}{why}", level=level)
+        self.s.waits_for = ""
+
+    def _end(self, state: JobState, reason: str) -> None:
+        self._enter(state, reason)
+        self.s.waits_for = ""
+
+    def _enter(self, state: JobState, reason: str) -> None:
+        if state != self.s.state:
+            self.s.state, self.s.state_since = state, workflow.now()
+            actor = self.s.terminate.actor if state == JobState.TERMINATED and self.s.terminate else ""
+            level = EventLevel.ERROR if state == JobState.FAILED else EventLevel.INFO
+            self._event("state", f"{state}: {reason}", level=level, actor=actor)
+        self.s.reason = reason
+        self.s.waits_for = ""
+
+    def _say(self, waits_for: str) -> None:
+        self.s.waits_for = waits_for
+
+    def _event(self, kind: str, message: str, *, level: EventLevel = EventLevel.INFO, actor: str = "") -> None:
+        self._events.append(
+            Event(
+                id="",
+                resource_id=self.input.job_id,
+                at=workflow.now(),
+                level=level,
+                kind=kind,
+                actor=actor or self.input.job_id,
+                message=message,
+            )
+        )
+
+    async def _until(self, done: Callable[[], bool], timeout: timedelta | None, why: str) -> bool:
+        """Waits for ``done`` or for somebody to end the job; False when ``timeout`` passed first."""
+        try:
+            await workflow.wait_condition(
+                lambda: done() or self.s.terminate is not None, timeout=timeout, timeout_summary=why
+            )
+        except TimeoutError:
+            return False
+        return True
+
+    async def _flush(self) -> bool:
+        """Writes the projection; shows the same in the Temporal UI. False: the records are out of reach, the next
+        flush carries this one too."""
+        self.s.revision += 1
+        events, self._events = self._events, []
+        for index, event in enumerate(events):
+            event.id = ids.event_id(self.input.job_id, self.s.revision, index)
+        job = self._resource()
+        workflow.set_current_details(job_details(job))
+        if self._shown_state != self.s.state:
+            self._shown_state = self.s.state
+            workflow.upsert_search_attributes([STATE.value_set(str(self.s.state))])
+        try:
+            recorded = await workflow.execute_local_activity_method(
+                RecordActivities.record_job, JobRecord(job=job, events=events), **policies.RECORD
+            )
+        except (ActivityError, asyncio.CancelledError) as error:
+            self._events = events + self._events
+            if is_cancelled_exception(error):
+                raise
+            workflow.logger.error("records out of reach: the next change carries this one too")
+            return False
+        if not recorded.wanted:
+            self._withdrawn = True
+        return True
+
+    def _resource(self) -> Job:
+        return Job(
+            id=self.input.job_id,
+            name=self.input.name,
+            project=self.input.project,
+            state=self.s.state,
+            reason=self.s.reason,
+            waits_for=self.s.waits_for,
+            config=self.input.config,
+            runs=self.s.runs,
+            cluster_id=self.cluster_id,
+            created_by=self.input.created_by,
+            created_at=self.input.created_at,
+            state_since=self.s.state_since,
+            ended_at=self.s.state_since if self.s.state.settled else None,
+            schedule_id=self.input.schedule_id,
+            tags=self.input.config.tags,
+            revision=self.s.revision,
+        )

@@ -1,0 +1,89 @@
+"""Every timeout and retry policy of the workflows, with the reason for its number."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from temporalio.common import RetryPolicy
+
+RECORD: dict[str, Any] = {
+    # A row or two in our own database: 10 s covers a busy SQLite writer. Local, so that it costs one marker.
+    "start_to_close_timeout": timedelta(seconds=10),
+    # The records may be restarted under us; after that the workflow goes on and writes again at the next change.
+    "schedule_to_close_timeout": timedelta(minutes=5),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10)),
+}
+
+LAUNCH: dict[str, Any] = {
+    # One API call. EC2's RunInstances takes up to tens of seconds when busy; the token makes a repeat safe.
+    "start_to_close_timeout": timedelta(minutes=2),
+    # Throttling and passing errors are met with back-off; what outlives this is the cluster's to decide.
+    "schedule_to_close_timeout": timedelta(minutes=15),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60)),
+}
+
+DESCRIBE: dict[str, Any] = {
+    "start_to_close_timeout": timedelta(seconds=30),
+    "schedule_to_close_timeout": timedelta(minutes=5),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30)),
+}
+
+END_MACHINES: dict[str, Any] = {
+    # Terminate and wait until the cloud says gone; EC2 needs a minute or two for large instances.
+    "start_to_close_timeout": timedelta(minutes=5),
+    # We never give up on ending a machine: a year is Temporal's way to say so with a bound.
+    "schedule_to_close_timeout": timedelta(days=365),
+    "heartbeat_timeout": timedelta(seconds=30),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5)),
+}
+
+LEASE: dict[str, Any] = {
+    # An update that is answered at once; 30 s covers a worker that must first replay the cluster's history.
+    "start_to_close_timeout": timedelta(seconds=30),
+    "schedule_to_close_timeout": timedelta(minutes=30),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=30)),
+}
+
+MESSAGE: dict[str, Any] = LEASE
+
+SUBMIT_TIMEOUT = timedelta(minutes=15)
+"""From giving a run to the head until Ray has it: a package of 2 GiB is fetched in it."""
+
+STOP_TIMEOUT = timedelta(seconds=90)
+"""Ray gives a stopped driver a few seconds, then kills it; the agent kills what is left. After that the
+head is as good as lost."""
+
+FENCE_TIMEOUT = timedelta(seconds=60)
+"""A head that does not answer to the fence is not known to be idle: unknown counts as busy."""
+
+BOUNDS_TIMEOUT = timedelta(minutes=5)
+
+COMMAND_RETRY = RetryPolicy(
+    # An attempt ends early only when the agent says that it could not try.
+    initial_interval=timedelta(seconds=1),
+    maximum_interval=timedelta(seconds=30),
+)
+
+TIMEOUT_BACKSTOP = timedelta(seconds=120)
+"""The agent enforces ``timeout_s``; we step in when it has said nothing for this long after that."""
+
+LEASE_RECHECK = timedelta(minutes=15)
+"""A job that waits asks its cluster again so often, in case the workflow was terminated by hand."""
+
+HEAD_SILENCE = timedelta(seconds=120)
+"""A machine that runs, but whose agent has been silent for so long while we could hear, is taken for lost."""
+
+BACKOFF_MAX = timedelta(minutes=5)
+"""Between two tries for one slot, at most."""
+
+RECOVERIES_MAX = 3
+RECOVERIES_WITHIN = timedelta(minutes=30)
+"""A cluster that loses its head more often than this is not brought back: something kills it."""
+
+
+def backoff(failures: int) -> timedelta:
+    """Before try number ``failures`` + 1: 0, 2, 4, 8 … s. A bad image must not be launched every second for ever."""
+    if failures <= 0:
+        return timedelta(0)
+    return min(timedelta(seconds=2 ** min(failures, 9)), BACKOFF_MAX)

@@ -1,0 +1,58 @@
+"""SweepWorkflow: started by a Temporal Schedule, takes no input, compares what clouds hold with what we own."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from activities.sweep import SweepActivities, SweepResult
+
+STEP: dict[str, Any] = {
+    # One page of a cloud's machines, and a describe and a query for each old cluster.
+    "start_to_close_timeout": timedelta(minutes=10),
+    "schedule_to_close_timeout": timedelta(minutes=20),
+    "heartbeat_timeout": timedelta(minutes=1),
+    "retry_policy": RetryPolicy(maximum_attempts=3),  # the next sweep comes anyway
+}
+
+
+@workflow.defn
+class SweepWorkflow:
+    @workflow.run
+    async def run(self) -> SweepResult:
+        clouds: list[str] = await workflow.execute_activity_method(
+            SweepActivities.list_clouds, start_to_close_timeout=timedelta(seconds=30), summary="which clouds"
+        )
+        swept = await asyncio.gather(
+            *(
+                workflow.execute_activity_method(
+                    SweepActivities.sweep_cloud, cloud, summary=f"machines of {cloud}", **STEP
+                )
+                for cloud in clouds
+            ),
+            return_exceptions=True,  # one cloud out of reach must not keep the others dirty
+        )
+        settled: SweepResult = await workflow.execute_activity_method(
+            SweepActivities.settle_orphans, summary="records whose workflow is gone", **STEP
+        )
+        await workflow.execute_activity_method(SweepActivities.keep_house, summary="retention", **STEP)
+        total = SweepResult(orphaned=settled.orphaned)
+        for result in swept:
+            if isinstance(result, SweepResult):
+                total.machines += result.machines
+                total.ended += result.ended
+        failed = [r for r in swept if isinstance(r, BaseException)]
+        workflow.set_current_details(
+            f"{total.machines} machines seen, {len(total.ended)} ended, {len(total.orphaned)} records settled"
+            + (f", {len(failed)} clouds out of reach" if failed else "")
+        )
+        for error in failed:
+            if isinstance(error, ActivityError):
+                raise error  # shows red in the UI, after the others were done
+        return total
