@@ -1,0 +1,158 @@
+"""``down``: ends the jobs and clusters of this home's stack, then the stack.
+
+Clusters end the way they always do, by their workflows, confirmed by their cloud; a stopped control plane
+is started for that. Only when it can't be, the local cloud cuts the power of every machine that carries our owner
+tag; then nothing runs on this machine any more, and machines elsewhere are named for the next ``up``.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import httpx
+
+from heliostat.errors import HeliostatError, InfrastructureError, from_problem
+from heliostat.models.clusters import ClusterState
+from heliostat.models.jobs import JobState
+from runtime.home import Home, end_processes
+from runtime.parts import ROOT, WORKER_STOP_S, base_environment
+from runtime.supervisor import say
+
+STUCK_S = 120.0
+"""Without any progress for so long, ending by workflow is given up for cutting the power."""
+REASON = "make down"
+
+
+def down(home: Home, start: Callable[[], int]) -> int:
+    """Ends everything of this home. Exit code 0: nothing of it is left on this machine.
+
+    Args:
+        start: brings a stopped control plane up, detached; returns its exit code.
+    """
+    left = ""
+    if home.stack_pid() is not None or _may_hold_clusters(home):
+        try:
+            if home.stack_pid() is None:
+                say("Clusters may be left; starting the control plane to end them.")
+                if start() != 0:
+                    raise InfrastructureError("the control plane does not start")
+            end_resources(home.state()["api_url"], home.token_file.read_text().strip())
+        except (HeliostatError, httpx.HTTPError, OSError) as error:
+            left = str(error)
+            say(f"The control plane could not end everything: {error}")
+    stop(home)
+    cut = cut_power(home)
+    if cut:
+        say(f"Cut the power of {len(cut)} machines: {', '.join(cut)}")
+    if left and not cut:
+        say("No machine of this host was left. Machines in other clouds, if any, are ended by the next `up`.")
+    say(f"Nothing of {home.path} runs on this machine any more.")
+    return 2 if left else 0
+
+
+def stop(home: Home) -> None:
+    """Ends the control plane, supervised or orphaned; returns when its processes are gone."""
+    pid = home.stack_pid()
+    if pid is not None:
+        end_processes([pid], grace_s=WORKER_STOP_S + 35)
+    end_processes(home.processes(), grace_s=WORKER_STOP_S)
+    state = home.state()
+    if state:
+        home.write_state(state | {"state": "stopped", "pids": {}})
+
+
+def end_resources(api_url: str, token: str) -> None:
+    """Terminates every job and cluster through the API, and returns when all are confirmed.
+
+    Raises:
+        InfrastructureError: nothing has moved for ``STUCK_S`` seconds; the message names what is left.
+        HeliostatError, httpx.HTTPError: the API refused, or is away.
+    """
+    asked: set[str] = set()
+    before: dict[str, str] = {}
+    moved = time.monotonic()
+    with closing(httpx.Client(base_url=api_url, headers={"Authorization": f"Bearer {token}"}, timeout=30)) as client:
+        while True:
+            # Jobs first: one whose cluster is taken away would ask for another.
+            jobs = [("jobs", job) for job in _unsettled(client, "jobs", JobState)]
+            left = jobs or [("clusters", cluster) for cluster in _unsettled(client, "clusters", ClusterState)]
+            if not left and not _unsettled(client, "jobs", JobState):
+                return
+            for kind, resource in left:
+                if resource["id"] not in asked:
+                    say(f"ending {kind.removesuffix('s')} {resource['name']} ({resource['id']})")
+                    _checked(client.post(f"/v1/{kind}/{resource['id']}/terminate", json={"reason": REASON}))
+                    asked.add(resource["id"])
+            now = {r["id"]: f"{r['name']} is {r['state']}: {r.get('waits_for') or r.get('reason')}" for _, r in left}
+            if now != before:
+                before, moved = now, time.monotonic()
+            elif time.monotonic() - moved > STUCK_S:
+                raise InfrastructureError(f"nothing has moved for {STUCK_S:.0f} s; {'; '.join(now.values())}")
+            time.sleep(0.2)
+
+
+def _unsettled(client: httpx.Client, kind: str, states: type[JobState] | type[ClusterState]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for state in states:
+        cursor: str | None = None
+        while not state.settled:
+            params = {"state": state.value, "limit": "100"} | ({"cursor": cursor} if cursor else {})
+            page = _checked(client.get(f"/v1/{kind}", params=params)).json()
+            found += page["items"]
+            cursor = page.get("next_cursor")
+            if not cursor:
+                break
+    return found
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    if answer.is_error:
+        raise from_problem(answer.json())
+    return answer
+
+
+def _may_hold_clusters(home: Home) -> bool:
+    """Whether a stopped stack has anything to end, told without starting it: by its records, where they are a file
+    of the home, and by its machines on this host."""
+    if home.records_db.exists():
+        with closing(sqlite3.connect(f"file:{home.records_db}?mode=ro", uri=True, timeout=10)) as records:
+            for table in ("jobs", "clusters"):
+                try:
+                    query = f"SELECT 1 FROM {table} WHERE ended_at IS NULL AND NOT withdrawn LIMIT 1"  # noqa: S608
+                    if records.execute(query).fetchone():
+                        return True
+                except sqlite3.OperationalError:
+                    pass  # records of a stack that was never ready
+    return bool(local_machines(home, "list"))
+
+
+def cut_power(home: Home) -> list[str]:
+    """Ends every machine of the local cloud that carries our owner tag; returns their ids when they are gone."""
+    return local_machines(home, "end")
+
+
+def local_machines(home: Home, what: str) -> list[str]:
+    """``list`` or ``end``, in a process of its own: this layer knows no cloud."""
+    if not home.path.exists():
+        return []
+    done = subprocess.run(
+        [sys.executable, "-m", "clouds.local", what],
+        cwd=ROOT,
+        env=base_environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise InfrastructureError(
+            f"the machines of {home.path} could not be looked at: {done.stderr.strip()[-2000:]}",
+            remedy="Run `make down` again.",
+            resource=str(home.path),
+        )
+    return done.stdout.split()
