@@ -34,9 +34,7 @@ CLUSTER_READY_SECONDS = Histogram(
 RUNS = Counter("heliostat_runs", "Runs of jobs that ended, by state and cause.", ["state", "cause"])
 """``cause``: a RunCause, or ``none`` for success."""
 CLUSTERS = Gauge("heliostat_clusters", "Clusters that are not ended, by state.", ["state"])
-SWEEP_FOUND = Counter(
-    "heliostat_sweep_found", "Machines without an owner that the sweep ended.", ["cloud"]
-)
+SWEEP_FOUND = Counter("heliostat_sweep_found", "Machines without an owner that the sweep ended.", ["cloud"])
 
 REQUEST_SECONDS = Histogram(
     "heliostat_api_request_seconds", "HTTP requests answered.", ["method", "route", "status"], buckets=_REQUEST_BUCKETS
