@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 AGENT_FOLDER = Path(__file__).resolve().parent.parent / "agent"
@@ -124,25 +125,35 @@ def bundle() -> tuple[str, bytes]:
     return hashlib.sha256(data).hexdigest(), data
 
 
-def keep_bundle(folder: Path) -> str:
-    """Puts this release's bundle beside the older ones in ``folder``; gives its sha256. A machine that was
-    launched before an upgrade fetches the bundle whose hash is in its user-data, so none is ever removed."""
-    sha256, data = bundle()
-    target = folder / f"{sha256}.zip"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        fd, part = tempfile.mkstemp(dir=folder)
-        with os.fdopen(fd, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        Path(part).rename(target)
-    return sha256
+class Bundles(Mapping[str, bytes]):
+    """Agents by sha256, in a folder. A machine that was launched before an upgrade fetches the bundle whose hash is
+    in its user-data, so none is ever removed. Several processes may share the folder."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-def kept_bundle(folder: Path, sha256: str) -> bytes | None:
-    """The bundle of that hash, None if there is no such one."""
-    path = folder / f"{sha256}.zip"
-    if not re.fullmatch(r"[0-9a-f]{64}", sha256) or not path.exists():
-        return None
-    return path.read_bytes()
+    def keep(self) -> str:
+        """Puts this release's bundle there; gives its sha256."""
+        sha256, data = bundle()
+        target = self._folder / f"{sha256}.zip"
+        if not target.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            fd, part = tempfile.mkstemp(dir=self._folder)
+            with os.fdopen(fd, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            Path(part).rename(target)
+        return sha256
+
+    def __getitem__(self, sha256: str) -> bytes:
+        path = self._folder / f"{sha256}.zip"
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256) or not path.exists():
+            raise KeyError(sha256)
+        return path.read_bytes()
+
+    def __iter__(self) -> Iterator[str]:
+        return (path.stem for path in self._folder.glob("*.zip"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

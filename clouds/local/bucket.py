@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import hmac
-import json
 import os
-import re
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-from urllib.parse import quote, urlencode
+from typing import BinaryIO, Self
 
 from clouds.base import BadConfig, Gone, QuotaExceeded, StoredObject
-from heliostat.errors import InvalidRequest, PermissionDenied
+from clouds.local.signed_urls import SignedUrls, checked
+from heliostat.errors import InvalidRequest
 
-KEY_MAX = 1024
-_SEGMENT = re.compile(r"[A-Za-z0-9!_.*'()=@+,:~-]{1,255}")
 LEFTOVER_S = 24 * 3600
 """Older parts of uploads belong to writers that have died: no upload takes a day."""
 
 
-@dataclass(frozen=True)
-class Grant:
-    """What a signed URL allows: these bytes, or any where None."""
-
-    size: int | None
-    sha256: str | None
-
-
-class LocalBucket:
+class LocalBucket(SignedUrls):
     """Objects as files under ``root/objects`` (``clouds.base.Bucket``).
 
     Args:
@@ -50,7 +36,8 @@ class LocalBucket:
 
     def __init__(self, root: Path, url: str, key: bytes, *, quota_bytes: int | None = None) -> None:
         self._objects, self._parts = root.resolve() / "objects", root.resolve() / "parts"
-        self._url, self._key, self._quota = url.rstrip("/"), key, quota_bytes
+        super().__init__(url, key)
+        self._quota = quota_bytes
         for folder in (self._objects, self._parts):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -62,16 +49,14 @@ class LocalBucket:
         """For bodies that should not sit in memory: ``with bucket.incoming(key) as i: i.write(chunk)``. The object
         appears, whole, when the block ends well. Raises QuotaExceeded when the disk is full."""
         room = None if self._quota is None else self._quota - self._used_bytes()
-        return Incoming(self.path(key), self._parts, key, room)
+        return Incoming(self._path(key), self._parts, key, room)
 
     def get(self, key: str) -> bytes:
-        try:
-            return self.path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise Gone(f"Object {key} does not exist.", remedy="It may have been pruned.", resource=key) from None
+        with self.open(key) as f:
+            return f.read()
 
     def stat(self, key: str) -> StoredObject | None:
-        return self._stat(key, self.path(key))
+        return self._stat(key, self._path(key))
 
     def list(self, prefix: str, start_after: str = "") -> list[StoredObject]:
         folder = self._objects / prefix.rpartition("/")[0]
@@ -89,7 +74,7 @@ class LocalBucket:
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
-            path = self.path(key)
+            path = self._path(key)
             try:
                 path.unlink()
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -102,35 +87,12 @@ class LocalBucket:
                 except OSError:  # not empty, or another one removed it
                     break
 
-    def presign_get(self, key: str, expires_in_s: int) -> str:
-        return self._presign("GET", key, expires_in_s, None, None)
-
-    def presign_put(self, key: str, expires_in_s: int, *, size: int | None = None, sha256: str | None = None) -> str:
-        return self._presign("PUT", key, expires_in_s, size, sha256)
-
-    def verify(self, method: str, key: str, query: Mapping[str, str]) -> Grant:
-        """What the query string of a signed URL allows. Raises PermissionDenied."""
-        expires, size, sha256 = query.get("expires", ""), query.get("size", ""), query.get("sha256", "")
-        expected = self._signature("GET" if method == "HEAD" else method, key, expires, size, sha256)
-        given = query.get("signature", "")
-        if not hmac.compare_digest(expected.encode(), given.encode()):
-            raise PermissionDenied(
-                f"The signature does not allow to {method} {key}.", remedy="Ask for a new URL.", resource=key
-            )
-        if time.time() > int(expires):
-            raise PermissionDenied(f"The URL of {key} has expired.", remedy="Ask for a new URL.", resource=key)
-        return Grant(int(size) if size else None, sha256 or None)
-
-    def path(self, key: str) -> Path:
-        """The object's file. Raises InvalidRequest for what is no key; nothing outside the bucket has one."""
-        segments = key.split("/")
-        if len(key) > KEY_MAX or not all(_SEGMENT.fullmatch(s) and s not in (".", "..") for s in segments):
-            raise InvalidRequest(
-                f"{key[:100]!r} is no object key.",
-                remedy="Use letters, digits and !_.*'()=@+,:~- in segments of up to 255, parted by '/'.",
-                field="key",
-            )
-        return self._objects.joinpath(*segments)
+    def open(self, key: str) -> BinaryIO:
+        """The object as it is now, whatever replaces it while it is read. Raises Gone."""
+        try:
+            return self._path(key).open("rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise Gone(f"Object {key} does not exist.", remedy="It may have been pruned.", resource=key) from None
 
     def remove_leftovers(self) -> None:
         """Parts of uploads whose writer has died."""
@@ -138,19 +100,8 @@ class LocalBucket:
             if time.time() - part.stat().st_mtime > LEFTOVER_S:
                 part.unlink(missing_ok=True)
 
-    def _presign(self, method: str, key: str, expires_in_s: int, size: int | None, sha256: str | None) -> str:
-        self.path(key)
-        query = {"expires": str(int(time.time()) + expires_in_s)}
-        if size is not None:
-            query["size"] = str(size)
-        if sha256 is not None:
-            query["sha256"] = sha256
-        signature = self._signature(method, key, query["expires"], query.get("size", ""), query.get("sha256", ""))
-        return f"{self._url}/objects/{quote(key)}?{urlencode(query | {'signature': signature})}"
-
-    def _signature(self, method: str, key: str, expires: str, size: str, sha256: str) -> str:
-        text = json.dumps([method, key, expires, size, sha256])
-        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+    def _path(self, key: str) -> Path:
+        return self._objects.joinpath(*checked(key))
 
     def _stat(self, key: str, path: Path) -> StoredObject | None:
         try:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -23,8 +23,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from clouds.base import QuotaExceeded
-from clouds.local.bucket import Grant, LocalBucket
-from heliostat.errors import HeliostatError, InvalidRequest, NotFound
+from clouds.local.bucket import LocalBucket
+from clouds.local.signed_urls import Grant
+from heliostat.errors import HeliostatError, InvalidRequest
 from runtime.keys import load_or_create
 from runtime.settings import Settings
 
@@ -34,13 +35,29 @@ DRAIN_MAX = 64 * 2**20
 """How much of an unwelcome body is read and dropped, so that its sender gets to read why."""
 
 
+class Receiving(Protocol):
+    size: int
+
+    def write(self, data: bytes) -> None: ...
+    def sha256(self) -> str: ...
+    def commit(self) -> None: ...
+
+
+class Served(Protocol):
+    """A bucket whose URLs this server honours."""
+
+    def verify(self, method: str, key: str, query: Mapping[str, str]) -> Grant: ...
+    def open(self, key: str) -> BinaryIO: ...
+    def incoming(self, key: str) -> AbstractContextManager[Receiving]: ...
+
+
 class WrongBytes(InvalidRequest):
     """Not what the URL was signed for; 400, as S3 answers."""
 
     status = 400
 
 
-def create_app(bucket: LocalBucket) -> Starlette:
+def create_app(bucket: Served) -> Starlette:
     async def serve(request: Request) -> Response:
         try:
             grant = bucket.verify(request.method, request.path_params["key"], request.query_params)
@@ -61,7 +78,7 @@ def create_app(bucket: LocalBucket) -> Starlette:
     )
 
 
-async def _put(bucket: LocalBucket, request: Request, grant: Grant) -> Response:
+async def _put(bucket: Served, request: Request, grant: Grant) -> Response:
     key = request.path_params["key"]
     declared = request.headers.get("content-length")
     if grant.size is not None and declared is not None and int(declared) != grant.size:
@@ -107,12 +124,9 @@ async def _drain(request: Request) -> None:
                 return
 
 
-def _get(bucket: LocalBucket, request: Request) -> Response:
+def _get(bucket: Served, request: Request) -> Response:
     key = request.path_params["key"]
-    try:
-        file = bucket.path(key).open("rb")  # from here on it is this version, whatever replaces it meanwhile
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise NotFound(f"Object {key} does not exist.", remedy="It may have been pruned.", resource=key) from None
+    file = bucket.open(key)
     size = file.seek(0, 2)
     headers = {"accept-ranges": "bytes"}
     start, end, status = 0, size, 200
@@ -148,7 +162,7 @@ async def _read(file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
         while start < end:
             block = await asyncio.to_thread(file.read, min(BLOCK, end - start))
             if not block:
-                raise OSError(f"{file.name} is shorter than it was")  # cuts the answer short: its reader must notice
+                raise OSError("the object is shorter than it was")  # cuts the answer short: its reader must notice
             start += len(block)
             yield block
 

@@ -143,10 +143,12 @@ def test_old_bundles_stay(tmp_path: Path) -> None:
     old = "0" * 64
     store.mkdir()
     (store / f"{old}.zip").write_bytes(b"old release")
-    sha = bootstrap.keep_bundle(store)
-    assert bootstrap.keep_bundle(store) == sha
-    assert bootstrap.kept_bundle(store, sha) == bootstrap.bundle()[1]
-    assert bootstrap.kept_bundle(store, old) == b"old release"
-    assert bootstrap.kept_bundle(store, "1" * 64) is None
-    assert bootstrap.kept_bundle(store, "../bundles/" + old) is None
-    assert len(list(store.iterdir())) == 2, "no temporary file stays"
+    bundles = bootstrap.Bundles(store)
+    sha = bundles.keep()
+    assert bundles.keep() == sha
+    assert bundles[sha] == bootstrap.bundle()[1]
+    assert bundles[old] == b"old release"
+    assert set(bundles) == {sha, old}
+    assert "1" * 64 not in bundles
+    assert "../bundles/" + old not in bundles
+    assert len(list(store.iterdir())) == len(bundles) == 2, "no temporary file stays"
