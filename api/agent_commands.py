@@ -16,9 +16,9 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import select
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError, RPCStatusCode
 
 from api.agent_nodes import ENDED, AnyNode, Fleet, HeadNode
+from api.temporal import told
 from clouds.base import Bucket
 from heliostat.errors import HeliostatError, InternalError, NotFound, Unavailable
 from heliostat.models.agents import Command, CommandKind, CommandList, CommandResult, HeadAddress
@@ -38,6 +38,7 @@ POLL_S = 0.04
 MAX_WAIT_S = 30.0
 PACKAGE_URL_S = 3600
 """A package's URL is good for so long after hand-over: the agent fetches it at once and keeps the bytes."""
+COMPLETE_S = 5.0
 UPLOAD = "upload:"
 
 
@@ -88,28 +89,21 @@ async def head_address(
 
 async def finish(state: Any, command_id: str, node_id: str, result: CommandResult) -> None:
     """Writes the result down first and tells Temporal after: dying in between, the agent's repeat finds the
-    token again and tells Temporal then. Raises NotFound for a command that is not this node's."""
+    token again and tells Temporal then. Nobody waiting any more is success. Raises NotFound for a command
+    that is not this node's, Unavailable when Temporal must be told again."""
     db: Database = state.db
     temporal: Client = state.temporal
     token = await finish_command(db, command_id, node_id, result.model_dump(mode="json"))
     if token is None:
         raise NotFound(f"Node {node_id} has no command {command_id}.", remedy="Forget its result.", resource=command_id)
     handle = temporal.get_async_activity_handle(task_token=token)
-    try:
-        async with asyncio.timeout(5):
-            if result.ok:
-                await handle.complete(result.result)
-            else:
-                failure = result.error[:4000] or "the agent gave no reason"
-                await handle.fail(ApplicationError(failure, type="command_failed", non_retryable=not result.retryable))
-    except (RPCError, TimeoutError) as e:
-        if isinstance(e, RPCError) and e.status == RPCStatusCode.NOT_FOUND:
-            return  # nobody waits any more, or it was completed before
-        raise Unavailable(
-            "The result is written down, but Temporal does not answer.",
-            remedy="Send the same result again.",
-            resource=command_id,
-        ) from e
+    if result.ok:
+        await told(handle.complete(result.result), COMPLETE_S)
+    else:
+        failure = ApplicationError(
+            result.error[:4000] or "the agent gave no reason", type="command_failed", non_retryable=not result.retryable
+        )
+        await told(handle.fail(failure), COMPLETE_S)
 
 
 async def resolve(command: OpenCommand, state: Any) -> dict[str, Any]:

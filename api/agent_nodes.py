@@ -93,11 +93,18 @@ class Fleet:
         if known is None or time.monotonic() - known.checked_at > RECHECK_S:
             self._nodes.pop(digest, None)
             known = await self._look_up(digest)
-        view = await self.view(known.cluster_id)
-        if known.id not in view.states or view.states[known.id] in ENDED:
+        if not await self.has(known.cluster_id, known.id):
             self._nodes.pop(digest, None)
             raise gone(known.id)
         return known
+
+    async def has(self, cluster_id: str, node_id: str) -> bool:
+        """Whether the cluster has this node and it has not ended. "No" ends a machine, so it is never said from
+        a view that may be older than the node."""
+        view = await self.view(cluster_id)
+        if view.states.get(node_id, NodeState.LOST) in ENDED:
+            view = await self.view(cluster_id, at_least=time.monotonic())
+        return view.states.get(node_id, NodeState.LOST) not in ENDED
 
     async def _look_up(self, digest: str) -> CallingNode:
         n = nodes.c
@@ -131,17 +138,17 @@ class Fleet:
         """How many nodes of this role call this process."""
         return sum(n.role == role for n in self._nodes.values())
 
-    async def view(self, cluster_id: str) -> ClusterView:
-        """The cluster, at most FRESH_S old. An unknown one has no nodes."""
-        self._called_at[cluster_id] = time.monotonic()
-        if not self._is_fresh(cluster_id):
-            async with self._lock:  # whoever comes while a poll is under way is served by it or by the next one
-                if not self._is_fresh(cluster_id):
+    async def view(self, cluster_id: str, at_least: float | None = None) -> ClusterView:
+        """The cluster as it was FRESH_S ago or, with ``at_least``, at that moment (``time.monotonic``), or
+        later. An unknown one has no nodes."""
+        now = time.monotonic()
+        self._called_at[cluster_id] = now
+        since = now - FRESH_S if at_least is None else at_least
+        if cluster_id not in self._views or self._polled_at < since:
+            async with self._lock:  # whoever comes while a poll is under way is served by the next one, together
+                if cluster_id not in self._views or self._polled_at < since:
                     await self._poll()
         return self._views[cluster_id]
-
-    def _is_fresh(self, cluster_id: str) -> bool:
-        return cluster_id in self._views and time.monotonic() - self._polled_at < FRESH_S
 
     async def _poll(self) -> None:
         began = time.monotonic()

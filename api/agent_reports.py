@@ -14,9 +14,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import case, update
 from temporalio.client import Client
-from temporalio.service import RPCError, RPCStatusCode
 
 from api.agent_nodes import AnyNode, CallingNode, Fleet, gone
+from api.temporal import told
 from heliostat.errors import InvalidRequest, Unavailable
 from heliostat.models.agents import SUPPORTED_PROTOCOLS, Fact, FactKind, ReportAnswer, ReportRequest
 from heliostat.models.clusters import NodeRole
@@ -33,7 +33,7 @@ router = APIRouter()
 FLUSH_S = 0.5
 BEAT_S = 1.0
 """Without any report we still write down so often that we can hear; must stay well below HEARING_GAP_S."""
-SIGNAL_TIMEOUT = timedelta(seconds=3)
+SIGNAL_S = 3.0
 AWAY_S = 1.0
 """After Temporal did not answer, facts are left with their agents for so long, so that reports stay quick."""
 MAX_REPORTS_PER_S = 100
@@ -211,7 +211,7 @@ class Facts:
         if about != node.id:
             if node.role != NodeRole.HEAD:
                 return "a worker may tell of itself only"
-            if about not in (await self.fleet.view(node.cluster_id)).states:
+            if not await self.fleet.has(node.cluster_id, about):
                 return f"node {about!r} is not this cluster's or has ended"
         return ""
 
@@ -232,23 +232,16 @@ class Facts:
             data=_shortened(fact.data),
         )
         try:
-            async with asyncio.timeout(SIGNAL_TIMEOUT.total_seconds()):
-                await self.temporal.get_workflow_handle(target).signal(signal, message, rpc_timeout=SIGNAL_TIMEOUT)
-        except RPCError as e:
-            if e.status == RPCStatusCode.INVALID_ARGUMENT:
-                log.error(
-                    "fact can never be delivered", node_id=node.id, kind=fact.kind, fact_id=fact.id, error=e.message
-                )
-            elif e.status != RPCStatusCode.NOT_FOUND:  # NOT_FOUND: nobody is left whom it concerns
-                return self._away(e.message)
-        except TimeoutError:
-            return self._away("no answer")
+            handle = self.temporal.get_workflow_handle(target)
+            # False: nobody is left whom it concerns.
+            await told(handle.signal(signal, message, rpc_timeout=timedelta(seconds=SIGNAL_S)), SIGNAL_S)
+        except InvalidRequest as e:
+            log.error("fact can never be delivered", node_id=node.id, kind=fact.kind, fact_id=fact.id, error=str(e))
+        except Unavailable as e:
+            self._away_until = time.monotonic() + AWAY_S
+            log.warning("Temporal takes no facts; agents keep them", error=str(e))
+            return False
         return True
-
-    def _away(self, why: str) -> bool:
-        self._away_until = time.monotonic() + AWAY_S
-        log.warning("Temporal takes no facts; agents keep them", error=why)
-        return False
 
     async def _complete_log(self, node: CallingNode, run_id: str) -> None:
         async with self.db.begin() as conn:

@@ -15,13 +15,13 @@ import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
 from sqlalchemy import select, update
 from temporalio.client import Client
-from temporalio.service import RPCError, RPCStatusCode
 
 from api import agent_commands, agent_logs, agent_reports
 from api.agent_commands import Polls
 from api.agent_logs import log_prefix
 from api.agent_nodes import ENDED, Fleet, gone, maximum_uptime_at, sha256
 from api.agent_reports import Facts, Reports, check_protocol
+from api.temporal import told
 from heliostat.errors import NotFound, Unauthenticated, Unavailable
 from heliostat.models.agents import GroupConfig, NodeConfigAnswer, RegisterRequest
 from heliostat.models.clusters import Cluster, NodeRole, NodeState
@@ -33,7 +33,7 @@ from workflows.cluster_state import resources_of
 
 log = structlog.get_logger(__name__)
 
-SIGNAL_TIMEOUT = timedelta(seconds=5)
+SIGNAL_S = 5.0
 
 
 @asynccontextmanager
@@ -153,14 +153,9 @@ async def _tell_workflow(temporal: Client, cluster_id: str, body: RegisterReques
         generation=body.generation,
         ip=body.ip,
     )
-    try:
-        async with asyncio.timeout(SIGNAL_TIMEOUT.total_seconds()):
-            handle = temporal.get_workflow_handle(cluster_id)
-            await handle.signal("node_registered", message, rpc_timeout=SIGNAL_TIMEOUT)
-    except (RPCError, TimeoutError) as e:
-        if isinstance(e, RPCError) and e.status == RPCStatusCode.NOT_FOUND:
-            raise gone(body.node_id) from e
-        raise Unavailable("Temporal does not answer.", remedy="Register again.", resource=body.node_id) from e
+    handle = temporal.get_workflow_handle(cluster_id)
+    if not await told(handle.signal("node_registered", message, rpc_timeout=timedelta(seconds=SIGNAL_S)), SIGNAL_S):
+        raise gone(body.node_id)
 
 
 async def _config(state: Any, row: Any, token: str) -> NodeConfigAnswer:
