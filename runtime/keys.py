@@ -47,6 +47,14 @@ class Keys:
         """Signs URLs of the local cloud's bucket."""
         return _derive(self._secret, "bucket")
 
+    def installation_id(self) -> str:
+        """Marks what this installation makes in a cloud; no secret, and not the same for two installations."""
+        return f"hs-{_derive(self._secret, 'installation').hex()[:16]}"
+
+    def digest(self, data: bytes) -> str:
+        """64 hex digits that tell nothing of ``data`` to whom has the records but not the secret."""
+        return hmac.new(_derive(self._secret, "digest"), data, hashlib.sha256).hexdigest()
+
     def seal(self, value: dict[str, Any]) -> bytes:
         return self._fernet.encrypt(json.dumps(value, ensure_ascii=False).encode())
 

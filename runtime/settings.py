@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     """Where the local cloud's bucket listens."""
     bucket_quota_bytes: int = 0
     """The local bucket takes no more than this, as if its disk were full; 0: the disk's own limit."""
+    metrics_host: str = "127.0.0.1"
+    """Where the worker's two metrics endpoints listen."""
     metrics_port: int = 0
     """The worker's Prometheus endpoint; 0: any free one (it is in stack.json)."""
     sdk_metrics_port: int = 0
@@ -86,3 +88,18 @@ class Settings(BaseSettings):
     @property
     def records_url(self) -> str:
         return self.database_url or f"sqlite+aiosqlite:///{self.home / 'records.db'}"
+
+    @property
+    def public_api_url(self) -> str:
+        """How users and nodes reach the API."""
+        return self.api_url or f"http://{self.api_host}:{self.api_port}"
+
+    @property
+    def public_bucket_url(self) -> str:
+        """How users and nodes reach the local cloud's bucket."""
+        return self.bucket_url or f"http://127.0.0.1:{self.bucket_port}"
+
+    @property
+    def bundles_dir(self) -> Path:
+        """Agents by hash, this release's and earlier ones; shared by API and worker."""
+        return self.home / "bundles"

@@ -1,0 +1,38 @@
+"""``python -m clouds.local list|end``: this installation's living machines on this host, one id a line; ``end``
+cuts their power and returns when they are gone. For when the control plane can't."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from clouds.base import MachineState
+from clouds.local.machines import LocalMachines
+from runtime.keys import load_or_create
+from runtime.settings import Settings
+
+END_S = 60.0
+
+
+def main(argv: list[str]) -> int:
+    if argv not in (["list"], ["end"]):
+        sys.stderr.write(f"{__doc__}\n")
+        return 1
+    settings = Settings()
+    machines = LocalMachines(settings.home, settings.local_isolation, sys.executable)
+    keys = load_or_create(settings.home, settings.secret_key)
+    ids = [machine.machine_id for machine in machines.list_owned(keys.installation_id())]
+    if argv == ["end"] and ids:
+        deadline = time.monotonic() + END_S
+        machines.terminate(ids)
+        while left := [m.machine_id for m in machines.describe(ids) if m.state is not MachineState.GONE]:
+            if time.monotonic() > deadline:
+                sys.stderr.write(f"still there after {END_S:.0f} s: {' '.join(left)}\n")
+                return 2
+            time.sleep(0.05)
+    sys.stdout.writelines(f"{machine_id}\n" for machine_id in ids)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
