@@ -17,8 +17,8 @@ from sqlalchemy import select
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
+from api.agent_messages import told
 from api.agent_nodes import ENDED, AnyNode, Fleet, HeadNode
-from api.temporal import told
 from clouds.base import Bucket
 from heliostat.errors import HeliostatError, InternalError, NotFound, Unavailable
 from heliostat.models.agents import Command, CommandKind, CommandList, CommandResult, HeadAddress

@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import case, update
 from temporalio.client import Client
 
+from api.agent_messages import told
 from api.agent_nodes import AnyNode, CallingNode, Fleet, gone
-from api.temporal import told
 from heliostat.errors import InvalidRequest, Unavailable
 from heliostat.models.agents import SUPPORTED_PROTOCOLS, Fact, FactKind, ReportAnswer, ReportRequest
 from heliostat.models.clusters import NodeRole

@@ -19,9 +19,9 @@ from temporalio.client import Client
 from api import agent_commands, agent_logs, agent_reports
 from api.agent_commands import Polls
 from api.agent_logs import log_prefix
+from api.agent_messages import told
 from api.agent_nodes import ENDED, Fleet, gone, maximum_uptime_at, sha256
 from api.agent_reports import Facts, Reports, check_protocol
-from api.temporal import told
 from heliostat.errors import NotFound, Unauthenticated, Unavailable
 from heliostat.models.agents import GroupConfig, NodeConfigAnswer, RegisterRequest
 from heliostat.models.clusters import Cluster, NodeRole, NodeState
