@@ -1,0 +1,98 @@
+# Set-up needs python3.11 with venv or pip, make, and the package registry; no root.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+# Named by what it was made from: another lock is another stamp, so a second run installs nothing.
+STAMP := .venv/.set-up-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
+UV = $(firstword $(wildcard .uv/bin/uv .uv/target/bin/uv))
+
+# Two processes for what is light; what starts real Ray needs the machine for itself.
+LIGHT := -m "not long and not ray" -n 2 --dist loadfile
+RAY := -m "ray and not long" -p no:xdist
+
+.PHONY: help setup lock up down status demo test test-long check format openapi backup restore bench
+
+help:
+	@echo "make setup      .venv from requirements.lock"
+	@echo "make demo       one real Ray job on this machine, from nothing to nothing"
+	@echo "make up         the control plane in the foreground (DETACH=1: returns when it is ready)"
+	@echo "make status     what runs      make down   ends clusters, then the rest"
+	@echo "make backup     [FILE=path]    make restore FILE=path"
+	@echo "make test       15 minutes at most        make test-long   soaks and sweeps"
+	@echo "make check      format, lint, types, import contracts      make format   mends what can be"
+	@echo "make openapi    api/openapi.json      make lock   requirements.lock      make bench   docs/benchmarks.md's numbers"
+
+setup: $(STAMP)
+
+.uv/ready-$(UV_VERSION):
+	@echo "── uv $(UV_VERSION) into .uv/"
+	@rm -rf .uv
+	@if $(PYTHON) -m venv .uv >/dev/null 2>&1; then \
+	  .uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+	  rm -rf .uv; $(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv/target uv==$(UV_VERSION); \
+	else \
+	  rm -rf .uv; echo "error: $(PYTHON) has neither venv nor pip. Install one (on Debian: python3-venv), or set PYTHON=…" >&2; exit 1; \
+	fi
+	@touch $@
+
+$(STAMP): | .uv/ready-$(UV_VERSION)
+	@echo "── Python environment into .venv/"
+	@uv=$$(ls .uv/bin/uv .uv/target/bin/uv 2>/dev/null | head -1); \
+	  [ -x $(BIN)/python ] || $$uv venv --quiet --python $(PYTHON) .venv; \
+	  echo "── $$(grep -cE '^[a-z0-9].*==' requirements.lock) packages by requirements.lock (the first time some GB; later from uv's cache)"; \
+	  $$uv pip sync --python $(BIN)/python requirements.lock; \
+	  echo "── heliostat itself, from this checkout"; \
+	  $$uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@rm -f .venv/.set-up-*
+	@touch $@
+
+lock: | .uv/ready-$(UV_VERSION)
+	$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+	  pyproject.toml --group server --group aws --group gcp --group local --group dev -o requirements.lock
+
+up: setup
+	@exec $(BIN)/python -m runtime.stack up
+
+down: setup
+	@$(BIN)/python -m runtime.stack down
+
+status: setup
+	@$(BIN)/python -m runtime.stack status
+
+demo: setup
+	@exec $(BIN)/python -m runtime.stack demo
+
+backup: setup
+	@$(BIN)/python -m runtime.stack backup $(FILE)
+
+restore: setup
+	@$(BIN)/python -m runtime.stack restore $(FILE)
+
+test: setup
+	$(BIN)/pytest $(LIGHT)
+	$(BIN)/pytest $(RAY)
+
+test-long: setup
+	$(BIN)/pytest -m long -p no:xdist --timeout 1800
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy worker.py
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+openapi: setup
+	$(BIN)/python -m api.openapi
+
+bench: setup
+	$(BIN)/python -m benchmarks
