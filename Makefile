@@ -8,7 +8,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 # Named by what it was made from: another lock is another stamp, so a second run installs nothing.
 STAMP := .venv/.set-up-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
-UV = $(firstword $(wildcard .uv/bin/uv .uv/target/bin/uv))
+UV := .uv/uv
 
 # Two processes for what is light; what starts real Ray needs the machine for itself.
 LIGHT := -m "not long and not ray" -n 2 --dist loadfile
@@ -33,8 +33,10 @@ setup: $(STAMP)
 	@rm -rf .uv
 	@if $(PYTHON) -m venv .uv >/dev/null 2>&1; then \
 	  .uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); \
+	  ln -s bin/uv $(UV); \
 	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
 	  rm -rf .uv; $(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv/target uv==$(UV_VERSION); \
+	  ln -s target/bin/uv $(UV); \
 	else \
 	  rm -rf .uv; echo "error: $(PYTHON) has neither venv nor pip. Install one (on Debian: python3-venv), or set PYTHON=…" >&2; exit 1; \
 	fi
@@ -42,12 +44,11 @@ setup: $(STAMP)
 
 $(STAMP): | .uv/ready-$(UV_VERSION)
 	@echo "── Python environment into .venv/"
-	@uv=$$(ls .uv/bin/uv .uv/target/bin/uv 2>/dev/null | head -1); \
-	  [ -x $(BIN)/python ] || $$uv venv --quiet --python $(PYTHON) .venv; \
-	  echo "── $$(grep -cE '^[a-z0-9].*==' requirements.lock) packages by requirements.lock (the first time some GB; later from uv's cache)"; \
-	  $$uv pip sync --python $(BIN)/python requirements.lock; \
-	  echo "── heliostat itself, from this checkout"; \
-	  $$uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@[ -x $(BIN)/python ] || $(UV) venv --quiet --python $(PYTHON) .venv
+	@echo "── $$(grep -cE '^[a-z0-9].*==' requirements.lock) packages by requirements.lock (the first time some GB; later from uv's cache)"
+	@$(UV) pip sync --python $(BIN)/python requirements.lock
+	@echo "── heliostat itself, from this checkout"
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@rm -f .venv/.set-up-*
 	@touch $@
 
