@@ -1,0 +1,141 @@
+"""HTTP to the API: outbound only, keep-alive, one connection a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import random
+import ssl
+import threading
+import time
+import urllib.parse
+from typing import Any
+
+
+class Away(Exception):
+    """The API did not answer, or answered 5xx or 429: the same call again, later."""
+
+
+class Refused(Exception):
+    """4xx: the same call again would be refused again."""
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        self.status = status
+        self.code = str(problem.get("code") or "")
+        text = " ".join(str(problem.get(k) or "") for k in ("detail", "remedy")).strip()
+        super().__init__(f"HTTP {status} {self.code}: {text}"[:500])
+
+
+class Gone(Exception):
+    """410: this node has been ended or replaced."""
+
+
+class Backoff:
+    """Waiting times that double up to a cap, each with jitter (half of it is random)."""
+
+    def __init__(self, base_s: float, cap_s: float) -> None:
+        self._base, self._cap = base_s, cap_s
+        self._failures = 0
+
+    def next(self) -> float:
+        delay = min(self._cap, self._base * 2.0 ** min(self._failures, 20))
+        self._failures += 1
+        return delay * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        self._failures = 0
+
+
+class Http:
+    """One keep-alive connection a thread to one origin. Every call that goes through it may be repeated, so a
+    connection that the other side has closed meanwhile is tried once more on a fresh one."""
+
+    def __init__(self, url: str, context: ssl.SSLContext | None = None) -> None:
+        parts = urllib.parse.urlsplit(url)
+        self._https = parts.scheme == "https"
+        if self._https and context is None:
+            context = ssl.create_default_context()
+        self._context = context
+        self._host, self._port = parts.hostname or "", parts.port
+        self.path = parts.path.rstrip("/")
+        self._local = threading.local()
+
+    def request(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
+    ) -> tuple[int, bytes]:
+        """Status and body. Raises OSError or http.client.HTTPException."""
+        for attempt in (0, 1):
+            connection, reused = self._connection(timeout_s)
+            try:
+                connection.request(method, path, body, headers)
+                response = connection.getresponse()
+                return response.status, response.read()
+            except (http.client.HTTPException, OSError) as error:
+                self.close()
+                if attempt == 0 and reused and not isinstance(error, TimeoutError):
+                    continue
+                raise
+        raise AssertionError  # both attempts return or raise
+
+    def _connection(self, timeout_s: float) -> tuple[http.client.HTTPConnection, bool]:
+        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+        if connection is not None and connection.sock is not None:
+            connection.sock.settimeout(timeout_s)
+            return connection, True
+        if self._https:
+            connection = http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._context)
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        self._local.connection = connection
+        return connection, False
+
+    def close(self) -> None:
+        """Of this thread."""
+        connection = getattr(self._local, "connection", None)
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.close()
+            self._local.connection = None
+
+
+class Channel:
+    """Calls below ``<api>/agent/v1`` with this node's token."""
+
+    def __init__(self, api_url: str) -> None:
+        self._http = Http(api_url)
+        self.token = ""
+        self.last_contact = time.monotonic()
+        """When the API last answered an authenticated call of ours as it should."""
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 10.0) -> Any:
+        """The answer's JSON (None for 204). Raises Away, Refused, Gone."""
+        headers = {"Accept": "application/json"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        try:
+            status, raw = self._http.request(method, f"{self._http.path}/agent/v1{path}", data, headers, timeout_s)
+        except (OSError, http.client.HTTPException) as error:
+            raise Away(f"{method} {path}: {error!r}") from None
+        if status >= 500 or status == 429:
+            raise Away(f"{method} {path}: HTTP {status}")
+        try:
+            answer = json.loads(raw) if raw else None
+        except ValueError:
+            raise Away(f"{method} {path}: HTTP {status} without JSON") from None  # a proxy's page, not our API
+        if status == 410:
+            raise Gone(str((answer or {}).get("detail") or "the control plane has ended this node"))
+        if status >= 400:
+            raise Refused(status, answer if isinstance(answer, dict) else {})
+        if status >= 300:
+            raise Away(f"{method} {path}: HTTP {status}; the API's address must not redirect")
+        if self.token:
+            self.last_contact = time.monotonic()
+        return answer
+
+    def close(self) -> None:
+        self._http.close()

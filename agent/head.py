@@ -1,0 +1,155 @@
+"""What only a head does: Ray's head and its autoscaler, its workers, runs, activity, commands."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.activity import Activity
+from agent.autoscaler import PROVIDER_MODULE, Scaling, autoscaling_config, write_config
+from agent.commands import Commands
+from agent.journal import Journal, write_private
+from agent.members import Members
+from agent.packages import Packages
+from agent.ray_api import RayApi, RayAway
+from agent.ray_node import RayFailed, RayNode
+from agent.runs import Refusal, Runs
+from agent.server import Server
+
+if TYPE_CHECKING:
+    from agent.node import Node
+
+
+class Head:
+    def __init__(self, node: Node, ray: RayNode) -> None:
+        boot, config = node.boot, node.config
+        self._node, self._ray, self._boot = node, ray, boot
+        self.groups: list[dict[str, Any]] = config.get("groups") or []
+        self.gcs_address = f"{boot.ip}:{boot.ports.gcs}"
+        scales = any(int(g.get("max_nodes") or 0) > 0 for g in self.groups)
+        self.scaling = Scaling(boot, node.facts, self.groups, config.get("desired") or {}) if scales else None
+        self.packages = Packages(boot)
+        self.api = RayApi(f"{boot.ip}:{boot.ports.dashboard}", config["ray_token"])
+        self.runs = Runs(
+            self.api, node.facts, node.logs, self.packages, Journal(boot.node_dir / "runs.journal"), boot.constants,
+            ray.logs_dir,
+        )  # fmt: skip
+        self.activity = Activity(self.api, node.facts, boot.constants, self.runs.busy)
+        self.members = Members(self.api, node.facts, self.scaling, boot.constants)
+        self.commands = Commands(
+            node.channel, Journal(boot.node_dir / "commands.journal"),
+            {"submit_run": self.runs.submit, "stop_run": lambda args: self.runs.stop(str(args["run_id"])),
+             "fence": self._fence, "unfence": self._unfence, "set_bounds": self._set_bounds},
+            boot.constants, node.gone,
+        )  # fmt: skip
+        self._poke_activity = threading.Event()
+        self.runs.began = self._poke_activity.set
+        self._config_file = boot.node_dir / "autoscaling.yaml"
+        self._provider_dir = boot.node_dir / "provider"
+
+    def start(self) -> None:
+        """Returns when Ray is up. Raises RayFailed or End."""
+        token = secrets.token_hex(32)
+        write_private(self._boot.node_dir / "provider-token", token)
+        self.server = Server(self._boot.ip, self._boot.ports.agent, token, self.packages, self.scaling)
+        check: subprocess.Popen[bytes] | None = None
+        if self.scaling:
+            self._provider_dir.mkdir(exist_ok=True)
+            source = Path(__file__).with_name("node_provider.py")
+            shutil.copyfile(source, self._provider_dir / f"{PROVIDER_MODULE}.py")
+            write_config(self._config_file, self._autoscaling(self.groups))
+            check = self._validator(self._config_file)
+        self._ray.start(self._node.log_file, autoscaling_config=self._config_file if self.scaling else None)
+        version = self._ready()
+        if check is not None:
+            # It runs beside Ray's own start and takes less time; a head with a bad config never counts as ready.
+            self._judge(check)
+        self._node.ray_up = True
+        self._node.facts.add("ray_ready", gcs_address=self.gcs_address, ray_version=version)
+        for name, target, args in (
+            ("members", self.members.run, (self._node.stop,)),
+            ("activity", self.activity.run, (self._node.stop, self._poke_activity)),
+            ("runs", self.runs.watch, (self._node.stop,)),
+            ("commands", self.commands.run, (self._node.stop,)),
+        ):
+            self._node.thread(name, target, *args)
+
+    def _ready(self) -> str:
+        """Polls until Ray's API answers."""
+        constants = self._boot.constants
+        deadline = time.monotonic() + constants.head_ready_timeout_s
+        address = f"{self._boot.ip}:{self._boot.ports.dashboard}"
+        while True:
+            try:
+                return self.api.version()
+            except RayAway as error:
+                why = str(error)
+            ended = self._ray.ended()
+            if ended:
+                raise RayFailed(self._node.why(ended))
+            if time.monotonic() > deadline:
+                raise RayFailed(
+                    f"Ray's API at {address} was not up within {constants.head_ready_timeout_s:.0f} s: {why}"
+                )
+            self._node.pause(constants.ready_poll_s)
+
+    def _autoscaling(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
+        return autoscaling_config(self._boot, self._node.config["cluster_name"], groups, self.server.address)
+
+    def _validator(self, config: Path) -> subprocess.Popen[bytes]:
+        env = {k: os.environ[k] for k in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if k in os.environ}
+        env |= {"PYTHONPATH": str(Path(__file__).parent.parent), "RAY_AUTH_MODE": "disabled"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "agent.validate_config", str(config), str(self._provider_dir)],
+            env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def _judge(self, check: subprocess.Popen[bytes]) -> None:
+        """Raises RayFailed with Ray's reason when the config is bad."""
+        try:
+            _, errors = check.communicate(timeout=self._boot.constants.validate_timeout_s)
+        except subprocess.TimeoutExpired:
+            check.kill()
+            check.communicate()
+            raise RayFailed("the autoscaling config could not be checked: Ray's reader took too long") from None
+        if check.returncode != 0:
+            reason = (errors.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+            raise RayFailed(f"the worker groups give an autoscaling config that Ray refuses: {reason[:500]}")
+
+    # -- commands -----------------------------------------------------------------------------------------------
+
+    def _fence(self, _args: dict[str, Any]) -> dict[str, Any]:
+        self.runs.fence(True)
+        state, reason = self.activity.look()
+        return {"activity": state, "reason": reason}
+
+    def _unfence(self, _args: dict[str, Any]) -> dict[str, Any]:
+        self.runs.fence(False)
+        return {}
+
+    def _set_bounds(self, args: dict[str, Any]) -> dict[str, Any]:
+        """The autoscaler reads its config again each second; a bad one never gets there."""
+        groups = list(args["groups"])
+        if self.scaling is None:
+            raise Refusal("this cluster was made without worker groups: it has no autoscaler; make a new cluster")
+        trial = self._config_file.with_name("autoscaling-trial.yaml")
+        write_config(trial, self._autoscaling(groups))
+        try:
+            self._judge(self._validator(trial))
+        except RayFailed as error:
+            raise Refusal(str(error)) from None
+        self.scaling.set_groups(groups)
+        self.groups = groups
+        trial.rename(self._config_file)
+        return {}
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"gcs_address": self.gcs_address, "workers_alive": self.members.workers_alive,
+                "resources": self.members.resources, **self.activity.snapshot()}  # fmt: skip

@@ -1,0 +1,266 @@
+"""A node's life: register, start Ray, serve until somebody or something ends it, end everything."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import secrets
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from agent.boot import Boot
+from agent.channel import Away, Backoff, Channel, Gone, Refused
+from agent.constants import PROTOCOL
+from agent.deadman import DeadMan
+from agent.facts import Facts
+from agent.head import Head
+from agent.journal import Journal
+from agent.logs import LogShipper
+from agent.ray_node import DRAINED, RayFailed, RayNode, accepts
+from agent.reporter import Reporter
+
+log = logging.getLogger("agent.node")
+FINAL = (400, 401, 403, 409, 422)
+"""Answers to ``register`` that no repetition changes."""
+
+
+class End(Exception):
+    """This node's life is over. ``kind``: the fact that tells it ("" for none); ``grace``: Ray may end in order."""
+
+    def __init__(self, reason: str, kind: str = "", grace: bool = True) -> None:
+        self.reason, self.kind, self.grace = reason, kind, grace
+        super().__init__(reason)
+
+
+class Node:
+    def __init__(self, boot: Boot) -> None:
+        self.boot = boot
+        self.boot_id = secrets.token_hex(16)
+        self.channel = Channel(boot.api_url)
+        self.stop = threading.Event()
+        """Ends all threads."""
+        self.end: End | None = None
+        self._wake = threading.Event()
+        self.facts = Facts(Journal(boot.node_dir / "facts.journal"), self.boot_id, boot.constants.facts_max)
+        self.logs = LogShipper(self.channel, boot.constants)
+        self.log_file = boot.node_dir / "agent.log"
+        self.config: dict[str, Any] = {}
+        self.ray_up = False
+        self.head: Head | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Returns the exit code: 0 when it was told to end, 1 when it failed."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.finish(End("told to end by a signal")))
+        ray: RayNode | None = None
+        try:
+            self.config = self._register()
+            ray = RayNode(self.boot, self.config)
+            self.deadman = DeadMan(float(self.config["deadman_s"]))
+            self.deadman.maximum_uptime_at = self.config.get("maximum_uptime_at")
+            if self.is_head:
+                self.head = Head(self, ray)
+            self.reporter = Reporter(
+                self.channel, self.facts, self.boot.constants, self.boot_id,
+                float(self.config.get("report_interval_s") or 2.0), self._snapshot, self._answer,
+                self._again, self.gone,
+            )  # fmt: skip
+            self.logs.add("node/agent.log", self.log_file)
+            self.logs.watch_session(lambda: ray.logs_dir)
+            self.thread("report", self.reporter.run, self.stop)
+            self.thread("logs", self.logs.run, self.stop)
+            if self.head:
+                self.head.start()
+            else:
+                ray.start(self.log_file, head_address=self._head_address())
+            self._live(ray)
+        except End as end:
+            self.finish(end)
+        except RayFailed as error:
+            self.finish(End(str(error), "node_failed"))
+        except Exception as error:
+            log.exception("the agent failed")
+            self.finish(End(f"the agent failed: {type(error).__name__}; see node/agent.log", "node_failed"))
+        return self._close(ray)
+
+    @property
+    def is_head(self) -> bool:
+        return self.config.get("role") == "head"
+
+    def finish(self, end: End) -> None:
+        """The first reason counts. Callable from any thread and from a signal handler."""
+        if self.end is None:
+            self.end = end
+        self._wake.set()
+
+    def gone(self, error: Exception) -> None:
+        """The channel says 410, or something that no repetition heals."""
+        if isinstance(error, Gone):
+            self.finish(End(f"the control plane has ended this node: {error}", grace=False))
+        else:
+            log.error("unexpected", exc_info=error)
+            self.finish(End(f"the agent failed: {type(error).__name__}; see node/agent.log", "node_failed"))
+
+    def thread(self, name: str, target: Callable[..., None], *args: Any) -> None:
+        def guarded() -> None:
+            try:
+                target(*args)
+            except Exception as error:  # noqa: BLE001 - a thread that dies unseen is a node that lies
+                self.gone(error)
+
+        threading.Thread(target=guarded, name=name, daemon=True).start()
+
+    def pause(self, seconds: float) -> None:
+        """Raises End if this node's life is over."""
+        self._wake.wait(seconds)
+        if self.end is not None:
+            raise self.end
+
+    def _live(self, ray: RayNode) -> None:
+        """The main thread until the end: Ray's leader and the dead-man switch."""
+        drained_at = 0.0
+        while True:
+            self.pause(0.25)
+            ended = ray.ended()
+            if ended == DRAINED and not self.is_head:
+                # Ray's autoscaler let this worker go: the control plane ends it. Or its head is gone.
+                drained_at = drained_at or time.monotonic()
+                self.ray_up = False
+                if time.monotonic() - drained_at >= self.boot.constants.idle_drain_grace_s:
+                    raise End(ended, "stopping")
+            elif ended:
+                raise End(self.why(ended), "node_failed")
+            elif not self.is_head:
+                self.ray_up = ray.up
+            activity = self.head.activity.state if self.head else ("busy" if self.ray_up else "idle")
+            over = self.deadman.check(self.channel.last_contact, activity)
+            if over:
+                raise End(over, "stopping")
+
+    def why(self, ended: str) -> str:
+        """Ray's own words beside the exit code, as far as it printed any."""
+        try:
+            tail = self.log_file.read_bytes()[-6000:].decode(errors="replace").splitlines()
+        except OSError:
+            return ended
+        said = [line.strip() for line in tail if "Error" in line or "exited unexpectedly" in line]
+        return f"{ended}: {said[-1][:400]}" if said else ended
+
+    def _close(self, ray: RayNode | None) -> int:
+        end = self.end or End("ended")
+        log.info("ending: %s", end.reason)
+        if end.kind:
+            self.facts.add(end.kind, reason=end.reason)
+            self._last_report()
+        if ray is not None:
+            ray.stop(self.boot.constants.ray_stop_s if end.grace else 0)
+        self.stop.set()
+        if self.channel.token and end.grace:
+            self.logs.flush(self.boot.constants.final_flush_s)
+        failed = end.kind == "node_failed"
+        self._stop_machine()
+        return 1 if failed else 0
+
+    def _last_report(self) -> None:
+        try:
+            if self.channel.token:
+                self.reporter.report(timeout_s=3.0)
+        except (Away, Refused, Gone, AttributeError) as error:
+            log.warning("the last report was not heard: %s", error)
+
+    def _stop_machine(self) -> None:
+        """The one place that ends a machine. Without a command the end of this process is the machine's: init
+        kills everything below it."""
+        if self.boot.stop_command:
+            log.info("stopping the machine: %s", " ".join(self.boot.stop_command))
+            subprocess.run(self.boot.stop_command, check=False, stdin=subprocess.DEVNULL)
+
+    # -- control plane ------------------------------------------------------------------------------------------
+
+    def _register(self) -> dict[str, Any]:
+        boot = self.boot
+        body = {
+            "protocol": PROTOCOL, "node_id": boot.node_id, "generation": boot.generation,
+            "bootstrap_token": boot.bootstrap_token, "ip": boot.ip, "hostname": socket.gethostname(),
+            "boot_id": self.boot_id, "ray_version": _ray_version(), "python_version": platform.python_version(),
+        }  # fmt: skip
+        backoff = Backoff(boot.constants.backoff_base_s, boot.constants.backoff_cap_s)
+        deadline = time.monotonic() + boot.constants.register_timeout_s
+        while True:
+            try:
+                config: dict[str, Any] = self.channel.call("POST", "/register", body)
+            except Gone as error:
+                raise End(f"the control plane has ended this node: {error}", grace=False) from None
+            except (Away, Refused) as error:
+                if isinstance(error, Refused) and error.status in FINAL:
+                    raise End(f"registration refused: {error}", grace=False) from None
+                if time.monotonic() > deadline:
+                    raise End(f"nobody answered for {boot.constants.register_timeout_s:.0f} s: {error}") from None
+                wait = backoff.next()
+                log.warning("not registered yet, again in %.1f s: %s", wait, error)
+                self.pause(wait)
+            else:
+                self.channel.token = config["node_token"]
+                self.channel.last_contact = time.monotonic()
+                log.info("registered as %s %s of %s (%s)", config["role"], boot.node_id, config["cluster_id"], boot.ip)
+                return config
+
+    def _again(self) -> None:
+        """Our token is not accepted any more (the records were restored, say): this process may ask for another."""
+        token, self.channel.token = self.channel.token, ""
+        try:
+            self._register()
+        except End as end:
+            self.channel.token = token
+            log.warning("%s", end.reason)  # the dead-man switch ends this node if it stays so
+
+    def _head_address(self) -> str:
+        """Waits for the head's address and for its GCS to listen there; both machines boot meanwhile."""
+        backoff = Backoff(self.boot.constants.backoff_base_s, self.boot.constants.backoff_cap_s)
+        deadline = time.monotonic() + self.boot.constants.head_ready_timeout_s
+        address = ""
+        while True:
+            try:
+                address = str(self.channel.call("GET", "/head?wait=20", timeout_s=35)["gcs_address"])
+            except Gone as error:
+                raise End(f"the control plane has ended this node: {error}", grace=False) from None
+            except Away:
+                self.pause(backoff.next())
+            except Refused as error:
+                if error.status != 404:
+                    self.pause(backoff.next())
+            asked = time.monotonic()
+            while address and time.monotonic() - asked < 20:  # then ask again: the head may have been replaced
+                if accepts(address):
+                    return address
+                self.pause(self.boot.constants.ready_poll_s)
+            if time.monotonic() > deadline:
+                where = f"its GCS at {address} does not listen" if address else "it has not told its address"
+                raise End(f"the cluster's head is not up: {where}", "node_failed")
+            self.pause(0)
+
+    def _snapshot(self) -> dict[str, Any]:
+        said: dict[str, Any] = {"ray_up": self.ray_up, "log_bytes_pending": self.logs.pending()}
+        return said | self.head.snapshot() if self.head else said
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        self.logs.following(bool(answer.get("follow")))  # protocol 0 has none
+        if "maximum_uptime_at" in answer:
+            self.deadman.maximum_uptime_at = answer["maximum_uptime_at"]
+        if self.head and self.head.scaling and answer.get("nodes") is not None:
+            self.head.scaling.update(answer["nodes"], answer.get("desired"))
+
+
+def _ray_version() -> str:
+    try:
+        return importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,108 @@
+"""Code of runs: fetched once by the head, checked, and served to all nodes of the cluster.
+
+The URL that Ray sees is stable, ``http://<head>:<port>/packages/<sha256>.zip``, because Ray caches by URL; a
+presigned one changes with every run and expires while a worker joins. Ray (2.60) unpacks a zip with one
+top-level directory without that directory: our client's zips lie under ``pkg/``, so a ``working_dir`` becomes
+what was below it, and a ``py_module`` ``pkg/<module>/…`` becomes a directory on PYTHONPATH that holds ``<module>``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import re
+import shutil
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from agent.boot import Boot
+
+log = logging.getLogger("agent.packages")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+BLOCK = 2**20
+
+
+class PackageFailed(Exception):
+    """A package can't be had. ``retryable``: the bucket is away or the disk full, later it may go."""
+
+    def __init__(self, message: str, retryable: bool) -> None:
+        self.retryable = retryable
+        super().__init__(message)
+
+
+class Packages:
+    def __init__(self, boot: Boot) -> None:
+        self._boot = boot
+        self._folder = boot.node_dir / "packages"
+        self._folder.mkdir(exist_ok=True)
+        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.Lock()
+        self.downloading = 0
+        """How many packages are being fetched now."""
+
+    def uri(self, source: dict[str, Any]) -> str:
+        """What Ray is to be given for ``{url, sha256}`` or ``{remote}``. Raises PackageFailed."""
+        if source.get("remote"):
+            return str(source["remote"])
+        sha256 = str(source.get("sha256") or "")
+        if not SHA256.fullmatch(sha256) or not source.get("url"):
+            raise PackageFailed("a package needs url and sha256, or remote", retryable=False)
+        with self._guard:
+            lock = self._locks.setdefault(sha256, threading.Lock())
+        with lock:
+            if not self.path(sha256).exists():
+                with self._guard:
+                    self.downloading += 1
+                try:
+                    self._fetch(str(source["url"]), sha256)
+                finally:
+                    with self._guard:
+                        self.downloading -= 1
+        return f"http://{self._boot.ip}:{self._boot.ports.agent}/packages/{sha256}.zip"
+
+    def path(self, sha256: str) -> Path:
+        return self._folder / f"{sha256}.zip"
+
+    def _fetch(self, url: str, sha256: str) -> None:
+        """Streams to the disk. The URL is presigned, so it appears in no message."""
+        part = self.path(sha256).with_suffix(".part")
+        where = urllib.parse.urlsplit(url).netloc
+        digest, size = hashlib.sha256(), 0
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise PackageFailed(f"package {sha256[:12]} has a URL that is neither http nor https", retryable=False)
+        try:
+            with urllib.request.urlopen(url, timeout=self._boot.constants.package_timeout_s) as source:  # noqa: S310
+                announced = int(source.headers.get("Content-Length") or 0)
+                self._room(max(announced, 1), sha256)
+                with part.open("wb") as target:
+                    while block := source.read(BLOCK):
+                        size += len(block)
+                        if size > self._boot.constants.package_max_bytes:
+                            raise PackageFailed(f"package {sha256[:12]} is larger than the node allows", False)
+                        digest.update(block)
+                        target.write(block)
+            if announced and size != announced:
+                raise PackageFailed(f"package {sha256[:12]} from {where} broke off after {size} bytes", True)
+        except urllib.error.HTTPError as error:
+            # 403: the URL has expired; with the same command given again comes a fresh one
+            raise PackageFailed(f"package {sha256[:12]}: {where} answered HTTP {error.code}", True) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise PackageFailed(f"package {sha256[:12]} can't be fetched from {where}: {reason}", True) from None
+        else:
+            if digest.hexdigest() != sha256:
+                raise PackageFailed(f"package from {where} has another content than {sha256[:12]}", retryable=False)
+            part.rename(self.path(sha256))
+            log.info("package %s: %d bytes from %s", sha256[:12], size, where)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _room(self, size: int, sha256: str) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if free < size:
+            raise PackageFailed(f"disk full: package {sha256[:12]} has {size} bytes, {free} are free on the head", True)

@@ -1,0 +1,113 @@
+"""Ray's own HTTP API on this head (dashboard, Jobs, State, Serve). Nothing else speaks to Ray."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Any
+
+from agent.channel import Http
+
+ALIVE_ACTORS = "/api/v0/actors?limit=1000&filter_keys=state&filter_predicates=!%3D&filter_values=DEAD"
+
+
+class RayAway(Exception):
+    """Ray's dashboard did not answer, or not with what was asked."""
+
+
+class RayRefused(Exception):
+    """Ray answered that it can't do this."""
+
+    def __init__(self, status: int, text: str) -> None:
+        self.status = status
+        super().__init__(text)
+
+
+class RayApi:
+    def __init__(self, address: str, token: str) -> None:
+        self._http = Http(f"http://{address}")
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+    def _call(self, method: str, path: str, body: Any = None, timeout_s: float = 10.0) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            status, raw = self._http.request(method, path, data, self._headers, timeout_s)
+        except (OSError, http.client.HTTPException) as error:
+            raise RayAway(f"{method} {path.split('?')[0]}: {error!r}") from None
+        if status != 200:
+            raise RayRefused(status, raw.decode(errors="replace"))
+        try:
+            return json.loads(raw) if raw else None
+        except ValueError:
+            raise RayAway(f"{method} {path.split('?')[0]}: not JSON") from None
+
+    def version(self) -> str:
+        """Ray's version; raises RayAway while it starts."""
+        try:
+            return str(self._call("GET", "/api/version", timeout_s=5)["ray_version"])
+        except RayRefused as error:
+            raise RayAway(f"/api/version: HTTP {error.status}") from None
+
+    # -- jobs ---------------------------------------------------------------------------------------------------
+
+    def submit(self, spec: dict[str, Any]) -> None:
+        """Ray's own endpoint is not idempotent: it answers 500 for an id that it has already. That is success."""
+        try:
+            self._call("POST", "/api/jobs/", spec, timeout_s=60)
+        except RayRefused as error:
+            if "already exists" not in str(error):
+                raise
+
+    def job(self, submission_id: str) -> dict[str, Any] | None:
+        """Ray's record of the job; None: it does not know it."""
+        try:
+            record = self._call("GET", f"/api/jobs/{submission_id}")
+        except RayRefused as error:
+            if error.status == 404:
+                return None
+            raise RayAway(f"/api/jobs/{submission_id}: HTTP {error.status}") from None
+        return record if isinstance(record, dict) else None
+
+    def stop(self, submission_id: str) -> None:
+        """Asks; the end is seen by ``job``. Already ended is success."""
+        try:
+            self._call("POST", f"/api/jobs/{submission_id}/stop", {})
+        except RayRefused as error:
+            if error.status != 404:
+                raise RayAway(f"/api/jobs/{submission_id}/stop: HTTP {error.status}") from None
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def _state(self, path: str) -> list[dict[str, Any]]:
+        try:
+            answer = self._call("GET", path, timeout_s=15)
+            return list(answer["data"]["result"]["result"])
+        except (RayRefused, KeyError, TypeError) as error:
+            raise RayAway(f"{path.split('?')[0]}: {str(error)[:200]}") from None
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """All nodes, dead ones included: ``node_id node_name is_head_node state state_message resources_total``."""
+        return self._state("/api/v0/nodes?detail=1&limit=10000")
+
+    def actors(self) -> list[dict[str, Any]]:
+        """All actors that are not dead: ``class_name name ray_namespace state job_id``."""
+        return self._state(ALIVE_ACTORS)
+
+    def driver_reason(self) -> str:
+        """Why Ray calls its drivers active; "" when none is."""
+        try:
+            driver = self._call("GET", "/api/component_activities")["driver"]
+        except (RayRefused, KeyError, TypeError) as error:
+            raise RayAway(f"/api/component_activities: {str(error)[:200]}") from None
+        if driver["is_active"] == "INACTIVE":
+            return ""
+        if driver["is_active"] == "ACTIVE":
+            return str(driver.get("reason") or "a driver is connected")
+        raise RayAway(f"/api/component_activities: {str(driver)[:200]}")
+
+    def serve_applications(self) -> list[str]:
+        try:
+            answer = self._call("GET", "/api/serve/applications/", timeout_s=15)
+            return sorted(answer["applications"])
+        except (RayRefused, KeyError, TypeError) as error:
+            raise RayAway(f"/api/serve/applications/: {str(error)[:200]}") from None
