@@ -252,7 +252,8 @@ schedules = Table(
     "schedules", metadata, _id(), _project(),
     Column("name", String(63), nullable=False),
     Column("config", JSON, nullable=False),
-    Column("input", JSON, nullable=False),  # runtime.messages.JobInput resolved and frozen at apply; each turn takes it with its own job_id
+    # runtime.messages.JobInput of a turn, all resolved when the schedule was applied; ids and times are the turn's.
+    Column("input", JSON, nullable=False),
     Column("env_ref", String(40)),
     Column("paused", Boolean, nullable=False, default=False),
     Column("created_by", String(63), nullable=False),

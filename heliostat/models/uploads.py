@@ -15,6 +15,8 @@ class UploadCreate(Model):
     size: int = Field(gt=0)
     """Bytes of the zip."""
     cloud: str | None = None
+    project: str | None = None
+    """Of the job that will use it: packages are kept per project."""
 
 
 class Upload(Result):
