@@ -85,7 +85,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy worker.py
+	$(BIN)/mypy installation.py serve.py worker.py
 	$(BIN)/lint-imports
 
 format: setup

@@ -94,7 +94,7 @@ def parts(layout: Layout) -> list[Part]:
     return [
         _part(layout, "temporal", temporal_argv(layout), _answers(f"{layout.ui_url}/api/v1/namespaces/default")),
         _part(layout, "bucket", [python, "-m", "clouds.local.bucket_server"], _answers(f"{bucket}/healthz")),
-        _part(layout, "api", [python, "-m", "api"], _answers(f"{layout.api_here}/readyz")),
+        _part(layout, "api", [python, "serve.py"], _answers(f"{layout.api_here}/readyz")),
         _part(layout, "worker", [python, "worker.py"], _answers(worker), stop_s=WORKER_STOP_S),
     ]
 

@@ -98,8 +98,3 @@ class Settings(BaseSettings):
     def public_bucket_url(self) -> str:
         """How users and nodes reach the local cloud's bucket."""
         return self.bucket_url or f"http://127.0.0.1:{self.bucket_port}"
-
-    @property
-    def bundles_dir(self) -> Path:
-        """Agents by hash, this release's and earlier ones; shared by API and worker."""
-        return self.home / "bundles"

@@ -166,7 +166,7 @@ def setup_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    for noisy in ("httpx", "httpcore", "sqlalchemy.engine", "aiosqlite", "botocore", "urllib3"):
+    for noisy in ("alembic", "httpx", "httpcore", "sqlalchemy.engine", "aiosqlite", "botocore", "urllib3"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 

@@ -1,0 +1,86 @@
+"""What both processes of the control plane are made of: records, keys, and the clouds by id. With ``serve.py``
+and ``worker.py`` the only files that name a concrete cloud."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from clouds.base import Bucket, Machines
+from clouds.bootstrap import Bundles
+from clouds.local.bucket import LocalBucket
+from clouds.local.machines import LocalMachines
+from heliostat.errors import Unavailable
+from heliostat.models.clouds import Provider
+from runtime import telemetry
+from runtime.home import Home, write_private
+from runtime.keys import Keys, load_or_create
+from runtime.settings import Settings
+from store.bootstrap import ensure_first
+from store.clouds import register_cloud
+from store.database import Database, latest_revision
+
+
+@dataclass(frozen=True)
+class Installation:
+    settings: Settings
+    keys: Keys
+    db: Database
+    bundles: Bundles
+    machines: dict[str, Machines]
+    buckets: dict[str, Bucket]
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Installation]:
+    """Opens the records and the clouds. The first start makes the first organization and its admin's token, in
+    ``<home>/admin.token``; several processes may start at once.
+
+    Raises:
+        Unavailable: the records do not answer, or are at another schema than this code's.
+    """
+    home = Home(settings.home)
+    home.create()
+    keys = load_or_create(settings.home, settings.secret_key)
+    db = Database(settings.records_url)
+    try:
+        await _require_current_schema(db)
+        provider = Provider.FAKE if os.environ.get("HELIOSTAT_FAKE_CLOUD") else Provider.LOCAL
+        machines = _machines(provider, settings)
+        capabilities = await asyncio.to_thread(machines.capabilities)
+        await ensure_first(db, lambda token: write_private(home.token_file, token + "\n"))
+        cloud_id = await register_cloud(db, provider.value, provider, capabilities)
+        assert cloud_id is not None  # there is an organization now
+        bucket = LocalBucket(settings.home / "bucket", settings.public_bucket_url, keys.bucket_key())
+        yield Installation(
+            settings=settings,
+            keys=keys,
+            db=db,
+            bundles=Bundles(settings.home / "bundles"),
+            machines={cloud_id: telemetry.traced(machines, provider.value, settings)},
+            buckets={cloud_id: bucket},
+        )
+    finally:
+        await db.dispose()
+
+
+def _machines(provider: Provider, settings: Settings) -> Machines:
+    """The machines of this host; with ``HELIOSTAT_FAKE_CLOUD`` set (tests, load), machines that are not real."""
+    if provider is Provider.FAKE:
+        from clouds.fake import FakeMachines
+
+        return FakeMachines()
+    return LocalMachines(settings.home, settings.local_isolation, sys.executable)
+
+
+async def _require_current_schema(db: Database) -> None:
+    there, ours = await db.schema_revision(), latest_revision()
+    if there != ours:
+        raise Unavailable(
+            f"The records are at schema {there or 'none'}; this code needs {ours}.",
+            remedy="Run `python -m store.migrate` (`make up` does), or start the code that they belong to.",
+        )
