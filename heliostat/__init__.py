@@ -1,0 +1,89 @@
+"""Heliostat: Ray clusters and jobs on your own machines. What is not listed here or in ``heliostat.models`` and
+``heliostat.errors`` may change without notice."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heliostat._logs import LogText
+    from heliostat.client import AsyncClient, Client
+    from heliostat.errors import HeliostatError
+    from heliostat.models.clusters import Cluster, ClusterCreate, ClusterState, Node, ScaleLimits
+    from heliostat.models.common import Event
+    from heliostat.models.compute_configs import (
+        ComputeConfig,
+        ComputeConfigCreate,
+        ComputeConfigVersion,
+        HeadNodeConfig,
+        PhysicalResources,
+        WorkerNodeGroupConfig,
+    )
+    from heliostat.models.jobs import Job, JobConfig, JobState, Run, RunCause, RunState
+    from heliostat.models.schedules import OverlapPolicy, Schedule, ScheduleConfig, ScheduleState
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Loaded at first use: the server and the command line import this package for a part.
+_HOME = {
+    "heliostat._logs": ["LogText"],
+    "heliostat.client": ["AsyncClient", "Client"],
+    "heliostat.errors": ["HeliostatError"],
+    "heliostat.models.clusters": ["Cluster", "ClusterCreate", "ClusterState", "Node", "ScaleLimits"],
+    "heliostat.models.common": ["Event"],
+    "heliostat.models.compute_configs": [
+        "ComputeConfig",
+        "ComputeConfigCreate",
+        "ComputeConfigVersion",
+        "HeadNodeConfig",
+        "PhysicalResources",
+        "WorkerNodeGroupConfig",
+    ],
+    "heliostat.models.jobs": ["Job", "JobConfig", "JobState", "Run", "RunCause", "RunState"],
+    "heliostat.models.schedules": ["OverlapPolicy", "Schedule", "ScheduleConfig", "ScheduleState"],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Cluster",
+    "ClusterCreate",
+    "ClusterState",
+    "ComputeConfig",
+    "ComputeConfigCreate",
+    "ComputeConfigVersion",
+    "Event",
+    "HeadNodeConfig",
+    "HeliostatError",
+    "Job",
+    "JobConfig",
+    "JobState",
+    "LogText",
+    "Node",
+    "OverlapPolicy",
+    "PhysicalResources",
+    "Run",
+    "RunCause",
+    "RunState",
+    "ScaleLimits",
+    "Schedule",
+    "ScheduleConfig",
+    "ScheduleState",
+    "WorkerNodeGroupConfig",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'heliostat' has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,14 +10,18 @@ and then it is said in the text, not skipped in silence.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import httpx
 
-from heliostat._flow import Emit, Flow, Stream
-from heliostat._transport import TRIES, Api
+from heliostat._flow import Emit, Flow, Sleep, Stream
+from heliostat._transport import PATIENT, TRIES, Api
 from heliostat.errors import Unavailable
 from heliostat.models.jobs import LogChunk, LogPage
+
+FOLLOW_S = 0.5
+"""Between two looks for more: agents ship once a second while somebody follows."""
 
 
 class LogText(str):
@@ -44,6 +48,23 @@ class _Stream:
 
     def text(self, data: bytes, *, final: bool = False) -> LogText:
         return LogText(self.decoder.decode(data, final), self.run_id, self.name)
+
+
+def follow_pages(api: Api, page_of: Callable[..., Flow[LogPage]], follow: bool, tail: int | None) -> Stream[LogText]:
+    """Reads what there is; with ``follow`` until a page says that it is complete. ``page_of(tries=…)`` lists."""
+    reader = LogReader(api)
+    tries: float = TRIES
+    began = True
+    while True:
+        page = yield from page_of(tries=tries)
+        if began and tail is not None:
+            yield from reader.skip_to_tail(page, tail)
+        began = False
+        yield from reader.read(page, tries=tries)
+        if page.complete or not follow:
+            return
+        tries = PATIENT
+        yield Sleep(FOLLOW_S)
 
 
 class LogReader:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from heliostat._flow import Flow, Group, M, Sleep, Stream, many, one
+from heliostat._logs import LogText, follow_pages
 from heliostat._transport import PATIENT, TRIES, Api, path_of
 from heliostat.calls import lists
 from heliostat.errors import ClusterFailed, WaitTimeout
 from heliostat.models.clusters import Cluster, ClusterCreate, ClusterState, ClusterTerminate, Node, ScaleLimits
 from heliostat.models.common import Event
+from heliostat.models.jobs import LogPage
 
 CLUSTERS = "clusters"
 
@@ -22,54 +25,85 @@ class Clusters(Group[M]):
         return (yield from self._api.call("POST", path_of(CLUSTERS), Cluster, body=body, key=idempotency_key))
 
     @one
-    def get(self, ref: str) -> Flow[Cluster]:
-        """By id or name."""
-        return (yield from _get(self._api, ref))
+    def get(self, ref: str, *, project: str | None = None) -> Flow[Cluster]:
+        """By id, or by name: then one that lives before one that has ended. ``project``, here and below: where to look
+        for the name; needed only when several of yours have it."""
+        return (yield from get(self._api, ref, project))
 
     @many
     def list(
         self,
         *,
-        state: ClusterState | str | None = None,
+        state: ClusterState | str | Sequence[ClusterState | str] | None = None,
         name: str | None = None,
         project: str | None = None,
+        cloud: str | None = None,
         tags: Mapping[str, str] | None = None,
         page_size: int = lists.PAGE_SIZE,
     ) -> Stream[Cluster]:
         """Newest first, fetched page by page as you go on."""
-        filters = {"state": state, "name": name, "project": project, "tag": lists.tag_filter(tags)}
+        filters = {"state": state, "name": name, "project": project, "cloud": cloud, "tag": lists.tag_filter(tags)}
         return lists.pages(self._api, path_of(CLUSTERS), Cluster, page_size=page_size, **filters)
 
     @one
-    def terminate(self, ref: str, *, reason: str = "") -> Flow[Cluster]:
+    def terminate(self, ref: str, *, reason: str = "", project: str | None = None) -> Flow[Cluster]:
         """Asks for its end, whatever it does; wait for TERMINATED to see it done."""
-        body = ClusterTerminate(reason=reason)
-        return (yield from self._api.call("POST", path_of(CLUSTERS, ref, "terminate"), Cluster, body=body))
+        path, params = path_of(CLUSTERS, ref, "terminate"), {"project": project}
+        return (yield from self._api.call("POST", path, Cluster, params=params, body=ClusterTerminate(reason=reason)))
 
     @one
-    def set_limits(self, ref: str, limits: ScaleLimits) -> Flow[Cluster]:
+    def set_limits(self, ref: str, limits: ScaleLimits, *, project: str | None = None) -> Flow[Cluster]:
         """New minimum and maximum of one worker group, for this cluster only."""
-        return (yield from self._api.call("PATCH", path_of(CLUSTERS, ref, "limits"), Cluster, body=limits))
+        path, params = path_of(CLUSTERS, ref, "limits"), {"project": project}
+        return (yield from self._api.call("PATCH", path, Cluster, params=params, body=limits))
 
     @many
-    def nodes(self, ref: str) -> Stream[Node]:
-        return lists.pages(self._api, path_of(CLUSTERS, ref, "nodes"), Node)
+    def nodes(self, ref: str, *, project: str | None = None) -> Stream[Node]:
+        """Every node that it ever asked for, oldest first."""
+        return lists.pages(self._api, path_of(CLUSTERS, ref, "nodes"), Node, project=project)
 
     @many
-    def events(self, ref: str) -> Stream[Event]:
+    def events(self, ref: str, *, project: str | None = None) -> Stream[Event]:
         """Its story, oldest first."""
-        return lists.events(self._api, CLUSTERS, ref)
+        return lists.events(self._api, CLUSTERS, ref, project)
+
+    @many
+    def logs(
+        self,
+        ref: str,
+        *,
+        node: str | None = None,
+        follow: bool = False,
+        tail: int | None = None,
+        project: str | None = None,
+    ) -> Stream[LogText]:
+        """What its nodes have written beside their jobs (agent, Ray); each piece's ``stream`` tells node and file.
+        ``node``: id of one of them. Readable after the cluster is gone."""
+        cluster = yield from get(self._api, ref, project)
+        pages = partial(_page, self._api, cluster.id, node, follow)
+        yield from follow_pages(self._api, pages, follow, tail)
 
     @one
     def wait(
-        self, ref: str, *, state: ClusterState | str = ClusterState.RUNNING, timeout: float | None = None
+        self,
+        ref: str,
+        *,
+        state: ClusterState | str = ClusterState.RUNNING,
+        timeout: float | None = None,
+        on_change: Callable[[Cluster], None] | None = None,
+        project: str | None = None,
     ) -> Flow[Cluster]:
-        """Waits until the cluster is in ``state``, without a limit but ``timeout`` (seconds).
+        """Waits until the cluster is in ``state``, without a limit but ``timeout`` (seconds). ``on_change`` is told
+        the cluster at first and at each change.
         Raises ClusterFailed as soon as the state can't be reached any more; WaitTimeout."""
         wanted = ClusterState(state)
         pace = lists.Pace(timeout)
-        cluster = yield from _get(self._api, ref)
+        cluster = yield from get(self._api, ref, project)
+        seen: Cluster | None = None
         while not reached(cluster, wanted):
+            if on_change and cluster != seen:
+                on_change(cluster)
+            seen = cluster
             if pace.expired:
                 raise WaitTimeout(
                     f"Cluster {cluster.name} ({cluster.id}) is {cluster.state} after {timeout:g} s, not {wanted}.",
@@ -77,12 +111,17 @@ class Clusters(Group[M]):
                     resource=cluster.id,
                 )
             yield Sleep(pace.next())
-            cluster = yield from _get(self._api, cluster.id, tries=TRIES if timeout is not None else PATIENT)
+            cluster = yield from get(self._api, cluster.id, tries=TRIES if timeout is not None else PATIENT)
         return cluster
 
 
-def _get(api: Api, ref: str, *, tries: float = TRIES) -> Flow[Cluster]:
-    return (yield from api.call("GET", path_of(CLUSTERS, ref), Cluster, tries=tries))
+def get(api: Api, ref: str, project: str | None = None, *, tries: float = TRIES) -> Flow[Cluster]:
+    return (yield from api.call("GET", path_of(CLUSTERS, ref), Cluster, params={"project": project}, tries=tries))
+
+
+def _page(api: Api, cluster_id: str, node: str | None, follow: bool, *, tries: float) -> Flow[LogPage]:
+    params = {"node": node, "follow": follow or None}
+    return (yield from api.call("GET", path_of(CLUSTERS, cluster_id, "logs"), LogPage, params=params, tries=tries))
 
 
 def reached(cluster: Cluster, wanted: ClusterState) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from heliostat._flow import Emit, Flow, Group, M, Sleep, Stream, many, one
-from heliostat._logs import LogReader, LogText
+from heliostat._logs import LogReader, LogText, follow_pages
 from heliostat._transport import PATIENT, TRIES, Api, path_of
 from heliostat.calls import lists
 from heliostat.calls.uploads import ship_code
@@ -28,50 +29,70 @@ class Jobs(Group[M]):
         return (yield from self._api.call("POST", path_of(JOBS), Job, body=ready, key=idempotency_key))
 
     @one
-    def get(self, ref: str) -> Flow[Job]:
-        """By id, or by name: then the newest of that name."""
-        return (yield from get(self._api, ref))
+    def get(self, ref: str, *, project: str | None = None) -> Flow[Job]:
+        """By id, or by name: then the newest of that name. ``project``, here and below: where to look for the name;
+        needed only when several of yours have it."""
+        return (yield from get(self._api, ref, project))
 
     @many
     def list(
         self,
         *,
-        state: JobState | str | None = None,
+        state: JobState | str | Sequence[JobState | str] | None = None,
         name: str | None = None,
         project: str | None = None,
         tags: Mapping[str, str] | None = None,
+        cluster: str | None = None,
+        schedule: str | None = None,
         page_size: int = lists.PAGE_SIZE,
     ) -> Stream[Job]:
-        """Newest first, fetched page by page as you go on."""
-        filters = {"state": state, "name": name, "project": project, "tag": lists.tag_filter(tags)}
+        """Newest first, fetched page by page as you go on. ``cluster``: on which the newest run is; ``schedule``: the
+        id of the one that started them."""
+        filters = {
+            "state": state,
+            "name": name,
+            "project": project,
+            "tag": lists.tag_filter(tags),
+            "cluster": cluster,
+            "schedule": schedule,
+        }
         return lists.pages(self._api, path_of(JOBS), Job, page_size=page_size, **filters)
 
     @one
-    def terminate(self, ref: str, *, reason: str = "") -> Flow[Job]:
+    def terminate(self, ref: str, *, reason: str = "", project: str | None = None) -> Flow[Job]:
         """Asks for its end at any moment, also while its cluster starts; wait for TERMINATED to see it done."""
-        return (
-            yield from self._api.call("POST", path_of(JOBS, ref, "terminate"), Job, body=JobTerminate(reason=reason))
-        )
+        path, params = path_of(JOBS, ref, "terminate"), {"project": project}
+        return (yield from self._api.call("POST", path, Job, params=params, body=JobTerminate(reason=reason)))
 
     @many
-    def events(self, ref: str) -> Stream[Event]:
+    def events(self, ref: str, *, project: str | None = None) -> Stream[Event]:
         """Its story, oldest first."""
-        return lists.events(self._api, JOBS, ref)
+        return lists.events(self._api, JOBS, ref, project)
 
     @one
     def wait(
-        self, ref: str, *, state: JobState | str | None = JobState.SUCCEEDED, timeout: float | None = None
+        self,
+        ref: str,
+        *,
+        state: JobState | str | None = JobState.SUCCEEDED,
+        timeout: float | None = None,
+        on_change: Callable[[Job], None] | None = None,
+        project: str | None = None,
     ) -> Flow[Job]:
         """Waits until the job is in ``state``; None: until it is settled, however. There is no limit but ``timeout``
-        (seconds), and outages of the API are ridden out.
+        (seconds), and outages of the API are ridden out. ``on_change`` is told the job at first and at each change.
 
         Raises WorkloadFailed, or InfrastructureError when that is why, as soon as the state can't be reached any more;
         WaitTimeout.
         """
         wanted = JobState(state) if state is not None else None
         pace = lists.Pace(timeout)
-        job = yield from get(self._api, ref)
+        job = yield from get(self._api, ref, project)
+        seen: Job | None = None
         while not reached(job, wanted):
+            if on_change and job != seen:
+                on_change(job)
+            seen = job
             if pace.expired:
                 raise WaitTimeout(
                     f"Job {job.name} ({job.id}) is {job.state} after {timeout:g} s, not {wanted or 'settled'}.",
@@ -84,7 +105,13 @@ class Jobs(Group[M]):
 
     @many
     def logs(
-        self, ref: str, *, follow: bool = False, run: int | str | None = None, tail: int | None = None
+        self,
+        ref: str,
+        *,
+        follow: bool = False,
+        run: int | str | None = None,
+        tail: int | None = None,
+        project: str | None = None,
     ) -> Stream[LogText]:
         """What the job has printed, as pieces of text, also after its cluster is gone.
 
@@ -94,16 +121,16 @@ class Jobs(Group[M]):
             run: one attempt only, by number or id.
             tail: begin with the last so many lines.
         """
-        return _logs(self._api, ref, follow, run, tail)
+        return _logs(self._api, ref, project, follow, run, tail)
 
     @many
-    def watch(self, ref: str) -> Stream[Job | LogText]:
+    def watch(self, ref: str, *, project: str | None = None) -> Stream[Job | LogText]:
         """The job itself at each change, its log between, until it is settled and the log complete."""
-        return _watch(self._api, ref)
+        return _watch(self._api, ref, project)
 
 
-def get(api: Api, ref: str, *, tries: float = TRIES) -> Flow[Job]:
-    return (yield from api.call("GET", path_of(JOBS, ref), Job, tries=tries))
+def get(api: Api, ref: str, project: str | None = None, *, tries: float = TRIES) -> Flow[Job]:
+    return (yield from api.call("GET", path_of(JOBS, ref), Job, params={"project": project}, tries=tries))
 
 
 def reached(job: Job, wanted: JobState | None) -> bool:
@@ -151,26 +178,16 @@ def _page(api: Api, ref: str, *, follow: bool, run: int | str | None, tries: flo
     return (yield from api.call("GET", path_of(JOBS, ref, "logs"), LogPage, params=params, tries=tries))
 
 
-def _logs(api: Api, ref: str, follow: bool, run: int | str | None, tail: int | None) -> Stream[LogText]:
-    job = yield from get(api, ref)  # a name means the newest: follow this one even if a newer one comes
-    reader = LogReader(api)
-    tries: float = TRIES
-    pace = lists.Pace()
-    first = True
-    while True:
-        page = yield from _page(api, job.id, follow=follow, run=run, tries=tries)
-        if first and tail is not None:
-            yield from reader.skip_to_tail(page, tail)
-        first = False
-        yield from reader.read(page, tries=tries)
-        if page.complete or not follow:
-            return
-        tries = PATIENT
-        yield Sleep(max(0.5, pace.next()))
+def _logs(
+    api: Api, ref: str, project: str | None, follow: bool, run: int | str | None, tail: int | None
+) -> Stream[LogText]:
+    job = yield from get(api, ref, project)  # a name means the newest: stay with this one even if a newer one comes
+    pages = partial(_page, api, job.id, follow=follow, run=run)
+    return (yield from follow_pages(api, pages, follow, tail))
 
 
-def _watch(api: Api, ref: str) -> Stream[Job | LogText]:
-    job = yield from get(api, ref)
+def _watch(api: Api, ref: str, project: str | None) -> Stream[Job | LogText]:
+    job = yield from get(api, ref, project)
     yield Emit(job)
     reader = LogReader(api)
     pace = lists.Pace()

@@ -35,8 +35,8 @@ def tag_filter(tags: Mapping[str, str] | None) -> list[str] | None:
     return [f"{k}={v}" for k, v in tags.items()] if tags else None
 
 
-def events(api: Api, noun: str, ref: str) -> Stream[Event]:
-    return pages(api, path_of(noun, ref, "events"), Event, page_size=200)
+def events(api: Api, noun: str, ref: str, project: str | None) -> Stream[Event]:
+    return pages(api, path_of(noun, ref, "events"), Event, page_size=200, project=project)
 
 
 class Pace:

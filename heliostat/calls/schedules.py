@@ -26,8 +26,8 @@ class Schedules(Group[M]):
         return (yield from self._api.call("PUT", path_of(SCHEDULES, name), Schedule, body=ready))
 
     @one
-    def get(self, ref: str) -> Flow[Schedule]:
-        return (yield from self._api.call("GET", path_of(SCHEDULES, ref), Schedule))
+    def get(self, ref: str, *, project: str | None = None) -> Flow[Schedule]:
+        return (yield from self._api.call("GET", path_of(SCHEDULES, ref), Schedule, params={"project": project}))
 
     @many
     def list(
@@ -36,19 +36,23 @@ class Schedules(Group[M]):
         return lists.pages(self._api, path_of(SCHEDULES), Schedule, page_size=page_size, name=name, project=project)
 
     @one
-    def pause(self, ref: str) -> Flow[Schedule]:
-        return (yield from self._api.call("POST", path_of(SCHEDULES, ref, "pause"), Schedule))
+    def pause(self, ref: str, *, project: str | None = None) -> Flow[Schedule]:
+        path, params = path_of(SCHEDULES, ref, "pause"), {"project": project}
+        return (yield from self._api.call("POST", path, Schedule, params=params))
 
     @one
-    def resume(self, ref: str) -> Flow[Schedule]:
-        return (yield from self._api.call("POST", path_of(SCHEDULES, ref, "resume"), Schedule))
+    def resume(self, ref: str, *, project: str | None = None) -> Flow[Schedule]:
+        path, params = path_of(SCHEDULES, ref, "resume"), {"project": project}
+        return (yield from self._api.call("POST", path, Schedule, params=params))
 
     @one
-    def run(self, ref: str, *, idempotency_key: str | None = None) -> Flow[Job]:
+    def run(self, ref: str, *, project: str | None = None, idempotency_key: str | None = None) -> Flow[Job]:
         """Starts one job of it now, beside its timetable."""
-        return (yield from self._api.call("POST", path_of(SCHEDULES, ref, "run"), Job, key=idempotency_key))
+        path, params = path_of(SCHEDULES, ref, "run"), {"project": project}
+        return (yield from self._api.call("POST", path, Job, params=params, key=idempotency_key))
 
     @one
-    def delete(self, ref: str) -> Flow[None]:
+    def delete(self, ref: str, *, project: str | None = None) -> Flow[None]:
         """Its jobs stay."""
-        return (yield from self._api.call("DELETE", path_of(SCHEDULES, ref), type(None)))
+        path, params = path_of(SCHEDULES, ref), {"project": project}
+        return (yield from self._api.call("DELETE", path, type(None), params=params))

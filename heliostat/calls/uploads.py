@@ -8,8 +8,8 @@ from pathlib import Path
 
 from heliostat._flow import Blocking, Flow, Group, M, Send, one
 from heliostat._transport import Api, path_of
+from heliostat.calls import clusters, compute_configs
 from heliostat.errors import InternalError, InvalidRequest, TooLarge, Unavailable
-from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.jobs import JobConfig
 from heliostat.models.uploads import Upload, UploadCreate
 from heliostat.packaging import Package, is_remote, pack_module, pack_working_dir
@@ -26,24 +26,28 @@ class Uploads(Group[M]):
 
     @one
     def working_dir(
-        self, directory: str | Path, *, excludes: Iterable[str] = (), cloud: str | None = None
+        self,
+        directory: str | Path,
+        *,
+        excludes: Iterable[str] = (),
+        cloud: str | None = None,
+        project: str | None = None,
     ) -> Flow[str]:
         """Packs a directory, uploads it unless the bucket has it; returns what ``JobConfig.working_dir`` then holds.
-        See ``heliostat.packaging`` for what is packed and what is refused."""
-        return (yield from _upload(self._api, lambda: pack_working_dir(directory, excludes), cloud))
+        ``cloud``, ``project``: of the job that will use it. See ``heliostat.packaging`` for what is packed."""
+        return (yield from _upload(self._api, lambda: pack_working_dir(directory, excludes), cloud, project))
 
     @one
-    def module(self, module: str | Path, *, excludes: Iterable[str] = (), cloud: str | None = None) -> Flow[str]:
+    def module(
+        self, module: str | Path, *, excludes: Iterable[str] = (), cloud: str | None = None, project: str | None = None
+    ) -> Flow[str]:
         """Likewise for one entry of ``JobConfig.py_modules``: a package's directory or a ``.py`` file."""
-        return (yield from _upload(self._api, lambda: pack_module(module, excludes), cloud))
+        return (yield from _upload(self._api, lambda: pack_module(module, excludes), cloud, project))
 
 
 def ship_code(api: Api, config: JobConfig) -> Flow[JobConfig]:
     """The config with its local directories uploaded and replaced; what is remote already stays as it is.
     Raises before anything is sent when one of them can't be packed."""
-    cloud = config.cloud
-    if cloud is None and isinstance(config.compute_config, ComputeConfig):
-        cloud = config.compute_config.cloud
     update: dict[str, object] = {}
     packages: list[Package] = []
     try:
@@ -59,34 +63,51 @@ def ship_code(api: Api, config: JobConfig) -> Flow[JobConfig]:
             package: Package = yield Blocking(partial(pack_module, module, config.excludes))
             packages.append(package)
             modules.append(package)
+        if not packages:
+            return config
+        cloud = yield from _cloud_of(api, config)
         if work is not None:
-            update["working_dir"] = yield from _ensure(api, work, cloud)
-        if packages and modules:
+            update["working_dir"] = yield from _ensure(api, work, cloud, config.project)
+        if modules:
             uris = []
             for packed in modules:
-                uris.append((yield from _ensure(api, packed, cloud)) if isinstance(packed, Package) else packed)
+                uris.append(
+                    (yield from _ensure(api, packed, cloud, config.project)) if isinstance(packed, Package) else packed
+                )
             update["py_modules"] = uris
     finally:
         for package in packages:
             package.discard()
-    return config.model_copy(update=update) if update else config
+    return config.model_copy(update=update)
+
+
+def _cloud_of(api: Api, config: JobConfig) -> Flow[str | None]:
+    """The cloud whose bucket the job's nodes can read: where it will run. None: the default one."""
+    if config.cloud is not None:
+        return config.cloud
+    if config.cluster is not None:
+        return (yield from clusters.get(api, config.cluster, config.project)).cloud
+    if isinstance(config.compute_config, str):
+        return (yield from compute_configs.get(api, config.compute_config, config.project)).config.cloud
+    return config.compute_config.cloud if config.compute_config else None
 
 
 def _create(api: Api, request: UploadCreate) -> Flow[Upload]:
     return (yield from api.call("POST", path_of("uploads"), Upload, body=request))
 
 
-def _upload(api: Api, pack: Callable[[], Package], cloud: str | None) -> Flow[str]:
+def _upload(api: Api, pack: Callable[[], Package], cloud: str | None, project: str | None) -> Flow[str]:
     package: Package = yield Blocking(pack)
     try:
-        return (yield from _ensure(api, package, cloud))
+        return (yield from _ensure(api, package, cloud, project))
     finally:
         package.discard()
 
 
-def _ensure(api: Api, package: Package, cloud: str | None) -> Flow[str]:
+def _ensure(api: Api, package: Package, cloud: str | None, project: str | None) -> Flow[str]:
     """The URI of this package in the bucket, put there if need be."""
-    fields = {"sha256": package.sha256, "size": package.size} | ({"cloud": cloud} if cloud else {})
+    where = {"cloud": cloud, "project": project}
+    fields = {"sha256": package.sha256, "size": package.size} | {k: v for k, v in where.items() if v is not None}
     status = 0
     for _ in range(ATTEMPTS):
         upload = yield from _create(api, UploadCreate.model_validate(fields))

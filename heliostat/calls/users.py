@@ -17,6 +17,15 @@ class Projects(Group[M]):
     def list(self) -> Stream[Project]:
         return lists.pages(self._api, path_of("projects"), Project)
 
+    @one
+    def add_member(self, project: str, user: str) -> Flow[None]:
+        """Name or id of both (admins)."""
+        return (yield from self._api.call("PUT", path_of("projects", project, "members", user), type(None)))
+
+    @one
+    def remove_member(self, project: str, user: str) -> Flow[None]:
+        return (yield from self._api.call("DELETE", path_of("projects", project, "members", user), type(None)))
+
 
 class Users(Group[M]):
     @one
@@ -35,8 +44,9 @@ class Tokens(Group[M]):
         return (yield from self._api.call("POST", path_of("tokens"), Token, body=request, key=idempotency_key))
 
     @many
-    def list(self) -> Stream[Token]:
-        return lists.pages(self._api, path_of("tokens"), Token)
+    def list(self, *, user: str | None = None) -> Stream[Token]:
+        """Your own; an admin sees those of all."""
+        return lists.pages(self._api, path_of("tokens"), Token, user=user)
 
     @one
     def revoke(self, token_id: str) -> Flow[None]:

@@ -1,0 +1,91 @@
+"""The command ``heliostat``.
+
+Exit codes: 0 done · 1 the request must change · 2 the infrastructure failed · 3 a time limit that was asked for ran
+out · 4 not logged in or not allowed · 10 the workload failed · 130 Ctrl-C; what was watched goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from heliostat.cli import clouds, clusters, compute_configs, jobs, login, options, schedules, users
+from heliostat.cli.output import Format, screen, show_error
+from heliostat.errors import HeliostatError, InvalidRequest
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 user error, 2 infrastructure, 3 time limit, 4 not logged in or not allowed, "
+    "10 the workload failed, 130 Ctrl-C (what was watched goes on)."
+)
+
+# No rich help: it triples the time that `--help` takes. No rich tracebacks: they can show values.
+app = typer.Typer(
+    name="heliostat",
+    help="Ray clusters and jobs on your own machines.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for noun in (
+    jobs.app, clusters.app, compute_configs.app, schedules.app, clouds.app, users.projects, users.users, users.tokens,
+):  # fmt: skip
+    app.add_typer(noun)
+for command in (login.login, login.whoami, login.version):
+    app.command()(command)
+
+# What a wrong command line raises: click's, or typer's own copy of click, depending on typer's version.
+_USAGE_ERRORS = tuple(c for c in typer.BadParameter.__mro__ if issubclass(c, Exception) and c is not Exception)
+
+
+@app.callback()
+def _before(
+    host: Annotated[
+        str | None, typer.Option("--host", help="URL of the API; default: HELIOSTAT_HOST, login, this machine's stack.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="File that holds the token; default: HELIOSTAT_TOKEN, login.")
+    ] = None,
+) -> None:
+    options.flags.host = host
+    options.flags.token_file = token_file
+    screen.format = Format.TEXT
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    screen.format = Format.TEXT
+    try:
+        code = app(args=args, prog_name="heliostat", standalone_mode=False)
+    except HeliostatError as error:
+        show_error(error)
+        return error.exit_code
+    except _USAGE_ERRORS as error:
+        screen.format = _asked_format(sys.argv[1:] if args is None else args)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "heliostat"
+        message = error.format_message()  # type: ignore[attr-defined]
+        hint = " The job's own command stands after --." if command.endswith("job submit") else ""
+        show_error(InvalidRequest(message, remedy=f"`{command} --help` shows what it takes.{hint}"))
+        return InvalidRequest.exit_code
+    except typer.Abort:
+        print(file=sys.stderr)
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _asked_format(args: list[str]) -> Format:
+    """The -o of a command line that could not be parsed."""
+    words = args[: args.index("--")] if "--" in args else args
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        value = following if word in ("-o", "--output") else word.removeprefix("--output=").removeprefix("-o")
+        if word.startswith(("-o", "--output")) and value in tuple(Format):
+            return Format(value)
+    return Format.TEXT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

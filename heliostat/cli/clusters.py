@@ -1,0 +1,242 @@
+"""``heliostat cluster``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from heliostat.cli import live, options
+from heliostat.cli.output import Format, age, duration, facts, next_steps, note, screen, show, table, tags
+from heliostat.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from heliostat.models.clusters import Cluster
+
+app = typer.Typer(name="cluster", help="Ray clusters.", no_args_is_help=True, rich_markup_mode=None)
+
+Ref = Annotated[str, typer.Argument(metavar="NAME|ID")]
+
+
+@app.command()
+def create(
+    name: options.Name = None,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--config-file", help="YAML in the shape of ComputeConfig.")
+    ] = None,
+    compute_config: Annotated[
+        str | None, typer.Option("--compute-config", help="NAME[:VERSION] or id; default: the cloud's.")
+    ] = None,
+    cloud: Annotated[str | None, typer.Option("--cloud", help="Where; default: the default cloud.")] = None,
+    project: options.Project = None,
+    tag: options.Tags = None,
+    wait: options.Wait = False,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Create a cluster."""
+    from heliostat import yaml_files
+    from heliostat.models.clusters import ClusterCreate, ClusterState
+
+    if file and compute_config:
+        raise InvalidRequest("Both -f and --compute-config are given.", remedy="Give one of them.")
+    config: Any = yaml_files.compute_config(yaml_files.load(file), str(file)) if file else compute_config
+    fields = {
+        "name": name,
+        "compute_config": config,
+        "cloud": cloud,
+        "project": project,
+        "tags": options.pairs(tag, "--tag") or None,
+    }
+    request = yaml_files.build(ClusterCreate, {k: v for k, v in fields.items() if v is not None}, "the command line")
+    with options.connect() as client:
+        cluster = client.clusters.create(request)
+        if wait:
+            note(f"Cluster {cluster.name} is accepted: {cluster.id}")
+            cluster = live.wait_for_cluster(client, cluster, ClusterState.RUNNING, None)
+    show(
+        cluster,
+        lambda: _get(cluster) if wait else f"Cluster {cluster.name} is accepted: {cluster.id}\n" + _next(cluster),
+    )
+
+
+@app.command()
+def get(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
+    """Show a cluster: its state, what it waits for, what keeps it awake and when it will end."""
+    with options.connect() as client:
+        cluster = client.clusters.get(ref, project=project)
+    show(cluster, lambda: _get(cluster))
+
+
+@app.command("list")
+def list_(
+    state: options.State = None,
+    name: options.Name = None,
+    project: options.Project = None,
+    tag: options.Tags = None,
+    limit: options.Limit = 50,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """List clusters, newest first."""
+    from heliostat.models.clusters import ClusterState
+
+    wanted = options.choices(state, ClusterState, "--state")
+    with options.connect() as client:
+        found = client.clusters.list(state=wanted, name=name, project=project, tags=options.pairs(tag, "--tag"))
+        clusters = options.first(found, limit, "clusters")
+    show(
+        clusters,
+        lambda: table(
+            ["ID", "NAME", "CLOUD", "STATE", "FOR", "ACTIVITY", "ENDS", "BY", "REASON"],
+            [
+                (
+                    c.id, c.name, c.cloud, c.state, age(c.state_since), "" if c.state.settled else c.activity, _ends(c),
+                    c.created_by, c.reason or (c.waits_for and f"waits for {c.waits_for}"),
+                )
+                for c in clusters
+            ],
+            empty="No clusters. `heliostat cluster create --wait` makes one; a job makes its own.",
+        ),
+    )  # fmt: skip
+
+
+@app.command()
+def terminate(
+    ref: Ref,
+    reason: options.Reason = "",
+    wait: options.Wait = False,
+    project: options.Project = None,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """End a cluster and every node of it, whatever it does."""
+    from heliostat.models.clusters import ClusterState
+
+    with options.connect() as client:
+        cluster = client.clusters.terminate(ref, reason=reason, project=project)
+        if wait:
+            cluster = live.wait_for_cluster(client, cluster, ClusterState.TERMINATED, None)
+    ended = f"is {cluster.state}" if cluster.state.settled else "is being terminated"
+    show(cluster, lambda: f"Cluster {cluster.name} ({cluster.id}) {ended}.")
+
+
+@app.command()
+def events(
+    ref: Ref, limit: options.EventLimit = 200, project: options.Project = None, output: options.Output = Format.TEXT
+) -> None:
+    """Show who did what to a cluster, when and why."""
+    with options.connect() as client:
+        options.show_events(client.clusters.events(ref, project=project), limit)
+
+
+@app.command()
+def nodes(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
+    """List a cluster's nodes, ended ones too."""
+    with options.connect() as client:
+        found = list(client.clusters.nodes(ref, project=project))
+    show(
+        found,
+        lambda: table(
+            ["ID", "GROUP", "STATE", "IP", "MACHINE", "AGE", "STARTED IN", "REASON"],
+            [
+                (
+                    n.id, n.group, n.state, n.ip, n.machine_id, age(n.created_at, n.ended_at),
+                    n.running_at and age(n.created_at, n.running_at), n.reason,
+                )
+                for n in found
+            ],
+            empty="No node has been asked for yet.",
+        ),
+    )  # fmt: skip
+
+
+@app.command()
+def logs(
+    ref: Ref,
+    node: Annotated[str | None, typer.Option("--node", help="One node only, by id.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the cluster has ended.")] = False,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Begin with the last so many lines.")] = None,
+    project: options.Project = None,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Print what a cluster's nodes (agent, Ray) have written; also after it is gone."""
+    with options.connect() as client:
+        if not screen.text and follow:
+            raise InvalidRequest("A followed log is text.", remedy="Leave -o or -f out.")
+        cluster = client.clusters.get(ref, project=project)
+        with live.detachable(f"cluster {cluster.name}", f"heliostat cluster logs -f {cluster.id}  follow it again"):
+            pieces = client.clusters.logs(cluster.id, node=node, follow=follow, tail=tail)
+            live.print_streams(pieces)
+
+
+@app.command()
+def scale(
+    ref: Ref,
+    group: Annotated[str, typer.Option("--group", help="The worker group.")],
+    min_nodes: Annotated[int | None, typer.Option("--min-nodes", min=0)] = None,
+    max_nodes: Annotated[int | None, typer.Option("--max-nodes", min=0)] = None,
+    project: options.Project = None,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Set the bounds of one worker group, for this cluster only."""
+    from heliostat.models.clusters import ScaleLimits
+
+    given = {k: v for k, v in {"min_nodes": min_nodes, "max_nodes": max_nodes}.items() if v is not None}
+    if not given:
+        raise InvalidRequest("There is nothing to set.", remedy="Give --min-nodes, --max-nodes or both.")
+    with options.connect() as client:
+        cluster = client.clusters.set_limits(ref, ScaleLimits(group=group, **given), project=project)
+    show(cluster, lambda: f"Cluster {cluster.name}: group {group} is bounded by {given}." + _next(cluster))
+
+
+def _get(cluster: Cluster) -> str:
+    took = ", ".join(
+        f"{phase.replace('_', ' ')} {duration(seconds)}" for phase, seconds in cluster.phase_seconds.items()
+    )
+    text = facts(
+        [
+            ("Cluster", f"{cluster.name} ({cluster.id})"),
+            ("State", f"{cluster.state} for {age(cluster.state_since)}"),
+            ("Reason", cluster.reason),
+            ("Waits for", cluster.waits_for),
+            ("Cloud", cluster.cloud),
+            (
+                "Workers",
+                ", ".join(f"{g.name} {g.min_nodes}–{g.max_nodes}" for g in cluster.compute_config.worker_nodes),
+            ),
+            (
+                "Activity",
+                ""
+                if cluster.state.settled
+                else cluster.activity + (f" for {age(cluster.idle_since)}" if cluster.idle_since else ""),
+            ),
+            ("Kept by", ", ".join(f"{lease.holder} ({age(lease.since)})" for lease in cluster.leases)),
+            ("Ends", _ends(cluster)),
+            ("Ray", cluster.ray_version),
+            ("Created", f"{age(cluster.created_at)} ago by {cluster.created_by} in project {cluster.project}"),
+            ("Took", took),
+            ("Tags", tags(cluster.tags)),
+        ]
+    )
+    if cluster.conditions:
+        rows = [(c.type, "yes" if c.status else "no", age(c.since), c.reason, c.message) for c in cluster.conditions]
+        text += "\n\n" + table(["CONDITION", "MET", "FOR", "REASON", "MESSAGE"], rows, empty="")
+    return text + "\n" + _next(cluster)
+
+
+def _ends(cluster: Cluster) -> str:
+    """``in 12m``, as far as it is known."""
+    from heliostat.models.common import utcnow
+
+    if cluster.terminates_at is None or cluster.state.settled:
+        return ""
+    return f"in {age(utcnow(), cluster.terminates_at)}"
+
+
+def _next(cluster: Cluster) -> str:
+    if cluster.state.settled:
+        return next_steps((f"heliostat cluster events {cluster.id}", "read its story"))
+    return next_steps(
+        (f"heliostat job submit --cluster {cluster.name} -- …", "run a job on it"),
+        (f"heliostat cluster nodes {cluster.id}", "see its nodes"),
+        (f"heliostat cluster terminate {cluster.id}", "end it"),
+    )

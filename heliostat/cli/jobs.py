@@ -1,0 +1,355 @@
+"""``heliostat job``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from heliostat.cli import live, options
+from heliostat.cli.output import Format, age, facts, next_steps, note, screen, show, table, tags
+from heliostat.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from heliostat.models.jobs import Job, JobConfig
+
+app = typer.Typer(name="job", help="Run programs to completion.", no_args_is_help=True, rich_markup_mode=None)
+
+Ref = Annotated[str, typer.Argument(metavar="NAME|ID", help="A name means the newest job of that name.")]
+
+
+@app.command()
+def submit(
+    entrypoint: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- ENTRYPOINT...]", help="The command. Several words are quoted as they are; one is a shell line."
+        ),
+    ] = None,
+    name: options.Name = None,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--config-file", help="YAML in the shape of JobConfig; flags win over it.")
+    ] = None,
+    working_dir: Annotated[
+        str | None, typer.Option("--working-dir", help="Directory to upload, or the URL of a zip.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-e", "--exclude", help="Leave out of the upload, like a line of .gitignore; added to the file's."
+        ),
+    ] = None,
+    requirements: Annotated[
+        str | None, typer.Option("-r", "--requirements", help="requirements.txt to install for the job.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env", metavar="K=V", help="Environment variable; K alone takes the shell's value, unseen by ps."
+        ),
+    ] = None,
+    py_module: Annotated[
+        list[str] | None, typer.Option("--py-module", help="Package directory or .py file to make importable.")
+    ] = None,
+    compute_config: Annotated[
+        str | None, typer.Option("--compute-config", help="NAME[:VERSION], id, or a YAML file.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Run on this cluster; default: one of the job's own.")
+    ] = None,
+    cloud: Annotated[str | None, typer.Option("--cloud", help="Where its cluster is made.")] = None,
+    project: options.Project = None,
+    max_retries: Annotated[
+        int | None, typer.Option("--max-retries", help="How often it may fail and be tried again; default 1.")
+    ] = None,
+    timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="End each run after so many seconds.")] = None,
+    tag: options.Tags = None,
+    wait: Annotated[
+        bool,
+        typer.Option("-w", "--wait", help="Follow its log until it ends, without a time limit; exit 10 when it fails."),
+    ] = False,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Submit a job: heliostat job submit --working-dir . -- python main.py"""
+    from heliostat import yaml_files
+
+    fields: dict[str, Any] = yaml_files.load(file) if file else {}
+    given = {
+        "name": name,
+        "entrypoint": _entrypoint(entrypoint),
+        "working_dir": working_dir,
+        "requirements": requirements,
+        "py_modules": py_module or None,
+        "compute_config": _compute_config(compute_config),
+        "cluster": cluster,
+        "cloud": cloud,
+        "project": project,
+        "max_retries": max_retries,
+        "timeout_s": timeout_s,
+        "tags": options.pairs(tag, "--tag") or None,
+    }
+    fields |= {key: value for key, value in given.items() if value is not None}
+    if exclude:
+        fields["excludes"] = [*(fields.get("excludes") or []), *exclude]
+    if env:
+        fields["env_vars"] = {**(fields.get("env_vars") or {}), **_env(env)}
+    if "entrypoint" not in fields:
+        raise InvalidRequest(
+            "There is no entry point.",
+            remedy="Write the command after --, or `entrypoint:` in the file.",
+            field="entrypoint",
+        )
+    config = yaml_files.job_config(fields, str(file) if file else "the command line")
+    with options.connect() as client:
+        with live.status_line() as line:
+            if _has_code(config):
+                line.update("Packing and uploading the code", None)
+            job = client.jobs.submit(config)
+        if not wait:
+            show(job, lambda: f"Job {job.name} is accepted: {job.id}" + _next(job))
+            return
+        note(f"Job {job.name} is accepted: {job.id}")
+        last = live.follow_job(client, job)
+        _judge(last)
+
+
+@app.command()
+def status(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
+    """Show a job, its runs and why they ended."""
+    with options.connect() as client:
+        job = client.jobs.get(ref, project=project)
+    show(job, lambda: _status(job))
+
+
+@app.command("list")
+def list_(
+    state: options.State = None,
+    name: options.Name = None,
+    cluster: Annotated[str | None, typer.Option("--cluster", help="Only those whose newest run is on it.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", help="Only those that this schedule (id) started.")
+    ] = None,
+    project: options.Project = None,
+    tag: options.Tags = None,
+    limit: options.Limit = 50,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """List jobs, newest first."""
+    from heliostat.models.jobs import JobState
+
+    wanted = options.choices(state, JobState, "--state")
+    with options.connect() as client:
+        found = client.jobs.list(
+            state=wanted,
+            name=name,
+            project=project,
+            tags=options.pairs(tag, "--tag"),
+            cluster=cluster,
+            schedule=schedule,
+        )
+        jobs = options.first(found, limit, "jobs")
+    show(
+        jobs,
+        lambda: table(
+            ["ID", "NAME", "STATE", "RUNS", "SUBMITTED", "TOOK", "BY", "REASON"],
+            [
+                (
+                    j.id, j.name, j.state, len(j.runs), f"{age(j.created_at)} ago", age(j.created_at, j.ended_at),
+                    j.created_by, j.reason or (j.waits_for and f"waits for {j.waits_for}"),
+                )
+                for j in jobs
+            ],
+            empty="No jobs. `heliostat job submit --working-dir . -- python main.py` submits one.",
+        ),
+    )  # fmt: skip
+
+
+@app.command()
+def logs(
+    ref: Ref,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on until the job ends, across retries. Ctrl-C leaves it alone.")
+    ] = False,
+    run: Annotated[str | None, typer.Option("--run", help="One attempt only: its number or id.")] = None,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Begin with the last so many lines.")] = None,
+    project: options.Project = None,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Print what a job has printed; also after its cluster is gone. JSON and YAML hold one piece of text a run."""
+    with options.connect() as client:
+        if not screen.text:
+            if follow:
+                raise InvalidRequest("A followed log is text.", remedy="Leave -o or -f out.")
+            show(_texts(client.jobs.logs(ref, run=run, tail=tail, project=project)), str)
+        elif follow:
+            live.follow_log(client, client.jobs.get(ref, project=project), run=run, tail=tail)
+        else:
+            writer = live.LogWriter()
+            for text in client.jobs.logs(ref, run=run, tail=tail, project=project):
+                writer.write(text)
+            writer.finish()
+
+
+@app.command()
+def wait(
+    ref: Ref,
+    state: Annotated[str, typer.Option("-s", "--state", help="The state to wait for.")] = "SUCCEEDED",
+    timeout_s: options.WaitLimit = None,
+    project: options.Project = None,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Wait until a job is in a state; exit 10 as soon as it can't get there because it failed."""
+    from heliostat.models.jobs import JobState
+
+    wanted = options.choice(state, JobState, "--state")
+    with options.connect() as client:
+        job = live.wait_for_job(client, client.jobs.get(ref, project=project), wanted, timeout_s)
+    show(job, lambda: _status(job))
+
+
+@app.command()
+def terminate(
+    ref: Ref,
+    reason: options.Reason = "",
+    wait: options.Wait = False,
+    project: options.Project = None,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """End a job at any moment, also while its cluster starts."""
+    from heliostat.models.jobs import JobState
+
+    with options.connect() as client:
+        job = client.jobs.terminate(ref, reason=reason, project=project)
+        if wait and not job.state.settled:
+            job = live.wait_for_job(client, job, None, None)
+    ended = f"is {job.state}" if job.state.settled else "is being terminated"
+    steps = next_steps((f"heliostat job wait -s {JobState.TERMINATED} {job.id}", "wait for its end"))
+    show(job, lambda: f"Job {job.name} ({job.id}) {ended}." + ("" if job.state.settled else "\n" + steps))
+
+
+@app.command()
+def events(
+    ref: Ref,
+    limit: options.EventLimit = 200,
+    project: options.Project = None,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Show who did what to a job, when and why."""
+    with options.connect() as client:
+        options.show_events(client.jobs.events(ref, project=project), limit)
+
+
+def _entrypoint(words: list[str] | None) -> str | None:
+    """One word is a shell line already (``-- "python a.py | tee out"``); several are an argv, each kept whole."""
+    if not words:
+        return None
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
+def _env(values: list[str]) -> dict[str, str]:
+    from heliostat.yaml_files import from_shell
+
+    found = {}
+    for value in values:
+        key, sign, rest = value.partition("=")
+        if not key:
+            raise InvalidRequest(
+                "--env needs a name.",
+                remedy="Write --env KEY=VALUE, or --env KEY for the shell's value.",
+                field="env_vars",
+            )
+        found[key] = rest if sign else from_shell(key)
+    return found
+
+
+def _compute_config(value: str | None) -> str | dict[str, Any] | None:
+    if value is not None and value.endswith((".yaml", ".yml", ".json")):
+        from heliostat.yaml_files import load
+
+        return load(value)
+    return value
+
+
+def _has_code(config: JobConfig) -> bool:
+    from heliostat.packaging import is_remote
+
+    return any(
+        not is_remote(place) for place in [*config.py_modules, *([config.working_dir] if config.working_dir else [])]
+    )
+
+
+def _texts(pieces: Any) -> list[dict[str, Any]]:
+    found: dict[str | None, list[str]] = {}
+    for piece in pieces:
+        found.setdefault(piece.run_id, []).append(str(piece))
+    return [{"run_id": run_id, "text": "".join(texts)} for run_id, texts in found.items()]
+
+
+def _judge(job: Job) -> None:
+    """The end of ``submit --wait``."""
+    from heliostat.calls.jobs import reached
+    from heliostat.models.jobs import JobState
+
+    if not screen.text:
+        show(job, str)
+    reached(job, JobState.SUCCEEDED)
+    note(f"Job {job.name} ({job.id}) succeeded after {age(job.created_at, job.ended_at)}" + _attempts(job) + ".")
+
+
+def _attempts(job: Job) -> str:
+    return f", at run {len(job.runs)}" if len(job.runs) > 1 else ""
+
+
+def _status(job: Job) -> str:
+    text = facts(
+        [
+            ("Job", f"{job.name} ({job.id})"),
+            (
+                "State",
+                f"{job.state} for {age(job.state_since)}"
+                if not job.state.settled
+                else f"{job.state} {age(job.ended_at)} ago",
+            ),
+            ("Reason", job.reason),
+            ("Waits for", job.waits_for),
+            ("Entry point", job.config.entrypoint),
+            ("Cluster", job.cluster_id),
+            ("Schedule", job.schedule_id),
+            ("Submitted", f"{age(job.created_at)} ago by {job.created_by} in project {job.project}"),
+            ("Took", age(job.created_at, job.ended_at) if job.ended_at else ""),
+            ("Env", ", ".join(job.config.env_vars)),
+            ("Tags", tags(job.tags)),
+        ]
+    )
+    if job.runs:
+        rows = [
+            (
+                r.number,
+                r.state,
+                r.cause,
+                r.exit_code,
+                r.cluster_id,
+                f"{age(r.started_at)} ago",
+                age(r.started_at, r.ended_at),
+                r.reason,
+            )
+            for r in job.runs
+        ]
+        text += "\n\n" + table(
+            ["RUN", "STATE", "CAUSE", "EXIT", "CLUSTER", "STARTED", "TOOK", "REASON"], rows, empty=""
+        )
+    return text + "\n" + _next(job)
+
+
+def _next(job: Job) -> str:
+    if job.state.settled:
+        return next_steps(
+            (f"heliostat job logs {job.id}", "read its log"), (f"heliostat job events {job.id}", "read its story")
+        )
+    return "\n" + next_steps(
+        (f"heliostat job logs -f {job.id}", "follow its log"),
+        (f"heliostat job status {job.id}", "see how it is"),
+        (f"heliostat job terminate {job.id}", "end it"),
+    ).lstrip("\n")

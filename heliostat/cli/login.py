@@ -1,0 +1,91 @@
+"""``heliostat login``, ``whoami`` and ``version``: which Heliostat, and as whom."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from typing import Annotated
+
+import typer
+
+from heliostat.cli import options
+from heliostat.cli.output import Format, facts, show
+from heliostat.errors import HeliostatError, InvalidRequest, UserError
+
+
+def login(
+    host: Annotated[
+        str | None, typer.Option("--host", help="URL of the API; default: the stack on this machine, or asked for.")
+    ] = None,
+    token_stdin: Annotated[
+        bool, typer.Option("--token-stdin", help="Read the token from stdin, not from a hidden prompt.")
+    ] = False,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Keep a token for a host, after trying it, in a file that only you can read."""
+    from heliostat import config
+
+    host = config.normal_host(host or options.flags.host or _known_host() or input("Host (http://…): "))
+    token = (sys.stdin.readline() if token_stdin else _ask(host)).strip()
+    if not token:
+        raise InvalidRequest("The token is empty.", remedy="An admin makes one with `heliostat token create`.")
+    with options.connect(host, token) as client:
+        me = client.whoami()
+    path = config.store(host, token)
+    show(
+        {"host": host, "user": me.user, "organization": me.organization, "credentials": str(path)},
+        lambda: f"Logged in to {host} as {me.user} of {me.organization}. The token is in {path}.",
+    )
+
+
+def whoami(output: options.Output = Format.TEXT) -> None:
+    """Show as whom the token speaks, and with which Heliostat."""
+    with options.connect() as client:
+        me = client.whoami()
+        host = client.host
+    show(
+        me,
+        lambda: facts(
+            [
+                ("Host", host),
+                ("User", me.user),
+                ("Role", me.role),
+                ("Organization", me.organization),
+                ("Projects", ", ".join(me.projects)),
+                ("Server", me.server_version),
+            ]
+        ),
+    )
+
+
+def version(output: options.Output = Format.TEXT) -> None:
+    """Show the versions of this client and of the server, if there is one."""
+    from heliostat import __version__
+
+    try:
+        with options.connect() as client:
+            server, host = client.whoami().server_version, client.host
+    except HeliostatError as error:
+        server, host = None, ""
+        why = error.message
+    show(
+        {"client": __version__, "server": server, "host": host or None},
+        lambda: f"client {__version__}\n" + (f"server {server} at {host}" if server else f"server not asked: {why}"),
+    )
+
+
+def _known_host() -> str | None:
+    from heliostat import config
+
+    try:
+        return config.resolve().host
+    except UserError:
+        return None
+
+
+def _ask(host: str) -> str:
+    if not sys.stdin.isatty():
+        raise InvalidRequest(
+            "There is no terminal to ask for the token.", remedy="Pipe it in: heliostat login --token-stdin < FILE"
+        )
+    return getpass.getpass(f"Token for {host}: ")

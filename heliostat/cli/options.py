@@ -1,0 +1,152 @@
+"""Options that several commands share, and how a command gets its client."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from heliostat.cli.output import Format, note, screen
+from heliostat.errors import HeliostatError, InvalidRequest
+
+if TYPE_CHECKING:
+    from heliostat.client import Client
+
+T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
+
+
+def _remember(value: Format) -> Format:
+    screen.format = value
+    return value
+
+
+Output = Annotated[
+    Format,
+    typer.Option("-o", "--output", callback=_remember, is_eager=True, help="text, json or yaml."),
+]
+Name = Annotated[str | None, typer.Option("-n", "--name", help="Name.")]
+Project = Annotated[str | None, typer.Option("--project", help="Project; default: the only one that is yours.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="K=V", help="Tag; may be repeated.")]
+State = Annotated[list[str] | None, typer.Option("--state", help="Only those in this state; may be repeated.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many, newest first.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
+Wait = Annotated[bool, typer.Option("-w", "--wait", help="Wait until it is done; without a time limit.")]
+WaitLimit = Annotated[
+    float | None, typer.Option("-t", "--timeout-s", min=0, help="Give up waiting after so many seconds (exit 3).")
+]
+EventLimit = Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")]
+
+
+@dataclass
+class Flags:
+    """What stands before the command: ``heliostat --host URL job list``."""
+
+    host: str | None = None
+    token_file: Path | None = None
+
+
+flags = Flags()
+
+
+@contextmanager
+def connect(host: str | None = None, token: str | None = None) -> Iterator[Client]:
+    """The client of this invocation; says so when a call has to be repeated."""
+    client = new_client(host or flags.host, token or _token_from_file())
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def new_client(host: str | None, token: str | None) -> Client:
+    # httpx imports its own command line with click, rich and pygments: a quarter of a second, for nothing. It copes
+    # with that import failing, and a None here makes it fail.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    from heliostat.client import Client
+
+    return Client(host, token, on_retry=Trouble())
+
+
+class Trouble:
+    """Tells of repeated calls: the first time, and then once in a while."""
+
+    def __init__(self) -> None:
+        self.told = ""
+        self.times = 0
+
+    def __call__(self, error: HeliostatError, delay: float) -> None:
+        self.times = self.times + 1 if error.message == self.told else 1
+        self.told = error.message
+        if self.times == 2 or self.times % 20 == 0:  # a single hiccup is nobody's business
+            note(f"{error.message} Trying again.")
+
+
+def pairs(values: Iterable[str] | None, option: str) -> dict[str, str]:
+    """``["a=1", "b=2"]`` → ``{"a": "1", "b": "2"}``."""
+    found = {}
+    for value in values or ():
+        key, sign, rest = value.partition("=")
+        if not sign or not key:
+            raise InvalidRequest(
+                f"{option} {value!r} is not of the form KEY=VALUE.", remedy=f"Write e.g. {option} team=search."
+            )
+        found[key] = rest
+    return found
+
+
+def choices(values: list[str] | None, states: type[E], option: str) -> list[E]:
+    return [found for value in values or () if (found := choice(value, states, option))]
+
+
+def choice(value: str | None, states: type[E], option: str) -> E | None:
+    if value is None:
+        return None
+    try:
+        return states(value.upper())
+    except ValueError:
+        raise InvalidRequest(
+            f"{option} {value!r} does not exist.", remedy=f"Choose one of {', '.join(states)}."
+        ) from None
+
+
+def first(items: Iterator[T], limit: int, what: str) -> list[T]:
+    """The first so many; says when there are more."""
+    found = list(itertools.islice(items, limit))
+    if len(found) == limit and next(items, None) is not None:
+        note(f"There are more {what}: --limit {limit * 10} shows more of them, --state and --name fewer.")
+    return found
+
+
+def show_events(events: Iterator[Any], limit: int) -> None:
+    from collections import deque
+
+    from heliostat.cli.output import age, show, table
+
+    found = list(deque(events, maxlen=limit))
+    show(
+        found,
+        lambda: table(
+            ["AGE", "LEVEL", "EVENT", "BY", "MESSAGE"],
+            [(age(e.at), e.level, e.kind, e.actor, e.message) for e in found],
+            empty="Nothing has happened yet.",
+        ),
+    )
+
+
+def _token_from_file() -> str | None:
+    if flags.token_file is None:
+        return None
+    try:
+        return flags.token_file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"--token-file {flags.token_file} can't be read: {error}.", remedy="Name a file that holds a token."
+        ) from error

@@ -1,0 +1,201 @@
+"""YAML files in the shapes of ``JobConfig``, ``ComputeConfig`` and ``ScheduleConfig``.
+
+A field that we know of but do not carry out is refused by name with the reason, an unknown one with the nearest name
+that exists; nothing is accepted and ignored. Relative paths in a file are taken from the current directory, as the
+command line's are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+
+from heliostat.errors import InvalidRequest, NotHonoured
+from heliostat.models.common import Model
+from heliostat.models.compute_configs import NOT_HONOURED, ComputeConfig, HeadNodeConfig, WorkerNodeGroupConfig
+from heliostat.models.jobs import NOT_HONOURED_JOB, JobConfig
+from heliostat.models.schedules import ScheduleConfig
+
+AnyModel = TypeVar("AnyModel", bound=Model)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML (or JSON) file. Raises InvalidRequest (missing, malformed, not one mapping)."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InvalidRequest(
+            f"The file {str(path)!r} can't be read: {error.strerror}.",
+            remedy="Paths are taken from the current directory.",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"{path} is not valid YAML: {' '.join(str(error).split())}.", remedy="Correct it at the place named."
+        ) from error
+    if not isinstance(content, dict):
+        raise InvalidRequest(f"{path} does not hold a mapping.", remedy="Write 'field: value' lines; see the examples.")
+    return content
+
+
+def job_config(fields: Mapping[str, Any], source: str) -> JobConfig:
+    """Checks and builds; ``source`` (a file's name, "the command line") is named in errors."""
+    fields = dict(fields)
+    _check(fields, JobConfig, source, "", NOT_HONOURED_JOB)
+    if isinstance(fields.get("requirements"), str):
+        fields["requirements"] = read_requirements(fields["requirements"])
+    if isinstance(fields.get("env_vars"), dict):
+        fields["env_vars"] = {
+            name: from_shell(name) if value is None else value for name, value in fields["env_vars"].items()
+        }
+    if isinstance(fields.get("compute_config"), dict):
+        checked = _checked_compute(fields["compute_config"], source, "compute_config.")
+        fields["compute_config"] = build(ComputeConfig, checked, source, "compute_config.")
+    return build(JobConfig, fields, source)
+
+
+def compute_config(fields: Mapping[str, Any], source: str) -> ComputeConfig:
+    return build(ComputeConfig, _checked_compute(fields, source, ""), source)
+
+
+def schedule_config(fields: Mapping[str, Any], source: str) -> ScheduleConfig:
+    fields = dict(fields)
+    _check(fields, ScheduleConfig, source, "", {})
+    if isinstance(fields.get("job_config"), dict):
+        fields["job_config"] = job_config(fields["job_config"], f"{source}: job_config")
+        if fields["job_config"].name is None:
+            raise InvalidRequest(
+                f"{source}: the schedule has no name.", remedy="Set job_config.name.", field="job_config.name"
+            )
+    if fields.get("timezone") == "local":
+        fields["timezone"] = _local_zone()
+    if fields.get("timezone") is None:
+        fields.pop("timezone", None)
+    return build(ScheduleConfig, fields, source)
+
+
+def read_requirements(path: str | Path) -> list[str]:
+    """The lines of a requirements file, without comments. Lines that only pip's own command line understands (``-r``,
+    ``-c``, ``-e``, local paths) are refused: the cluster does not have those files."""
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not text"
+        raise InvalidRequest(
+            f"requirements: the file {str(path)!r} can't be read: {why}.",
+            remedy="Paths are taken from the current directory; a list of lines is accepted too.",
+            field="requirements",
+        ) from error
+    lines = []
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.split(" #")[0].strip()
+        if not line or line.startswith("#"):
+            continue
+        if line.endswith("\\") or line.split("=")[0].split()[0] in (
+            "-r",
+            "--requirement",
+            "-c",
+            "--constraint",
+            "-e",
+            "--editable",
+        ):
+            raise InvalidRequest(
+                f"requirements: {path}:{number}: {line!r} refers to more than this line.",
+                remedy="Write one requirement a line; a module of your own belongs into py_modules.",
+                field="requirements",
+            )
+        lines.append(line)
+    return lines
+
+
+def from_shell(name: str) -> str:
+    """The value of an environment variable that was named without one."""
+    if name not in os.environ:
+        raise InvalidRequest(
+            f"env_vars: {name} has no value and is not set in the shell.",
+            remedy=f"Set it, or write {name}=VALUE.",
+            field=f"env_vars.{name}",
+        )
+    return os.environ[name]
+
+
+def _checked_compute(fields: Mapping[str, Any], source: str, prefix: str) -> dict[str, Any]:
+    fields = dict(fields)
+    _check(fields, ComputeConfig, source, prefix, NOT_HONOURED["ComputeConfig"])
+    if fields.get("head_node", ...) is None:
+        del fields["head_node"]
+    if isinstance(fields.get("head_node"), dict):
+        fields["head_node"] = head = dict(fields["head_node"])
+        _check(head, HeadNodeConfig, source, f"{prefix}head_node.", NOT_HONOURED["NodeConfig"])
+    if isinstance(fields.get("worker_nodes"), list):
+        groups = [dict(g) if isinstance(g, dict) else g for g in fields["worker_nodes"]]
+        for i, group in enumerate(groups):
+            if isinstance(group, dict):
+                _check(group, WorkerNodeGroupConfig, source, f"{prefix}worker_nodes.{i}.", NOT_HONOURED["NodeConfig"])
+        fields["worker_nodes"] = groups
+    return fields
+
+
+def _check(fields: dict[str, Any], model: type[Model], source: str, prefix: str, refused: Mapping[str, str]) -> None:
+    """Refuses unknown and not honoured fields; one that is null says nothing and is dropped."""
+    for name in list(fields):
+        if name in model.model_fields:
+            continue
+        if name in refused:
+            if fields[name] is None:
+                del fields[name]
+                continue
+            raise NotHonoured(
+                f"{source}: {prefix}{name} is not carried out by this Heliostat: {refused[name]}.",
+                remedy="Remove the field.",
+                field=f"{prefix}{name}",
+            )
+        raise _unknown(f"{prefix}{name}", str(name), model.model_fields, source)
+
+
+def _unknown(path: str, name: str, known: Iterable[str], source: str) -> InvalidRequest:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    remedy = f"Did you mean {near[0]!r}?" if near else f"The fields are: {', '.join(known)}."
+    return InvalidRequest(f"{source}: there is no field {path!r}.", remedy=remedy, field=path)
+
+
+def build(model: type[AnyModel], fields: Mapping[str, Any], source: str, prefix: str = "") -> AnyModel:
+    """Validates; the error names field and reason and never repeats the value, which may be a secret."""
+    try:
+        return model.model_validate(fields)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        path = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
+        message = first["msg"].removeprefix("Value error, ")
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        if first["type"] == "missing":
+            raise InvalidRequest(f"{source}: {path} is missing{more}.", remedy=f"Add {path}.", field=path) from None
+        if first["type"] == "extra_forbidden":
+            raise InvalidRequest(
+                f"{source}: there is no field {path!r}{more}.", remedy="Remove it.", field=path
+            ) from None
+        remedy = "Put it in quotes." if first["type"] == "string_type" else f"Correct {path or 'it'}."
+        raise InvalidRequest(
+            f"{source}: {path or model.__name__}: {message}{more}.", remedy=remedy, field=path or None
+        ) from None
+
+
+def _local_zone() -> str:
+    """The IANA name of this machine's time zone."""
+    named = os.environ.get("TZ", "").lstrip(":")
+    if named:
+        return named
+    target = os.path.realpath("/etc/localtime")
+    if "zoneinfo/" in target:
+        return target.split("zoneinfo/", 1)[1]
+    raise InvalidRequest(
+        "timezone: this machine does not tell the name of its time zone.",
+        remedy="Write it, e.g. 'Europe/Berlin'.",
+        field="timezone",
+    )

@@ -1,0 +1,436 @@
+"""A Heliostat API for the client's tests: real HTTP on a free port, the real models, no lifecycle. Tests move the jobs
+themselves and make the network misbehave with :attr:`FakeApi.trouble`."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from heliostat.errors import HeliostatError, NotFound, Unauthenticated
+from heliostat.models.clouds import Cloud, Provider
+from heliostat.models.clusters import Cluster, ClusterCreate, ClusterState, Node, NodeRole, NodeState, ScaleLimits
+from heliostat.models.common import Event, Page, new_id, utcnow
+from heliostat.models.compute_configs import ComputeConfig, ComputeConfigCreate, ComputeConfigVersion
+from heliostat.models.jobs import Job, JobConfig, JobState, LogChunk, LogPage, Run, RunCause, RunState
+from heliostat.models.schedules import Schedule, ScheduleConfig, ScheduleState
+from heliostat.models.uploads import Upload, UploadCreate
+from heliostat.models.users import Project, ProjectCreate, Role, Token, TokenCreate, User, UserCreate, WhoAmI
+
+TOKEN = "hs-test-token"
+Trouble = Callable[[], Response | None]
+
+
+class FakeApi:
+    """``trouble``: what happens to the next calls, in order, before the app sees them: a status code, ``"lost"`` (done,
+    but the answer is cut off), or None (nothing)."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.clusters: dict[str, Cluster] = {}
+        self.configs: list[ComputeConfigVersion] = []
+        self.schedules: dict[str, Schedule] = {}
+        self.tokens: dict[str, Token] = {}
+        self.events: dict[str, list[Event]] = {}
+        self.bucket: dict[str, bytes] = {}
+        self.bucket_status = 0
+        self.logs: dict[str, list[str]] = {}
+        self.complete: set[str] = set()
+        self.chunk_size = 1024
+        self.by_key: dict[str, tuple[bytes, str]] = {}
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.trouble: list[Any] = []
+        self.on_request: Callable[[str], None] | None = None
+        self.url = ""
+        self.app = _app(self)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {k.decode().lower(): v.decode() for k, v in scope["headers"]}
+        self.requests.append((scope["method"], scope["path"], headers))
+        if self.on_request:
+            self.on_request(scope["path"])
+        trouble = self.trouble.pop(0) if self.trouble else None
+        if trouble is None:
+            await self.app(scope, receive, send)
+        elif trouble == "lost":
+
+            async def nowhere(message: Any) -> None:
+                return None
+
+            await self.app(scope, receive, nowhere)
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"999")]})
+            await send({"type": "http.response.body", "body": b"{", "more_body": True})
+            raise ConnectionError("lost on purpose")
+        else:
+            status, more = trouble if isinstance(trouble, tuple) else (trouble, {})
+            await Response(b"busy", status_code=status, headers=more)(scope, receive, send)
+
+    def sent(self, method: str, path: str) -> list[dict[str, str]]:
+        """Headers of the calls that came in for this route."""
+        return [headers for m, p, headers in list(self.requests) if (m, p) == (method, path)]
+
+    def add_job(self, name: str = "train", config: JobConfig | None = None, **fields: Any) -> Job:
+        now = utcnow()
+        job = Job(
+            id=new_id("job"), name=name, project="default", config=config or JobConfig(entrypoint="python main.py"),
+            state=fields.pop("state", JobState.STARTING), created_by="user:admin", created_at=now, state_since=now, **fields,
+        )  # fmt: skip
+        self.jobs[job.id] = job
+        return job
+
+    def start_run(self, job_id: str) -> Run:
+        job = self.jobs[job_id]
+        number = len(job.runs) + 1
+        run = Run(
+            id=f"{job_id}-{number}", number=number, state=RunState.RUNNING, started_at=utcnow(), cluster_id="clu_1"
+        )
+        self.jobs[job_id] = job.model_copy(update={"state": JobState.RUNNING, "runs": [*job.runs, run], "state_since": utcnow()})
+        return run
+
+    def end_run(self, job_id: str, state: RunState, cause: RunCause | None = None, exit_code: int | None = None) -> None:
+        job = self.jobs[job_id]
+        update = {"state": state, "cause": cause, "exit_code": exit_code, "ended_at": utcnow()}
+        self.jobs[job_id] = job.model_copy(update={"runs": [*job.runs[:-1], job.runs[-1].model_copy(update=update)]})
+
+    def settle(self, job_id: str, state: JobState, reason: str = "") -> None:
+        """Settled, and its whole log shipped."""
+        self.jobs[job_id] = self.jobs[job_id].model_copy(
+            update={"state": state, "reason": reason, "ended_at": utcnow(), "state_since": utcnow()}
+        )
+        self.complete.add(job_id)
+
+    def log(self, run_id: str, data: bytes) -> None:
+        """Ships bytes: the last chunk grows up to ``chunk_size``, then the next one begins."""
+        keys = self.logs.setdefault(run_id, [])
+        while data:
+            if not keys or len(self.bucket[keys[-1]]) >= self.chunk_size:
+                end = int(keys[-1].rpartition("/")[2]) + len(self.bucket[keys[-1]]) if keys else 0
+                keys.append(f"logs/node/runs/{run_id}.log/{end:020d}")
+                self.bucket[keys[-1]] = b""
+            room = self.chunk_size - len(self.bucket[keys[-1]])
+            self.bucket[keys[-1]] += data[:room]
+            data = data[room:]
+
+    def log_page(self, job: Job, run: str | None) -> LogPage:
+        chunks = []
+        for attempt in job.runs:
+            if run is not None and run not in (attempt.id, str(attempt.number)):
+                continue
+            for key in self.logs.get(attempt.id, []):
+                chunks.append(
+                    LogChunk(
+                        stream=f"runs/{attempt.id}.log", run_id=attempt.id, offset=int(key.rpartition("/")[2]),
+                        size=len(self.bucket[key]), url=f"{self.url}/bucket/{key}?signature=x",
+                    )
+                )  # fmt: skip
+        return LogPage(chunks=chunks, complete=job.id in self.complete)
+
+    def find(self, ref: str) -> Job:
+        found = self.jobs.get(ref) or next((j for j in reversed(list(self.jobs.values())) if j.name == ref), None)
+        if found is None:
+            raise NotFound(f"There is no job {ref!r}.", remedy="`heliostat job list` shows them.", resource=ref)
+        return found
+
+    def find_cluster(self, ref: str) -> Cluster:
+        found = next((c for c in self.clusters.values() if ref in (c.id, c.name)), None)
+        if found is None:
+            raise NotFound(f"There is no cluster {ref!r}.", remedy="`heliostat cluster list` shows them.", resource=ref)
+        return found
+
+    def paged(self, items: list[Any], cursor: str | None, limit: int) -> JSONResponse:
+        start = int(cursor or 0)
+        more = str(start + limit) if start + limit < len(items) else None
+        page: Page[Any] = Page(items=[i.model_dump(mode="json") for i in items[start : start + limit]], next_cursor=more)
+        return JSONResponse(page.model_dump(mode="json"))
+
+
+class Door:
+    """One listening server for all tests; ``api`` is who answers now."""
+
+    def __init__(self) -> None:
+        self.api: FakeApi | None = None
+        self.url = ""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert self.api is not None
+        await self.api(scope, receive, send)
+
+    def opens_to(self, api: FakeApi) -> FakeApi:
+        api.url = self.url
+        self.api = api
+        return api
+
+
+@contextmanager
+def serving() -> Iterator[Door]:
+    """Serves on a free port, in a thread."""
+    door = Door()
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    door.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = uvicorn.Server(uvicorn.Config(door, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
+    started = threading.Event()
+
+    async def serve() -> None:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.005)
+        started.set()
+        await serving
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    thread.start()
+    assert started.wait(10), "the fake API did not start"
+    try:
+        yield door
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+def _app(api: FakeApi) -> FastAPI:
+    app = FastAPI()
+    _errors(app)
+    _bucket(app, api)
+    _jobs(app, api)
+    _clusters(app, api)
+    _rest(app, api)
+    return app
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(HeliostatError)
+    async def problem(_: Request, error: HeliostatError) -> JSONResponse:
+        return JSONResponse(error.to_problem(), status_code=error.status, media_type="application/problem+json")
+
+    @app.middleware("http")
+    async def authenticate(request: Request, call_next: Any) -> Any:
+        if request.url.path.startswith("/v1") and request.headers.get("authorization") != f"Bearer {TOKEN}":
+            error = Unauthenticated("This token is unknown, expired or revoked.", remedy="Run `heliostat login`.")
+            return JSONResponse(error.to_problem(), status_code=401, media_type="application/problem+json")
+        return await call_next(request)
+
+
+def _bucket(app: FastAPI, api: FakeApi) -> None:
+    @app.get("/bucket/{key:path}")
+    async def read(key: str, range: str | None = Header(None)) -> Response:
+        data = api.bucket.get(key)
+        if data is None:
+            return Response(status_code=404)
+        if range is None:
+            return Response(data)
+        start = int(range.removeprefix("bytes=").rstrip("-"))
+        return Response(data[start:], status_code=206) if start < len(data) else Response(status_code=416)
+
+    @app.put("/bucket/{key:path}")
+    async def write(key: str, request: Request) -> Response:
+        data = await request.body()
+        if api.bucket_status:
+            return Response(status_code=api.bucket_status)
+        api.bucket[key] = data
+        return Response(status_code=200)
+
+
+def _jobs(app: FastAPI, api: FakeApi) -> None:
+    @app.post("/v1/jobs", status_code=201)
+    async def submit(config: JobConfig, request: Request) -> Job:
+        key, body = request.headers["idempotency-key"], await request.body()
+        if key in api.by_key:
+            assert api.by_key[key][0] == body, "the same key with another body"
+            return api.jobs[api.by_key[key][1]]
+        job = api.add_job(config.name or "unnamed", config.masked())
+        api.by_key[key] = (body, job.id)
+        return job
+
+    @app.get("/v1/jobs")
+    async def listed(
+        cursor: str | None = None, limit: int = 50, state: str | None = None, name: str | None = None, tag: list[str] = Query([])
+    ) -> Any:
+        found = [j for j in reversed(list(api.jobs.values())) if state in (None, j.state) and name in (None, j.name)]
+        found = [j for j in found if all(f"{k}={v}" in tag for k, v in j.tags.items())] if tag else found
+        return api.paged(found, cursor, limit)
+
+    @app.get("/v1/jobs/{ref}")
+    async def get(ref: str) -> Job:
+        return api.find(ref)
+
+    @app.post("/v1/jobs/{ref}/terminate")
+    async def terminate(ref: str) -> Job:
+        job = api.find(ref)
+        api.settle(job.id, JobState.TERMINATED)
+        return api.jobs[job.id]
+
+    @app.get("/v1/jobs/{ref}/events")
+    async def events(ref: str, cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged(api.events.get(api.find(ref).id, []), cursor, limit)
+
+    @app.get("/v1/jobs/{ref}/logs")
+    async def logs(ref: str, run: str | None = None, follow: bool = False) -> LogPage:
+        return api.log_page(api.find(ref), run)
+
+
+def _clusters(app: FastAPI, api: FakeApi) -> None:
+    @app.post("/v1/clusters", status_code=201)
+    async def create(request: ClusterCreate) -> Cluster:
+        now = utcnow()
+        config = request.compute_config if isinstance(request.compute_config, ComputeConfig) else ComputeConfig()
+        cluster = Cluster(
+            id=new_id("clu"), name=request.name or "cluster-1", project="default", cloud="local", compute_config=config,
+            state=ClusterState.STARTING, waits_for="its head", created_by="user:admin", created_at=now, state_since=now,
+            tags=request.tags,
+        )  # fmt: skip
+        api.clusters[cluster.id] = cluster
+        return cluster
+
+    @app.get("/v1/clusters")
+    async def listed(cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged(list(api.clusters.values()), cursor, limit)
+
+    @app.get("/v1/clusters/{ref}")
+    async def get(ref: str) -> Cluster:
+        return api.find_cluster(ref)
+
+    @app.post("/v1/clusters/{ref}/terminate")
+    async def terminate(ref: str) -> Cluster:
+        cluster = api.find_cluster(ref)
+        api.clusters[cluster.id] = cluster.model_copy(update={"state": ClusterState.TERMINATED, "ended_at": utcnow()})
+        return api.clusters[cluster.id]
+
+    @app.patch("/v1/clusters/{ref}/limits")
+    async def limits(ref: str, limits: ScaleLimits) -> Cluster:
+        return api.find_cluster(ref)
+
+    @app.get("/v1/clusters/{ref}/nodes")
+    async def nodes(ref: str, cursor: str | None = None, limit: int = 50) -> Any:
+        cluster = api.find_cluster(ref)
+        node = Node(
+            id="nod_1", cluster_id=cluster.id, role=NodeRole.HEAD, group="head", slot=0, generation=1,
+            state=NodeState.RUNNING, created_at=utcnow(), running_at=utcnow() + timedelta(seconds=6),
+        )  # fmt: skip
+        return api.paged([node], cursor, limit)
+
+    @app.get("/v1/clusters/{ref}/events")
+    async def events(ref: str, cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged(api.events.get(api.find_cluster(ref).id, []), cursor, limit)
+
+
+def _rest(app: FastAPI, api: FakeApi) -> None:
+    @app.get("/v1/whoami")
+    async def whoami() -> WhoAmI:
+        return WhoAmI(user="admin", role=Role.ADMIN, organization="acme", projects=["default"], server_version="0.1.0")
+
+    @app.post("/v1/uploads")
+    async def upload(request: UploadCreate) -> Upload:
+        key = f"uploads/{request.sha256}.zip"
+        url = None if key in api.bucket else f"{api.url}/bucket/{key}?signature=x"
+        return Upload(uri=f"upload:{request.sha256}", url=url, headers={"x-checked": "yes"}, expires_in_s=60)
+
+    @app.post("/v1/compute-configs", status_code=201)
+    async def create_config(request: ComputeConfigCreate) -> ComputeConfigVersion:
+        version = 1 + sum(c.name == request.name for c in api.configs)
+        made = ComputeConfigVersion(
+            id=new_id("cpt"), name=request.name, version=version, config=request.config, created_at=utcnow(), created_by="user:admin"
+        )
+        api.configs.append(made)
+        return made
+
+    @app.get("/v1/compute-configs")
+    async def configs(cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged(api.configs, cursor, limit)
+
+    def find_config(ref: str) -> ComputeConfigVersion:
+        return next(c for c in reversed(api.configs) if ref in (c.id, c.name, f"{c.name}:{c.version}"))
+
+    @app.get("/v1/compute-configs/{ref}")
+    async def config(ref: str) -> ComputeConfigVersion:
+        return find_config(ref)
+
+    @app.post("/v1/compute-configs/{ref}/archive")
+    async def archive(ref: str) -> ComputeConfigVersion:
+        return find_config(ref).model_copy(update={"archived_at": utcnow()})
+
+    @app.put("/v1/schedules/{name}")
+    async def apply(name: str, config: ScheduleConfig) -> Schedule:
+        now = utcnow()
+        api.schedules[name] = Schedule(
+            id=new_id("sch"), name=name, project="default", config=config, state=ScheduleState.ENABLED, created_by="user:admin",
+            created_at=now, updated_at=now, next_trigger_at=now + timedelta(hours=1),
+        )  # fmt: skip
+        return api.schedules[name]
+
+    @app.get("/v1/schedules")
+    async def schedules(cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged(list(api.schedules.values()), cursor, limit)
+
+    @app.get("/v1/schedules/{ref}")
+    async def schedule(ref: str) -> Schedule:
+        if ref not in api.schedules:
+            raise NotFound(f"There is no schedule {ref!r}.", remedy="`heliostat schedule list` shows them.", resource=ref)
+        return api.schedules[ref]
+
+    @app.post("/v1/schedules/{ref}/run", status_code=201)
+    async def run(ref: str) -> Job:
+        return api.add_job(ref)
+
+    @app.post("/v1/schedules/{ref}/{verb}")
+    async def switch(ref: str, verb: str) -> Schedule:
+        state = {"pause": ScheduleState.DISABLED, "resume": ScheduleState.ENABLED}[verb]
+        api.schedules[ref] = api.schedules[ref].model_copy(update={"state": state})
+        return api.schedules[ref]
+
+    @app.delete("/v1/schedules/{ref}", status_code=204)
+    async def delete(ref: str) -> None:
+        if api.schedules.pop(ref, None) is None:
+            raise NotFound(f"There is no schedule {ref!r}.", resource=ref)
+
+    cloud = Cloud(id="cld_1", name="local", provider=Provider.LOCAL, is_default=True, created_at=utcnow())
+
+    @app.get("/v1/clouds")
+    async def clouds(cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged([cloud], cursor, limit)
+
+    @app.get("/v1/clouds/{ref}")
+    async def get_cloud(ref: str) -> Cloud:
+        return cloud
+
+    @app.post("/v1/projects", status_code=201)
+    async def create_project(request: ProjectCreate) -> Project:
+        return Project(id="prj_1", name=request.name, created_at=utcnow())
+
+    @app.get("/v1/projects")
+    async def projects(cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged([Project(id="prj_1", name="default", created_at=utcnow())], cursor, limit)
+
+    @app.post("/v1/users", status_code=201)
+    async def create_user(request: UserCreate) -> User:
+        return User(id="usr_1", name=request.name, role=request.role, projects=request.projects, created_at=utcnow())
+
+    @app.get("/v1/users")
+    async def users(cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged([User(id="usr_1", name="admin", role=Role.ADMIN, created_at=utcnow())], cursor, limit)
+
+    @app.post("/v1/tokens", status_code=201)
+    async def create_token(request: TokenCreate) -> Token:
+        made = Token(id=new_id("tok"), name=request.name, user=request.user or "admin", created_at=utcnow())
+        api.tokens[made.id] = made
+        return made.model_copy(update={"secret": "hs-made-secret"})
+
+    @app.get("/v1/tokens")
+    async def tokens(cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged(list(api.tokens.values()), cursor, limit)
+
+    @app.delete("/v1/tokens/{id}", status_code=204)
+    async def revoke(id: str) -> None:
+        del api.tokens[id]
