@@ -72,7 +72,7 @@ class Cloud:
         before = self.boot_count()
         machine = self.machines.launch(spec)
         eventually(lambda: self.boot_count() > before)
-        return self.one(machine.machine_id)
+        return self.wait_for(machine.machine_id, MachineState.RUNNING)
 
 
 def fake_cloud(folder: Path) -> Cloud:

@@ -44,7 +44,9 @@ def test_one_token_is_one_machine(cloud: Cloud) -> None:
     assert cloud.machines.launch(cloud.spec()).machine_id != first.machine_id
 
 
-@pytest.mark.parametrize("change", [{"user_data": "#!/bin/sh\n"}, {"generation": 2}, {"cpu": 1.0}, {"tags": {"a": "b"}}])
+@pytest.mark.parametrize(
+    "change", [{"user_data": "#!/bin/sh\n"}, {"generation": 2}, {"cpu": 1.0}, {"tags": {"a": "b"}}]
+)
 def test_another_request_under_the_same_token_is_refused(cloud: Cloud, change: dict[str, object]) -> None:
     spec = cloud.spec()
     cloud.launch_and_boot(spec)
