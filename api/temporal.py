@@ -1,33 +1,90 @@
-"""One way to tell Temporal something and to learn what became of it."""
+"""Saying something to a workflow, with our errors: nothing here hangs, and "away" is always Unavailable."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
 
+import structlog
+from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from heliostat.errors import InvalidRequest, Unavailable
+from heliostat.errors import BY_CODE, Conflict, HeliostatError, InternalError, NotFound, Unavailable
+from heliostat.models.common import Model
+
+log = structlog.get_logger(__name__)
+
+CALL_S = 5.0
+"""Starting a workflow, or asking about a schedule: milliseconds when Temporal is well."""
+UPDATE_S = 10.0
+"""An update is answered by a worker; without one for so long, the caller is told to try again."""
+
+_AWAY = {
+    RPCStatusCode.UNAVAILABLE,
+    RPCStatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.CANCELLED,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+    RPCStatusCode.ABORTED,
+}
 
 
-async def told(call: Awaitable[Any], timeout_s: float) -> bool:
-    """Awaits a message to a workflow or the completion of an activity. True: Temporal has it safely; False:
-    what it was meant for has ended or never was.
-
-    Raises:
-        Unavailable: Temporal did not take it in time; the same may be tried again.
-        InvalidRequest: it never will take this.
-    """
+@asynccontextmanager
+async def calling(limit_s: float = CALL_S) -> AsyncIterator[None]:
+    """Bounds what is inside and maps Temporal's errors: NotFound, Unavailable, else InternalError."""
     try:
-        async with asyncio.timeout(timeout_s):
-            await call
+        async with asyncio.timeout(limit_s):
+            yield
     except RPCError as e:
         if e.status == RPCStatusCode.NOT_FOUND:
-            return False
-        if e.status == RPCStatusCode.INVALID_ARGUMENT:
-            raise InvalidRequest(f"Temporal refuses this message: {e.message}") from e
-        raise Unavailable(f"Temporal does not answer: {e.message}", remedy="Try again.") from e
-    except (TimeoutError, RuntimeError) as e:  # RuntimeError: how a lazy client says that it can't connect
-        raise Unavailable(f"Temporal does not answer: {str(e) or 'timed out'}", remedy="Try again.") from e
-    return True
+            raise NotFound("Temporal does not know it.", remedy="Try again in a moment.") from e
+        if e.status in _AWAY:
+            raise _away(e) from e
+        log.error("Temporal refused a call", status=e.status.name, why=e.message)
+        raise InternalError(
+            f"Temporal refused the call ({e.status.name}).",
+            remedy="Tell the operator: the API's log has the reason.",
+        ) from e
+    except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as e:
+        raise _away(e) from e
+    except RuntimeError as e:  # how the SDK says that a lazy client could not connect
+        if "connect" not in str(e):
+            raise
+        raise _away(e) from e
+
+
+def _away(cause: Exception) -> Unavailable:
+    log.warning("Temporal does not answer", why=str(cause)[:300] or type(cause).__name__)
+    return Unavailable("Temporal does not answer.", remedy="Try again; if it goes on, see that it and a worker run.")
+
+
+async def update(client: Client, id: str, name: str, message: Model, key: str | None, noun: str) -> None:
+    """Executes an update of workflow ``id``. Raises NotFound when it is not running, the error that the workflow
+    answered with, or Unavailable. ``key``: an Idempotency-Key; a repeat under it is carried out once."""
+    update_id = hashlib.sha256(f"{name}/{key}".encode()).hexdigest() if key else None
+    try:
+        async with calling(UPDATE_S + 2):
+            await client.get_workflow_handle(id).execute_update(
+                name, message, id=update_id, rpc_timeout=timedelta(seconds=UPDATE_S)
+            )
+    except WorkflowUpdateFailedError as e:
+        raise _answered(e, id, noun) from e
+
+
+def _answered(error: WorkflowUpdateFailedError, id: str, noun: str) -> HeliostatError:
+    cause = error.cause
+    if not isinstance(cause, ApplicationError):
+        return InternalError(
+            f"The workflow of {noun} {id} failed over the message.", remedy="Tell the operator.", resource=id
+        )
+    if cause.type == "AcceptedUpdateCompletedWorkflow":
+        return NotFound(f"The {noun} ended while it was told.", resource=id)
+    cls = BY_CODE.get(cause.type or "", Conflict)
+    return cls(_sentence(cause.message), remedy=f"GET it to see its state: {noun} {id}.", resource=id)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

@@ -1,0 +1,166 @@
+"""The API process: HTTP in, rows and workflow messages out. It never runs a step of a workflow."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+from fastapi import FastAPI
+from sqlalchemy.engine import make_url
+from temporalio.client import Client
+
+from api import agents, clouds, clusters, compute_configs, errors, health, jobs, schedules, uploads, users
+from api.auth import Callers
+from clouds.base import Bucket
+from heliostat import __version__
+from heliostat.errors import Conflict, HeliostatError, InvalidRequest, TooLarge, Unavailable
+from runtime.keys import Keys, load_or_create
+from runtime.settings import Settings
+from runtime.telemetry import RequestMetrics, trace_requests
+from runtime.temporal import connect
+from store.database import Database, latest_revision
+
+log = structlog.get_logger(__name__)
+
+BODY_LIMIT = 2**20
+"""Bytes of a request's body: it goes into a workflow's input, which Temporal limits to 2 MB. Code goes to the bucket."""
+
+
+def create_app(
+    settings: Settings,
+    *,
+    buckets: Mapping[str, Bucket],
+    bundles: Mapping[str, bytes] | None = None,
+    temporal: Client | None = None,
+    keys: Keys | None = None,
+) -> FastAPI:
+    """The application, not yet connected; its lifespan connects and disconnects.
+
+    Args:
+        buckets: by cloud id. The caller makes them: the API knows no concrete cloud.
+        bundles: the agent's zips that machines may fetch, by sha256.
+        temporal: a connected client; default: one of its own, lazy, so that the API answers while Temporal is away.
+        keys: default: from the settings.
+
+    Raises:
+        InvalidRequest: several APIs were announced on SQLite.
+    """
+    if settings.api_processes > 1 and make_url(settings.records_url).get_backend_name() == "sqlite":
+        raise InvalidRequest(
+            f"{settings.api_processes} API processes can't share a SQLite file.",
+            remedy="Set HELIOSTAT_DATABASE_URL to a PostgreSQL database, or HELIOSTAT_API_PROCESSES to 1.",
+            field="HELIOSTAT_API_PROCESSES",
+        )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        state = app.state
+        state.db = Database(settings.records_url)
+        state.callers = Callers(state.db)
+        state.background = set()
+        lock = _only_one(settings) if state.db.is_sqlite else None
+        try:
+            await state.db.connect()
+            await _check_schema(state.db)
+            state.temporal = temporal or await connect(settings, lazy=True)
+            reconciling = asyncio.create_task(schedules.reconcile_all(state))
+            state.background.add(reconciling)
+            reconciling.add_done_callback(state.background.discard)
+            yield
+            reconciling.cancel()
+            await asyncio.gather(*state.background, return_exceptions=True)
+        finally:
+            await state.db.dispose()
+            if lock is not None:
+                lock.close()
+
+    app = FastAPI(
+        title="Heliostat",
+        version="v1",
+        summary="Ray clusters and jobs on your own machines.",
+        lifespan=lifespan,
+        responses={"default": {"description": "problem+json: `code`, `detail` (what happened), `remedy`, `field`."}},
+    )
+    app.state.settings = settings
+    app.state.buckets = buckets
+    app.state.bundles = bundles or {}
+    app.state.keys = keys or load_or_create(settings.home, settings.secret_key)
+    app.state.server_version = __version__
+    errors.install(app)
+    for noun in (users, clouds, compute_configs, clusters, jobs, schedules, uploads, agents, health):
+        app.include_router(noun.router)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(RequestMetrics)
+    trace_requests(app, settings)
+    return app
+
+
+async def _check_schema(db: Database) -> None:
+    found = await db.schema_revision()
+    if found != latest_revision():
+        raise Conflict(
+            f"The records are at schema {found or '(none)'}, this code needs {latest_revision()}.",
+            remedy="Run `python -m store.migrate` (`make up` does it), or start the code that the records belong to.",
+        )
+
+
+def _only_one(settings: Settings) -> IO[str]:
+    """SQLite has one API: what it knows of nodes and tokens is in its memory. The lock dies with the process."""
+    path = Path(f"{make_url(settings.records_url).database}.api-lock")
+    try:
+        lock = path.open("w")
+    except OSError as e:
+        raise Unavailable(f"{path} can't be written: {e.strerror}.", remedy="Check HELIOSTAT_HOME and its disk.") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise Conflict(
+            f"Another API process uses {settings.records_url} already.",
+            remedy="Stop it, or use PostgreSQL (HELIOSTAT_DATABASE_URL) for two or more.",
+        ) from None
+    return lock
+
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class BodyLimit:
+    """Refuses a body over BODY_LIMIT before it is in memory, whether its length was announced or not."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length) > BODY_LIMIT:
+            await errors.problem(_too_large())(scope, receive, send)
+            return
+        taken = 0
+
+        async def counted() -> MutableMapping[str, Any]:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > BODY_LIMIT:
+                raise _too_large()
+            return message
+
+        await self.app(scope, counted, send)
+
+
+def _too_large() -> HeliostatError:
+    return TooLarge(
+        f"The request's body is over {BODY_LIMIT} bytes.",
+        remedy="Code and data go to the bucket (POST /v1/uploads), not into a request.",
+    )

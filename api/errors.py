@@ -1,0 +1,118 @@
+"""Every error of the API as problem+json (RFC 9457): what happened, to which thing, what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from heliostat.errors import HeliostatError, InternalError, InvalidRequest, NotFound, NotHonoured, Unauthenticated
+from heliostat.models.common import new_id
+from heliostat.models.compute_configs import NOT_HONOURED
+from heliostat.models.jobs import NOT_HONOURED_JOB
+
+log = structlog.get_logger(__name__)
+
+_UNION_MEMBERS = {"str", "ComputeConfig", "dict", "body", "json_or_python"}
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(HeliostatError, _heliostat)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unhandled)
+
+
+def problem(error: HeliostatError, status: int | None = None, headers: dict[str, str] | None = None) -> JSONResponse:
+    body = error.to_problem()
+    if status is not None:
+        body["status"] = status
+    if isinstance(error, Unauthenticated):
+        headers = {"www-authenticate": "Bearer", **(headers or {})}
+    return JSONResponse(body, status_code=body["status"], headers=headers, media_type="application/problem+json")
+
+
+async def _heliostat(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HeliostatError)
+    if error.status >= 500:
+        log.warning("refused", code=error.code, path=request.url.path, why=error.message, resource=error.resource)
+    return problem(error)
+
+
+async def _http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return problem(NotFound("There is no such route.", remedy="/docs lists the routes."))
+    wrong = InvalidRequest(f"{error.detail}.", remedy="/docs lists the routes and their methods.")
+    return problem(wrong, error.status_code, dict(error.headers or {}))
+
+
+async def _unhandled(request: Request, error: Exception) -> JSONResponse:
+    id = new_id("err")
+    log.error("unhandled", error_id=id, method=request.method, path=request.url.path, exc_info=error)
+    return problem(
+        InternalError(
+            "Something went wrong that we did not foresee.",
+            remedy=f"Tell the operator the id {id}: the API's log has the reason under it.",
+            resource=id,
+        )
+    )
+
+
+async def _validation(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return problem(explain(list(error.errors())))
+
+
+def explain(errors: list[dict[str, Any]]) -> HeliostatError:
+    """Pydantic's findings as one error of ours. It names the first field and lists the others; a known option
+    that we do not carry out says so. Never repeats what was sent: it may hold secrets."""
+    errors = _of_the_meant_union_member(errors)
+    for found in errors:
+        if found["type"] == "extra_forbidden" and (reason := _not_honoured(found["loc"])):
+            field = _dotted(found["loc"])
+            return NotHonoured(
+                f"{field!r} is not honoured here: {reason}.", remedy=f"Leave out {field!r}.", field=field
+            )
+    first = errors[0]
+    field, what = _dotted(first["loc"]), _what(first)
+    details = {"errors": [{"field": _dotted(e["loc"]), "problem": _what(e)} for e in errors]} if errors[1:] else None
+    if first["type"] == "json_invalid":
+        return InvalidRequest("The body is not JSON.", remedy="Send valid JSON.")
+    if not field:
+        return InvalidRequest(f"The body is refused: {what}.", remedy="/docs shows its shape.", details=details)
+    return InvalidRequest(f"{field!r}: {what}.", remedy=f"Correct {field!r}.", field=field, details=details)
+
+
+def _what(found: dict[str, Any]) -> str:
+    if found["type"] == "extra_forbidden":
+        return "there is no such field"
+    if found["type"] == "missing":
+        return "it is required"
+    return str(found["msg"]).removeprefix("Value error, ").rstrip(".")
+
+
+def _dotted(loc: tuple[Any, ...]) -> str:
+    parts = [str(p) for p in loc[1:] if p not in _UNION_MEMBERS and not str(p).startswith("function-")]
+    return ".".join(parts)
+
+
+def _not_honoured(loc: tuple[Any, ...]) -> str | None:
+    name = str(loc[-1])
+    if any(p in ("head_node", "worker_nodes") for p in loc):
+        return NOT_HONOURED["NodeConfig"].get(name)
+    if any(p in ("compute_config", "config") for p in loc[:-1]):
+        return NOT_HONOURED["ComputeConfig"].get(name)
+    return NOT_HONOURED_JOB.get(name)
+
+
+def _of_the_meant_union_member(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``compute_config`` is a name or an object: of an object, "is not a string" helps nobody."""
+    inside = [e for e in errors if "ComputeConfig" in e["loc"] and e["type"] != "model_type"]
+    if inside:
+        return [e for e in errors if e["loc"][-1] != "str" or e["type"] != "string_type"]
+    return [e for e in errors if e["type"] != "model_type" or e["loc"][-1] != "ComputeConfig"] or errors

@@ -1,0 +1,41 @@
+"""Code on its way to the bucket: the client PUTs it there by a presigned URL; we never see a byte of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+
+from api import lookup
+from api.auth import Me
+from api.logs import bucket_of
+from heliostat.errors import TooLarge
+from heliostat.models.uploads import Upload, UploadCreate, upload_key
+
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+
+URL_S = 3600
+
+
+@router.post("")
+async def create(request: Request, me: Me, body: UploadCreate) -> Upload:
+    """Where to PUT a zip of this hash and size. Content-addressed: the same one again is there already."""
+    state = request.app.state
+    project = me.project(body.project)
+    limit = state.settings.upload_max_bytes
+    if body.size > limit:
+        raise TooLarge(
+            f"The zip has {body.size / 2**20:.0f} MiB; uploads may have {limit / 2**20:.0f} MiB.",
+            remedy="Leave files out with excludes; put large data into a bucket that the program reads.",
+            field="size",
+            details={"size": body.size, "limit": limit},
+        )
+    async with state.db.read() as conn:
+        cloud = await lookup.cloud(conn, me, body.cloud)
+    bucket = bucket_of(state, cloud.id)
+    key, uri = upload_key(project.id, body.sha256), f"upload:{body.sha256}"
+    there = await asyncio.to_thread(bucket.stat, key)
+    if there is not None and there.size == body.size:
+        return Upload(uri=uri)
+    url = await asyncio.to_thread(lambda: bucket.presign_put(key, URL_S, size=body.size, sha256=body.sha256))
+    return Upload(uri=uri, url=url, expires_in_s=URL_S)
