@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
@@ -11,7 +11,7 @@ from heliostat.models.jobs import Job, JobState
 from runtime.messages import JobInput
 from store import projection
 from store.database import Database
-from store.tables import schedules
+from store.tables import jobs, schedules
 
 
 class ScheduledTurn(Model):
@@ -52,7 +52,7 @@ class ScheduleActivities:
         )
         async with self._db.begin() as conn:
             await projection.insert_job(conn, job, arg)
-        # The child's start is as durable as this row: the monitor need not start it. If the turn is terminated in
-        # between, the sweep settles the row.
-        await projection.mark_started(self._db, "job", job.id)
+            # The child's start is as durable as this row: were the monitor to start it, the turn could not wait for
+            # it as its child. If the turn is terminated in between, the sweep settles the row.
+            await conn.execute(update(jobs).where(jobs.c.id == job.id).values(started=True))
         return arg
