@@ -28,7 +28,7 @@ UNSTARTED_AFTER_S = 10.0
 MASS_SHARE = 0.5
 MASS_MIN = 3
 """More than this share of all heads silent at once, and at least so many: our ears are at fault, or a whole
-network. An alarm, not a mass replacement."""
+network. An alarm, not a mass replacement: only those whose cloud says that their machine is gone count as lost."""
 
 
 class MonitorActivities:
@@ -70,16 +70,15 @@ class MonitorActivities:
 
     async def _find_silent(self, now: datetime) -> None:
         found = await projection.silent_heads(self._db, now, self._settings.silence_s)
-        if len(found.silent) >= MASS_MIN and len(found.silent) > MASS_SHARE * found.total:
-            if not self._alarm:
-                log.error(
-                    "mass silence: no head is replaced while it lasts; look at the network between nodes and API",
-                    silent=len(found.silent),
-                    total=found.total,
-                )
-            self._alarm = True
-            return
-        self._alarm = False
+        mass = len(found.silent) >= MASS_MIN and len(found.silent) > MASS_SHARE * found.total
+        if mass and not self._alarm:
+            log.error(
+                "mass silence: only heads whose machine is gone are replaced while it lasts; look at the network "
+                "between nodes and API",
+                silent=len(found.silent),
+                total=found.total,
+            )
+        self._alarm = mass
         again = timedelta(seconds=self._settings.silence_s)
         self._told = {node: at for node, at in self._told.items() if any(node == n for _, n, _ in found.silent)}
         for cluster_id, node_id, since in found.silent:
@@ -88,7 +87,13 @@ class MonitorActivities:
                 continue
             self._told[node_id] = now
             log.warning("head silent", cluster=cluster_id, node=node_id, since=since.isoformat())
-            message = HeadSilent(event_id=f"{node_id}/silent/{now.isoformat()}", node_id=node_id, since=since)
+            message = HeadSilent(
+                event_id=f"{node_id}/silent/{now.isoformat()}",
+                node_id=node_id,
+                since=since,
+                silent_s=(now - since).total_seconds(),
+                mass=mass,
+            )
             try:
                 await self._client.get_workflow_handle(cluster_id).signal("head_silent", message)
             except RPCError as error:

@@ -16,7 +16,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFail
 from temporalio.service import RPCError, RPCStatusCode
 
 from clouds.base import Bucket, Machine, Machines, MachineState
-from heliostat.models.clusters import ClusterState
+from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.common import Event, EventLevel, Model, new_id, utcnow
 from heliostat.models.jobs import JobState
 from runtime.messages import ClusterNotice, Release
@@ -190,10 +190,16 @@ class SweepActivities:
             reason=reason,
             cause="cluster_failed",
             event_id=f"{cluster_id}/orphaned",
+            revision=row.revision + 1,
         )
         for holder in holders:
             await self._signal(holder, "cluster_changed", notice)
-        await projection.write_cluster(self._db, cluster, [], {}, [self._story(cluster_id, reason)])
+        ended = [
+            node.model_copy(update={"state": NodeState.TERMINATED, "reason": reason, "ended_at": now})
+            for node in await projection.load_nodes(self._db, cluster_id)
+            if node.ended_at is None
+        ]
+        await projection.write_cluster(self._db, cluster, ended, {}, [self._story(cluster_id, reason)])
 
     async def _settle_job(self, job_id: str) -> None:
         row = await projection.load_job(self._db, job_id)

@@ -109,6 +109,10 @@ class HeadSilent(Model):
     event_id: str
     node_id: str
     since: datetime
+    silent_s: float = 0
+    """By the records' clock."""
+    mass: bool = False
+    """Many heads are silent at once, so our ears may be at fault: only what the cloud says is gone counts."""
 
 
 class LeaseRequest(Model):
@@ -127,6 +131,8 @@ class LeaseAnswer(Result):
     reason: str = ""
     cause: str = ""
     """Error code behind ``reason``, e.g. ``bad_config`` or ``no_capacity``; empty when there is none."""
+    revision: int = 0
+    """The cluster's, when this was said: an answer and a notice may cross on their way, the smaller one is older."""
 
 
 class ClusterNotice(LeaseAnswer):
