@@ -8,8 +8,10 @@ records keep them).
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from activities.nodes import BootFacts
+from heliostat.models.clouds import Market
 from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
 from heliostat.models.common import Condition, Model
 from heliostat.models.compute_configs import ComputeConfig, NodeConfig
@@ -29,6 +31,8 @@ class NodeEntry(Model):
     slot: int
     generation: int
     token: str
+    zone: str | None = None
+    market: Market = Market.ON_DEMAND
     state: NodeState = NodeState.REQUESTED
     reason: str = ""
     boot: BootFacts | None = None
@@ -80,8 +84,12 @@ class ClusterData(Model):
     """Slot → machines asked for so far."""
     failures: dict[str, int] = {}
     """Group → launches in a row that came to nothing."""
+    deaths: dict[str, int] = {}
+    """Group → nodes in a row that died soon after they were up."""
     bounds: dict[str, Bounds] = {}
     desired: dict[str, int] = {}
+    bounds_stale: bool = False
+    """The head has not been told the newest bounds."""
     remove: list[str] = []
     """Nodes that the autoscaler has drained and wants ended."""
     leases: dict[str, datetime] = {}
@@ -203,6 +211,14 @@ class ClusterData(Model):
         if config.maximum_uptime_minutes is None:
             return None
         return self.started_at + timedelta(minutes=config.maximum_uptime_minutes)
+
+
+def desired_of(data: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """Counts by group and nodes to end, of a fact that a node sent: what is not of that form is left out, for an
+    exception in a handler would stop the workflow."""
+    counts, remove = data.get("desired"), data.get("remove")
+    wanted = {str(g): n for g, n in counts.items() if type(n) is int} if isinstance(counts, dict) else {}
+    return wanted, [n for n in remove if isinstance(n, str)] if isinstance(remove, list) else []
 
 
 def resources_of(config: NodeConfig) -> dict[str, float]:

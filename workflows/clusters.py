@@ -27,9 +27,10 @@ with workflow.unsafe.imports_passed_through():
     from activities.records import ClusterRecord, RecordActivities
     from clouds.base import Machine, MachineState
     from heliostat.models.agents import CommandKind, FactKind, GroupConfig
+    from heliostat.models.clouds import Market
     from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
     from heliostat.models.common import Event, EventLevel, Model
-    from heliostat.models.compute_configs import NodeConfig
+    from heliostat.models.compute_configs import MAX_NODES_PER_CLUSTER, NodeConfig
     from runtime.messages import (
         ClusterInput,
         ClusterNotice,
@@ -43,7 +44,7 @@ with workflow.unsafe.imports_passed_through():
         TerminateRequest,
     )
     from workflows import ids, policies
-    from workflows.cluster_state import Bounds, ClusterData, NodeEntry, resources_of
+    from workflows.cluster_state import Bounds, ClusterData, NodeEntry, desired_of, resources_of
     from workflows.cluster_view import cluster_details, cluster_resource, node_resource
 
 STATE = SearchAttributeKey.for_keyword("HeliostatState")
@@ -126,7 +127,8 @@ class ClusterWorkflow:
                 else:
                     self._lose(subject, reason, failed=False)
             case FactKind.ACTIVITY:
-                self.s.activity = Activity(str(fact.data.get("activity", Activity.UNKNOWN)))
+                told = str(fact.data.get("activity"))
+                self.s.activity = Activity(told) if told in tuple(Activity) else Activity.UNKNOWN
                 self._dirty = True
             case FactKind.DESIRED:
                 self._desire(fact)
@@ -138,7 +140,7 @@ class ClusterWorkflow:
     def head_silent(self, message: HeadSilent) -> None:
         head = self.s.head
         if head is not None and head.id == message.node_id and head.machine_id:
-            self._start("ask after head", self._ask_after_head(head, message.since))
+            self._start("ask after head", self._ask_after_head(head, message))
             self._wake()
 
     @workflow.signal(description="A holder needs the cluster no more")
@@ -177,9 +179,7 @@ class ClusterWorkflow:
             bounds.max_nodes = request.max_nodes
         text = f"{request.group}: {bounds.min_nodes} to {bounds.max_nodes} nodes"
         self._event("limits_changed", text, actor=request.actor)
-        head = self.s.head
-        if head is not None and head.state == NodeState.RUNNING:
-            self._start("bounds", self._send_bounds(head))
+        self.s.bounds_stale = True
         self._wake()
 
     @set_limits.validator
@@ -194,6 +194,16 @@ class ClusterWorkflow:
         high = bounds.max_nodes if request.max_nodes is None else request.max_nodes
         if low > high:
             raise ApplicationError(f"min_nodes ({low}) is greater than max_nodes ({high})", type="invalid_request")
+        if high < 1:
+            raise ApplicationError(
+                "max_nodes must be at least 1; min_nodes 0 lets a group shrink to none", type="invalid_request"
+            )
+        total = high + sum(b.max_nodes for g, b in self.s.bounds.items() if g != request.group)
+        if total > MAX_NODES_PER_CLUSTER:
+            raise ApplicationError(
+                f"max_nodes would add up to {total}; one cluster may have {MAX_NODES_PER_CLUSTER}",
+                type="invalid_request",
+            )
         if self.s.terminate is not None or self.s.phase.settled:
             raise ApplicationError(f"cluster {self.input.name} is ending", type="conflict")
 
@@ -209,22 +219,28 @@ class ClusterWorkflow:
 
     @workflow.run
     async def run(self, _: ClusterInput) -> str:
-        while not (self.s.phase.settled or self._withdrawn):
+        # A cancel from the UI reaches this await alone: a step that it cut off in the middle (a launch, a write of
+        # the records) could not be undone. It means the same as a terminate, for machines must be ended either way.
+        life = asyncio.create_task(self._live())
+        while not life.done():
             try:
-                await self._live()
+                await asyncio.shield(life)
             except asyncio.CancelledError:
-                # Cancelled in the UI: the same as a terminate, for machines must be ended either way.
                 if self.s.terminate is None:
                     self.s.terminate = TerminateRequest(actor="operator", reason="cancelled in Temporal")
+                    self._wake()
+        life.result()
         await workflow.wait_condition(workflow.all_handlers_finished)
         return "withdrawn" if self._withdrawn else f"{self.s.phase}: {self.s.reason}"
 
     async def _live(self) -> None:
-        while not (self.s.phase.settled or self._withdrawn):
+        # An end that the records have not taken is told until they have.
+        while not self._withdrawn and (self._dirty or not self.s.phase.settled):
             self._woken = False
             if self._bug is not None:
                 raise self._bug
-            self._decide()
+            if not self.s.phase.settled:
+                self._decide()
             if self._dirty and not self._flush_is_held():
                 await self._flush()
                 continue
@@ -234,8 +250,6 @@ class ClusterWorkflow:
                 )
             self._set_alarm()
             await workflow.wait_condition(lambda: self._woken)
-        if self._dirty and not self._withdrawn:
-            await self._flush()
 
     def _decide(self) -> None:
         """Compares wanted with observed; everything that takes time becomes a task."""
@@ -254,6 +268,12 @@ class ClusterWorkflow:
             self._want_workers(now)
             self._check_ready(now)
             self._check_idle(now)
+            head = self.s.head
+            up = head is not None and head.state == NodeState.RUNNING
+            if self.s.bounds_stale and up and "bounds" not in self._tasks:  # else once more when that one is through
+                assert head is not None
+                self.s.bounds_stale = False
+                self._start("bounds", self._send_bounds(head))
         self._start_launches(now)
         self._start_ends()
         if self.s.phase == ClusterState.TERMINATING and not self._unended() and not self._tasks:
@@ -285,7 +305,11 @@ class ClusterWorkflow:
     def _new_node(self, role: NodeRole, group: str, now: datetime) -> None:
         slot = self.s.take_slot(group)
         generation = self.s.generations[str(slot)]
-        wait = policies.backoff(self.s.failures.get(group, 0))
+        failures = self.s.failures.get(group, 0)
+        places = self._places(group)
+        zone, market = places[failures % len(places)]
+        # Every place is tried once before the back-off begins; a group whose nodes die young waits in any case.
+        wait = policies.backoff(max(failures // len(places), self.s.deaths.get(group, 0)))
         node = NodeEntry(
             id=ids.node_id(self.input.cluster_id, slot, generation),
             role=role,
@@ -293,11 +317,20 @@ class ClusterWorkflow:
             slot=slot,
             generation=generation,
             token=ids.launch_token(self.input.cluster_id, slot, generation),
+            zone=zone,
+            market=market,
             created_at=now,
             not_before=now + wait if wait else None,
         )
         self.s.nodes[node.id] = node
         self._touch(node)
+
+    def _places(self, group: str) -> list[tuple[str | None, Market]]:
+        """Where a node of this group may be launched, best first: each zone, and again as the market falls back."""
+        wanted = getattr(self._node_config(group), "market_type", Market.ON_DEMAND)
+        markets = [Market.SPOT, Market.ON_DEMAND] if wanted == Market.PREFER_SPOT else [wanted]
+        zones: list[str | None] = [*self.config.zones] if self.config.zones else [None]
+        return [(zone, market) for market in markets for zone in zones]
 
     def _start_launches(self, now: datetime) -> None:
         for node in self.s.nodes.values():
@@ -324,21 +357,31 @@ class ClusterWorkflow:
             cpu=required.CPU if required else resources.get("CPU"),
             memory=required.memory if required else None,
             gpu=required.GPU if required else int(resources.get("GPU", 0)),
-            zone=self.config.zones[0] if self.config.zones else None,
-            market=getattr(config, "market_type", "ON_DEMAND"),
+            zone=node.zone,
+            market=node.market,
             tags=self.input.tags,
         )
+        launch = workflow.start_activity_method(
+            NodeActivities.launch_node,
+            request,
+            summary=f"launch {node.group} node, slot {node.slot}, generation {node.generation}",
+            # A launch that waits for its next try is given up at once; one that is being tried is waited for, since
+            # what it makes must be ended too.
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            **policies.LAUNCH,
+        )
         try:
-            machine: Machine = await workflow.execute_activity_method(
-                NodeActivities.launch_node,
-                request,
-                summary=f"launch {node.group} node, slot {node.slot}, generation {node.generation}",
-                **policies.LAUNCH,
-            )
-        except ActivityError as error:
+            await workflow.wait_condition(lambda: launch.done() or not node.live)
+            if not launch.done():
+                launch.cancel()
+            machine: Machine = await launch
+        except (ActivityError, asyncio.CancelledError) as error:
             node.launching = False
-            code = error.cause.type if isinstance(error.cause, ApplicationError) else None
-            message = getattr(error.cause, "message", None) or str(error.cause or error)
+            if is_cancelled_exception(error):
+                return
+            cause = error.__cause__
+            code = cause.type if isinstance(cause, ApplicationError) else None
+            message = getattr(cause, "message", None) or str(cause or error)
             self._launch_failed(node, code or "unknown", message)
             return
         node.launching = False
@@ -405,6 +448,9 @@ class ClusterWorkflow:
         self._event("node_lost", f"{node.group} node {node.slot}.{node.generation}: {reason}", level=EventLevel.WARNING)
         if failed:
             self.s.failures[node.group] = self.s.failures.get(node.group, 0) + 1
+        elif node.running_at is not None:
+            young = workflow.now() - node.running_at < policies.YOUNG
+            self.s.deaths[node.group] = self.s.deaths.get(node.group, 0) + 1 if young else 0
         self._give_up(node, reason)
         if node.role == NodeRole.HEAD:
             self._head_lost(reason)
@@ -428,7 +474,7 @@ class ClusterWorkflow:
             self.s.phase_deadline = now + timedelta(seconds=self.input.limits.capacity_timeout_s)
             self._enter(ClusterState.RECOVERING, f"head lost: {reason}")
 
-    async def _ask_after_head(self, head: NodeEntry, since: datetime) -> None:
+    async def _ask_after_head(self, head: NodeEntry, message: HeadSilent) -> None:
         """Silence is not death: the cloud is asked, and a head that runs gets more time."""
         assert head.machine_id is not None
         machines: list[Machine] = await workflow.execute_activity_method(
@@ -440,8 +486,8 @@ class ClusterWorkflow:
         found = machines[0] if machines else None
         if found is None or found.state in (MachineState.GONE, MachineState.STOPPING):
             self._lose(head, (found.reason if found else "") or "its machine is gone", failed=False)
-        elif workflow.now() - since >= policies.HEAD_SILENCE:
-            self._lose(head, f"silent since {since:%H:%M:%S} UTC though its machine runs", failed=False)
+        elif message.silent_s >= policies.HEAD_SILENCE.total_seconds() and not message.mass:
+            self._lose(head, f"silent since {message.since:%H:%M:%S} UTC though its machine runs", failed=False)
         self._wake()
 
     def _check_ready(self, now: datetime) -> None:
@@ -469,8 +515,9 @@ class ClusterWorkflow:
 
     def _desire(self, fact: NodeFact) -> None:
         """Absolute counts from Ray's autoscaler; our bounds hold here, not there."""
-        wanted = {g: int(n) for g, n in dict(fact.data.get("desired") or {}).items() if g in self.s.bounds}
-        remove = [str(n) for n in fact.data.get("remove") or [] if n in self.s.nodes]
+        wanted, remove = desired_of(fact.data)
+        wanted = {g: n for g, n in wanted.items() if g in self.s.bounds}
+        remove = [n for n in remove if n in self.s.nodes]
         if wanted != self.s.desired or remove:
             text = ", ".join(f"{g} {n}" for g, n in sorted(wanted.items()))
             self._event("scale", f"autoscaler wants {text}", actor=f"agent:{fact.node_id}")
@@ -514,16 +561,17 @@ class ClusterWorkflow:
         self._fencing = True
         try:
             seen = await self._command(head, CommandKind.FENCE, {}, policies.FENCE_TIMEOUT)
+            if self.s.terminate is not None or self.s.head is not head:
+                return
+            if seen is not None and seen.get("activity") == Activity.IDLE and not self.s.leases:
+                minutes = self.config.idle_termination_minutes
+                self.s.terminate = TerminateRequest(actor="idle shutdown", reason=f"idle for {minutes:g} minutes")
+                return
+            await self._command(head, CommandKind.UNFENCE, {}, policies.FENCE_TIMEOUT)
+            self.s.idle_since = workflow.now()  # ask again after another idle period
         finally:
             self._fencing = False
-        if self.s.terminate is not None or self.s.head is not head:
-            return
-        if seen is not None and seen.get("activity") == Activity.IDLE and not self.s.leases:
-            minutes = self.config.idle_termination_minutes
-            self.s.terminate = TerminateRequest(actor="idle shutdown", reason=f"idle for {minutes:g} minutes")
-            return
-        await self._command(head, CommandKind.UNFENCE, {}, policies.FENCE_TIMEOUT)
-        self.s.idle_since = workflow.now()  # ask again after another idle period
+            self._dirty = True  # whoever took a lease meanwhile was told to wait, and is now told to go on
 
     def _lease_check_due(self) -> datetime | None:
         """A lease held for longer than the idle limit: does its holder's workflow still run?"""
@@ -580,9 +628,10 @@ class ClusterWorkflow:
             self._start(f"end {due[0].id}", self._end(due))
 
     async def _end(self, nodes: list[NodeEntry]) -> None:
-        silent = [n for n in nodes if n.machine_id and n.registered_at is None and n.launched_at]
-        for node in silent[:3]:
-            await self._keep_console(node)
+        if self.s.terminate is None or self.s.end_state == ClusterState.FAILED:
+            silent = [n for n in nodes if n.machine_id and n.registered_at is None and n.launched_at]
+            for node in silent[:3]:
+                await self._keep_console(node)
         try:
             await workflow.execute_activity_method(
                 NodeActivities.end_machines,
@@ -627,6 +676,7 @@ class ClusterWorkflow:
         self._dirty = False
         self.s.revision += 1
         changed = [self.s.nodes[i] for i in self._changed if i in self.s.nodes]
+        ended = [n.id for n in changed if n.state == NodeState.TERMINATED]
         events, self._events, self._changed = self._events, [], {}
         for index, event in enumerate(events):
             event.id = ids.event_id(self.input.cluster_id, self.s.revision, index)
@@ -647,32 +697,34 @@ class ClusterWorkflow:
             recorded = await workflow.execute_local_activity_method(
                 RecordActivities.record_cluster, record, **policies.RECORD
             )
-        except (ActivityError, asyncio.CancelledError) as error:
+        except ActivityError:
             # Nothing may be lost: the next flush carries it all again, under a greater revision.
             self._dirty = True
             self._changed = {**dict.fromkeys(n.id for n in changed), **self._changed}
             self._events = events + self._events
-            if not is_cancelled_exception(error):
-                workflow.logger.error("records out of reach, writing again in 30 s")
-                self._retry_flush_at = workflow.now() + timedelta(seconds=30)
-                return
-            raise
-        finally:
-            await asyncio.shield(notice)
-        self._retry_flush_at = None
-        if not recorded.wanted and self.s.revision == 1:
-            self._withdrawn = True
+            workflow.logger.error("records out of reach, writing again in 30 s")
+            self._retry_flush_at = workflow.now() + timedelta(seconds=30)
             return
+        finally:
+            await notice
+        self._retry_flush_at = None
+        if not recorded.wanted:
+            if not any(n.asked for n in self.s.nodes.values()):
+                self._withdrawn = True
+                return
+            # The row is gone for good (records restored from before it): nobody can reach this cluster any more.
+            if self.s.terminate is None:
+                self.s.terminate = TerminateRequest(actor="records", reason="the records do not know this cluster")
         for node in changed:
             node.boot = node.boot or recorded.boot
-            if node.state == NodeState.TERMINATED:
-                self.s.nodes.pop(node.id, None)
+        for node_id in ended:  # not those that ended meanwhile: the records have not heard of it
+            self.s.nodes.pop(node_id, None)
 
     def _flush_is_held(self) -> bool:
         return self._retry_flush_at is not None and workflow.now() < self._retry_flush_at
 
     async def _tell_holders(self) -> None:
-        news = (self.s.phase, self.s.head_generation, self.s.ready)
+        news = (self.s.phase, self.s.head_generation, self.s.ready and not self._fencing)
         if news == self._told:
             return
         self._told = news
@@ -683,6 +735,7 @@ class ClusterWorkflow:
             except ApplicationError as error:
                 if error.type == "ExternalWorkflowExecutionNotFound":
                     self.s.leases.pop(holder, None)  # it has ended without a word: nobody holds this lease
+                    self._dirty = True
                 else:
                     workflow.logger.error("lease holder %s could not be told: %s", holder, error)
 
@@ -696,6 +749,7 @@ class ClusterWorkflow:
             head_generation=self.s.head_generation,
             reason=self.s.reason,
             cause=self.s.cause,
+            revision=self.s.revision,
         )
 
     def _enter(self, phase: ClusterState, reason: str, actor: str = "") -> None:
@@ -738,27 +792,29 @@ class ClusterWorkflow:
     ) -> dict[str, Any] | None:
         """The head's answer; None if it gave none within ``timeout`` or could not carry it out."""
         self.s.commands += 1
+        command = workflow.start_activity_method(
+            CommandActivities.run_command,
+            CommandRequest(
+                id=f"{self.input.cluster_id}-{kind}-{self.s.commands}",
+                cluster_id=self.input.cluster_id,
+                node_id=head.id,
+                kind=kind,
+                args=args,
+            ),
+            summary=f"{kind} on the head",
+            schedule_to_close_timeout=timeout,
+            **policies.COMMAND,
+        )
+        await workflow.wait_condition(lambda: command.done() or not head.live)
+        if not command.done():
+            command.cancel()  # its head is given up: nobody will ever answer
+            return None
         try:
-            answer: dict[str, Any] = await workflow.execute_activity_method(
-                CommandActivities.run_command,
-                CommandRequest(
-                    id=f"{self.input.cluster_id}-{kind}-{self.s.commands}",
-                    cluster_id=self.input.cluster_id,
-                    node_id=head.id,
-                    kind=kind,
-                    args=args,
-                ),
-                summary=f"{kind} on the head",
-                start_to_close_timeout=timeout,
-                schedule_to_close_timeout=timeout,
-                retry_policy=policies.COMMAND_RETRY,
-            )
+            answer: dict[str, Any] = await command
+            return answer
         except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise
             self._event("command_failed", f"{kind}: {error.cause or error}", level=EventLevel.WARNING)
             return None
-        return answer
 
     def _node_config(self, group: str) -> NodeConfig:
         return self.config.head_node if group == HEAD else (self.config.group(group) or NodeConfig())

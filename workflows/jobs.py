@@ -16,7 +16,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.commands import CommandActivities, CommandRequest
@@ -54,6 +54,8 @@ class Outcome(Model):
     cause: RunCause | None = None
     reason: str = ""
     exit_code: int | None = None
+    final: bool = False
+    """No other attempt could end otherwise."""
 
 
 class JobData(Model):
@@ -68,6 +70,7 @@ class JobData(Model):
     failures: int = 0
     """Runs that the application failed."""
     infrastructure_since: datetime | None = None
+    """Since when it has been failing without a run that got far."""
     terminate: TerminateRequest | None = None
 
 
@@ -79,19 +82,20 @@ class JobWorkflow:
         self.s = JobData(state_since=workflow.now())
         self.cluster: LeaseAnswer | None = None
         self.cluster_id: str | None = None
+        self._cluster_made = False
+        self._host: LeaseAnswer | None = None
+        """Where the current run was given to."""
         self._events: list[Event] = []
         self._ended_runs: dict[str, NodeFact] = {}
         self._running_runs: dict[str, datetime] = {}
         self._withdrawn = False
-        self._released = False
         self._shown_state = JobState.STARTING
 
     # --- what others say ----------------------------------------------------------------------------------
 
     @workflow.signal(description="The leased cluster changed")
     def cluster_changed(self, notice: ClusterNotice) -> None:
-        if notice.cluster_id == self.cluster_id:
-            self.cluster = notice
+        self._hear(notice)
 
     @workflow.signal(description="A run started or ended")
     def run_fact(self, fact: NodeFact) -> None:
@@ -110,26 +114,29 @@ class JobWorkflow:
 
     @workflow.run
     async def run(self, _: JobInput) -> str:
-        while not self.s.state.settled:
+        # A cancel from the UI reaches this await alone: a step that it cut off in the middle (the start of a cluster)
+        # could not be undone. It means the same as a terminate.
+        life = asyncio.create_task(self._live())
+        while not life.done():
             try:
-                await self._attempts()
+                await asyncio.shield(life)
             except asyncio.CancelledError:
                 if self.s.terminate is None:
                     self.s.terminate = TerminateRequest(actor="operator", reason="cancelled in Temporal")
-        while not self._released:
-            try:
-                await self._finish()
-            except asyncio.CancelledError:
-                continue  # a job that has ended is not cancelled any more: what it holds is released first
+        life.result()
         await workflow.wait_condition(workflow.all_handlers_finished)
         return "withdrawn" if self._withdrawn else f"{self.s.state}: {self.s.reason}"
 
+    async def _live(self) -> None:
+        await self._attempts()
+        await self._finish()
+
     async def _attempts(self) -> None:
         while not self.s.state.settled:
-            if self.s.runs and self.s.runs[-1].state in (RunState.STARTING, RunState.RUNNING):
-                run = self.s.runs[-1]  # a cancel interrupted it: it is stopped below
-            else:
-                run = self._new_run()
+            if self.s.terminate is not None:
+                self._end_terminated()
+                return
+            run = self._new_run()
             outcome = await self._attempt(run)
             if self._withdrawn:
                 self._end(JobState.TERMINATED, "its acceptance was taken back")
@@ -155,8 +162,9 @@ class JobWorkflow:
         if outcome.state == RunState.SUCCEEDED:
             self._end(JobState.SUCCEEDED, f"run {run.number} succeeded")
         elif self.s.terminate is not None:
-            why = f": {self.s.terminate.reason}" if self.s.terminate.reason else ""
-            self._end(JobState.TERMINATED, f"terminated by {self.s.terminate.actor}{why}")
+            self._end_terminated()
+        elif outcome.final:
+            self._end(JobState.FAILED, outcome.reason)
         elif outcome.cause == RunCause.INFRASTRUCTURE:
             if run.running_at is not None and now - run.running_at >= LONG_RUN:
                 self.s.infrastructure_since = None
@@ -193,13 +201,15 @@ class JobWorkflow:
         if self.cluster is not None and self.cluster.ready:
             run.cluster_id = self.cluster_id
             return None  # the fast path: a retry on the same healthy cluster
-        if self.cluster_id is None:
-            if self.input.cluster_id is not None:
-                self.cluster_id = self.input.cluster_id
-                run.cluster_id = self.cluster_id
-                await self._ask_lease()
-            else:
-                await self._start_cluster(run)
+        failure: str | None = None
+        if self.input.cluster_id is not None:
+            if self.cluster_id is None:
+                run.cluster_id = self.cluster_id = self.input.cluster_id
+                failure = await self._ask_lease()
+        elif not self._cluster_made:
+            failure = await self._make_cluster(run)
+        if failure is not None:
+            return Outcome(state=RunState.FAILED, cause=RunCause.INFRASTRUCTURE, reason=failure)
         run.cluster_id = self.cluster_id
         while not self._withdrawn and self.s.terminate is None:
             if self.cluster is not None and self.cluster.ready:
@@ -210,9 +220,16 @@ class JobWorkflow:
             self._say(f"cluster {self.cluster_id} to be ready" + (f" ({self.cluster.reason})" if self.cluster else ""))
             await self._flush()
             changed = await self._until(self._cluster_news(), policies.LEASE_RECHECK, "ask the cluster again")
-            if not changed:
-                await self._ask_lease()
+            if not changed and (failure := await self._ask_lease()) is not None:
+                return Outcome(state=RunState.FAILED, cause=RunCause.INFRASTRUCTURE, reason=failure)
         return None
+
+    def _hear(self, said: LeaseAnswer) -> None:
+        """Takes what the cluster said, unless it is older than what is known: an answer and a notice may cross."""
+        if said.cluster_id != self.cluster_id:
+            return
+        if self.cluster is None or said.state.settled or said.revision >= self.cluster.revision:
+            self.cluster = said
 
     def _cluster_news(self) -> Callable[[], bool]:
         seen = self.cluster
@@ -225,17 +242,18 @@ class JobWorkflow:
         if cluster is None or cluster.state not in ending:
             return None
         reason = f"cluster {cluster.cluster_id} ended: {cluster.reason}"
-        given = self.input.cluster_id is not None
-        if given or cluster.cause in HOPELESS:
-            # No other cluster may take its place, or another one would end the same way.
-            cause = RunCause.CONFIGURATION if cluster.cause in ("bad_config", "denied") else None
-            return Outcome(state=RunState.FAILED, cause=cause, reason=reason)
-        self.cluster, self.cluster_id = None, None
-        return Outcome(state=RunState.FAILED, cause=RunCause.INFRASTRUCTURE, reason=reason)
+        # No other cluster may take the place of one that was named, and some would only end the same way.
+        final = self.input.cluster_id is not None or cluster.cause in HOPELESS
+        cause = RunCause.CONFIGURATION if cluster.cause in ("bad_config", "denied") else RunCause.INFRASTRUCTURE
+        if not final:
+            self.cluster, self.cluster_id, self._cluster_made = None, None, False
+        return Outcome(state=RunState.FAILED, cause=cause, reason=reason, final=final)
 
-    async def _start_cluster(self, run: Run) -> None:
-        """Undo: the release at the end, which ends a cluster of the job's own."""
-        self.s.clusters += 1
+    async def _make_cluster(self, run: Run) -> str | None:
+        """Gives the reason when it could not be made; the next attempt then makes the same one, with the same id.
+        Undo: the release at the end, which ends a cluster of the job's own."""
+        if self.cluster_id is None:
+            self.s.clusters += 1
         self.cluster_id = ids.job_cluster_id(self.input.job_id, self.s.clusters)
         run.cluster_id = self.cluster_id
         now = workflow.now()
@@ -267,15 +285,20 @@ class JobWorkflow:
             created_at=now,
             state_since=now,
         )
-        started: bool = await workflow.execute_activity_method(
-            LeaseActivities.start_job_cluster,
-            ClusterForJob(cluster=cluster, input=request),
-            summary=f"start cluster {self.s.clusters} of this job",
-            **policies.MESSAGE,
-        )
-        self._withdrawn = not started
+        try:
+            started: bool = await workflow.execute_activity_method(
+                LeaseActivities.start_job_cluster,
+                ClusterForJob(cluster=cluster, input=request),
+                summary=f"start cluster {self.s.clusters} of this job",
+                **policies.MESSAGE,
+            )
+        except ActivityError as error:
+            return f"its cluster could not be started: {error.cause or error}"
+        self._cluster_made, self._withdrawn = True, not started
+        return None
 
-    async def _ask_lease(self) -> None:
+    async def _ask_lease(self) -> str | None:
+        """Gives the reason when the cluster could not be asked."""
         assert self.cluster_id is not None
         try:
             answer: LeaseAnswer = await workflow.execute_activity_method(
@@ -287,21 +310,20 @@ class JobWorkflow:
         except ActivityError as error:
             if isinstance(error.cause, ApplicationError) and error.cause.type == "withdrawn":
                 self._withdrawn = True
-                return
-            raise
-        self.cluster = answer
+                return None
+            return f"cluster {self.cluster_id} could not be asked for a lease: {error.cause or error}"
+        self._hear(answer)
+        return None
 
     # --- running --------------------------------------------------------------------------------------------
 
     async def _run_on_cluster(self, run: Run) -> Outcome:
         """Gives the run to the head and hears how it ends; a head that is replaced meanwhile took it along."""
-        assert self.cluster is not None
-        generation = self.cluster.head_generation
+        self._host = self.cluster
         config = self.input.config
 
         def lost() -> bool:
-            cluster = self.cluster
-            return cluster is None or not cluster.ready or cluster.head_generation != generation
+            return self._host_lost()
 
         def news() -> bool:
             return run.id in self._ended_runs or lost() or self.s.terminate is not None
@@ -320,19 +342,19 @@ class JobWorkflow:
                 metadata={"job_id": self.input.job_id, "job_name": self.input.name, "run": str(run.number)},
             ),
             summary=f"give run {run.number} to the head",
-            start_to_close_timeout=policies.SUBMIT_TIMEOUT,
             schedule_to_close_timeout=policies.SUBMIT_TIMEOUT,
-            retry_policy=policies.COMMAND_RETRY,
+            **policies.COMMAND,
         )
-        try:
-            await workflow.wait_condition(lambda: submit.done() or news())
-        finally:
-            if not submit.done():
-                submit.cancel()
-        if submit.done() and not submit.cancelled() and (error := submit.exception()) is not None and not news():
-            if isinstance(error, ActivityError):
+        await workflow.wait_condition(lambda: submit.done() or news())
+        if not submit.done():
+            submit.cancel()  # the run's end, the cluster's or the job's has come first
+        elif (error := submit.exception()) is not None and not news():
+            if not isinstance(error, ActivityError):
+                raise error
+            if not isinstance(error.cause, ApplicationError):
+                await self._stop(run)  # no answer in time is not a no: it must not start after it was given up
+            if run.id not in self._ended_runs:
                 return self._refused(error)
-            raise error
 
         while not news():
             running = run.id in self._running_runs
@@ -341,8 +363,10 @@ class JobWorkflow:
                 self._enter(JobState.RUNNING, f"run {run.number} is running")
                 self._event("run_running", f"run {run.number} on cluster {run.cluster_id}")
                 await self._flush()
-            elif not running:
+            elif not running and not self.s.waits_for.startswith("Ray"):
                 self._say("Ray to start the entry point (packages and requirements are set up first)")
+                await self._flush()
+                continue
             limit = None
             if run.running_at is not None and config.timeout_s is not None:
                 limit = (
@@ -405,21 +429,19 @@ class JobWorkflow:
 
     async def _stop(self, run: Run) -> Outcome:
         """The old driver is dead before anything else happens; if the head can't say so, its cluster's end does."""
-        given = run.id in self._ended_runs or run.cluster_id is None
-        if not given and self.cluster is not None and self.cluster.ready:
-            try:
-                await workflow.execute_activity_method(
-                    CommandActivities.run_command,
-                    self._command(run, CommandKind.STOP_RUN),
-                    summary=f"stop run {run.number}",
-                    start_to_close_timeout=policies.STOP_TIMEOUT,
-                    schedule_to_close_timeout=policies.STOP_TIMEOUT,
-                    retry_policy=policies.COMMAND_RETRY,
-                )
-            except ActivityError as error:
-                if is_cancelled_exception(error):
-                    raise
-                self._event("stop_unconfirmed", f"{error.cause or error}", level=EventLevel.WARNING)
+        if self._host is not None and run.id not in self._ended_runs and not self._host_lost():
+            stop = workflow.start_activity_method(
+                CommandActivities.run_command,
+                self._command(run, CommandKind.STOP_RUN),
+                summary=f"stop run {run.number}",
+                schedule_to_close_timeout=policies.STOP_TIMEOUT,
+                **policies.COMMAND,
+            )
+            await workflow.wait_condition(lambda: stop.done() or self._host_lost())
+            if not stop.done():
+                stop.cancel()  # its head is gone, and the run with it
+            elif (error := stop.exception()) is not None:
+                self._event("stop_unconfirmed", f"{getattr(error, 'cause', None) or error}", level=EventLevel.WARNING)
         if run.id in self._ended_runs:
             outcome = self._classify(run, self._ended_runs[run.id])
             if outcome.state == RunState.SUCCEEDED:
@@ -427,13 +449,18 @@ class JobWorkflow:
         reason = self.s.terminate.reason if self.s.terminate else ""
         return Outcome(state=RunState.STOPPED, cause=RunCause.STOPPED, reason=reason or "stopped")
 
+    def _host_lost(self) -> bool:
+        """The head that the run was given to is gone, or its cluster is ending."""
+        now, then = self.cluster, self._host
+        return now is None or then is None or not now.ready or now.head_generation != then.head_generation
+
     def _command(self, run: Run, kind: CommandKind, **args: Any) -> CommandRequest:
-        assert self.cluster is not None
-        assert self.cluster.head_node_id is not None
+        assert self._host is not None
+        assert self._host.head_node_id is not None
         return CommandRequest(
             id=f"{run.id}-{kind}",
-            cluster_id=self.cluster.cluster_id,
-            node_id=self.cluster.head_node_id,
+            cluster_id=self._host.cluster_id,
+            node_id=self._host.head_node_id,
             kind=kind,
             args={"run_id": run.id, **args},
         )
@@ -444,20 +471,23 @@ class JobWorkflow:
         """Releases what the job holds. Its word on how it ended does not wait for the cluster's end."""
         while not (self._withdrawn or await self._flush()):
             await workflow.sleep(30, summary="records out of reach: write the end again")
-        if self.cluster_id is not None:
-            await workflow.execute_local_activity_method(
-                LeaseActivities.release_lease,
-                ReleaseLease(
-                    cluster_id=self.cluster_id,
-                    release=Release(
-                        holder=self.input.job_id,
-                        end=self.input.cluster_id is None,
-                        reason=f"its job {self.s.state}",
+        while self.cluster_id is not None:
+            try:
+                await workflow.execute_local_activity_method(
+                    LeaseActivities.release_lease,
+                    ReleaseLease(
+                        cluster_id=self.cluster_id,
+                        release=Release(
+                            holder=self.input.job_id,
+                            end=self.input.cluster_id is None,
+                            reason=f"its job {self.s.state}",
+                        ),
                     ),
-                ),
-                **policies.MESSAGE,
-            )
-        self._released = True
+                    **policies.MESSAGE,
+                )
+                return
+            except ActivityError as error:  # never given up: it may own a cluster
+                workflow.logger.error("cluster %s can't be released: %s", self.cluster_id, error.cause or error)
 
     def _new_run(self) -> Run:
         number = len(self.s.runs) + 1
@@ -468,6 +498,7 @@ class JobWorkflow:
             started_at=workflow.now(),
         )
         self.s.runs.append(run)
+        self._host = None
         return run
 
     def _close_run(self, run: Run, outcome: Outcome) -> None:
@@ -477,6 +508,11 @@ class JobWorkflow:
         why = f" ({outcome.cause}: {outcome.reason})" if outcome.cause else ""
         self._event("run_ended", f"run {run.number} {outcome.state}{why}", level=level)
         self.s.waits_for = ""
+
+    def _end_terminated(self) -> None:
+        assert self.s.terminate is not None
+        why = f": {self.s.terminate.reason}" if self.s.terminate.reason else ""
+        self._end(JobState.TERMINATED, f"terminated by {self.s.terminate.actor}{why}")
 
     def _end(self, state: JobState, reason: str) -> None:
         self._enter(state, reason)
@@ -533,10 +569,8 @@ class JobWorkflow:
             recorded = await workflow.execute_local_activity_method(
                 RecordActivities.record_job, JobRecord(job=job, events=events), **policies.RECORD
             )
-        except (ActivityError, asyncio.CancelledError) as error:
+        except ActivityError:
             self._events = events + self._events
-            if is_cancelled_exception(error):
-                raise
             workflow.logger.error("records out of reach: the next change carries this one too")
             return False
         if not recorded.wanted:

@@ -59,11 +59,12 @@ FENCE_TIMEOUT = timedelta(seconds=60)
 
 BOUNDS_TIMEOUT = timedelta(minutes=5)
 
-COMMAND_RETRY = RetryPolicy(
-    # An attempt ends early only when the agent says that it could not try.
-    initial_interval=timedelta(seconds=1),
-    maximum_interval=timedelta(seconds=30),
-)
+COMMAND: dict[str, Any] = {
+    # One attempt only says where the answer is to go (store.commands.put_command); the agent works on through many.
+    # A worker that dies between taking the task and writing the command down costs this long, not the whole limit.
+    "start_to_close_timeout": timedelta(seconds=20),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=5)),
+}
 
 TIMEOUT_BACKSTOP = timedelta(seconds=120)
 """The agent enforces ``timeout_s``; we step in when it has said nothing for this long after that."""
@@ -80,6 +81,10 @@ BACKOFF_MAX = timedelta(minutes=5)
 RECOVERIES_MAX = 3
 RECOVERIES_WITHIN = timedelta(minutes=30)
 """A cluster that loses its head more often than this is not brought back: something kills it."""
+
+
+YOUNG = timedelta(seconds=60)
+"""A node that dies sooner than this after it was up is replaced with back-off: something on it may kill it."""
 
 
 def backoff(failures: int) -> timedelta:
