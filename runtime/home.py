@@ -15,7 +15,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -104,24 +104,30 @@ class Home:
                 found[pid] = part
         return found
 
-    def ports(self, wanted: dict[str, int]) -> dict[str, int]:
-        """A free port for each name. ``wanted``: the settings; 0 keeps what this home had before, else any free one.
+    def ports(self, wanted: dict[str, int], asked_for: Collection[str]) -> dict[str, int]:
+        """A free port for each name.
+
+        Args:
+            wanted: the settings. 0: what this home had before, else any free one.
+            asked_for: those that the operator has set. The others' defaults are for a home's first start only:
+                nodes that live call the ports that it had.
 
         Raises:
-            Conflict: a port that was asked for, or that living clusters call, is taken.
+            Conflict: a port that was asked for, or that living nodes call, is taken.
         """
         before: dict[str, int] = self.state().get("ports", {})
         chosen: dict[str, int] = {}
         for name, port in wanted.items():
-            kept = port or before.get(name, 0)
+            fixed = port if name in asked_for else 0
+            kept = fixed or before.get(name, 0) or port
             if kept and port_is_free(kept) and kept not in chosen.values():
                 chosen[name] = kept
-            elif kept and (port or name in _KEPT):
-                why = "is set" if port else "was given to it at its first start, and nodes that live call it"
+            elif kept and (name in _KEPT or name not in before or fixed):
+                why = "nodes that live call it" if kept == before.get(name) else "it is the setting"
                 raise Conflict(
-                    f"port {kept} is taken by another program; it {why} for the {name} of {self.path}.",
+                    f"port {kept} is taken by another program; it should be the {name}'s of {self.path} ({why}).",
                     remedy=f"End that program (`ss -ltnp 'sport = :{kept}'` names it), "
-                    f"or choose another one with HELIOSTAT_{name.upper()}_PORT (0: any free one).",
+                    f"or set HELIOSTAT_{name.upper()}_PORT to another one (0: any free one).",
                     resource=str(self.path),
                 )
             else:

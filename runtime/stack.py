@@ -39,15 +39,10 @@ class Stack:
 
     def __init__(self, settings: Settings, home: Home) -> None:
         self.home = home
+        names = ("api", "temporal", "ui", "bucket", "metrics", "sdk_metrics")
         ports = home.ports(
-            {
-                "api": settings.api_port,
-                "temporal": settings.temporal_port,
-                "ui": settings.ui_port,
-                "bucket": settings.bucket_port,
-                "metrics": settings.metrics_port,
-                "sdk_metrics": settings.sdk_metrics_port,
-            }
+            {name: getattr(settings, f"{name}_port") for name in names},
+            {name for name in names if f"{name}_port" in settings.model_fields_set},
         )
         self.layout = Layout(settings, home, ports)
         self._pids: dict[str, int] = {}

@@ -1,19 +1,59 @@
-"""``python -m store.migrate``: brings the records to this code's schema. Settings from the environment."""
+"""``python -m store.migrate``: brings the records to this code's schema. Settings from the environment.
+
+A SQLite file that is at another schema is copied to ``<home>/backups`` first.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
 
+from sqlalchemy.engine import make_url
+
+from heliostat.errors import HeliostatError
+from runtime.backup import copy_database
+from runtime.home import Home
 from runtime.settings import Settings
-from store.database import latest_revision, migrate
+from store.database import Database, latest_revision, migrate
 
 
-def main() -> None:
-    settings = Settings()
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    asyncio.run(migrate(settings.records_url))
-    print(f"records are at schema {latest_revision()}")  # noqa: T201  the command's answer
+async def save_first(url: str, home: Home) -> Path | None:
+    """Copies records that a migration is about to change; None: nothing to copy. PostgreSQL is its operator's."""
+    db = Database(url)
+    try:
+        if not db.is_sqlite:
+            return None
+        source = Path(str(make_url(url).database))
+        there = await db.schema_revision() if await asyncio.to_thread(source.exists) else None
+    finally:
+        await db.dispose()
+    if there is None or there == latest_revision():
+        return None
+    home.create()
+    target = home.backups / f"records-at-{there}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.db"
+    await asyncio.to_thread(copy_database, source, target)
+    return target
+
+
+async def run(settings: Settings) -> str:
+    """Migrates; says what was done."""
+    home = Home(settings.home)
+    home.create()
+    saved = await save_first(settings.records_url, home)
+    await migrate(settings.records_url)
+    return f"records are at schema {latest_revision()}" + (f"; a copy of what they were is {saved}" if saved else "")
+
+
+def main() -> int:
+    try:
+        print(asyncio.run(run(Settings())))  # noqa: T201  the command's answer
+    except HeliostatError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,7 +19,8 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"{__doc__}\n")
         return 1
     settings = Settings()
-    machines = LocalMachines(settings.home, settings.local_isolation, sys.executable)
+    # Isolation matters to launches only.
+    machines = LocalMachines(settings.home, "process", sys.executable)
     keys = load_or_create(settings.home, settings.secret_key)
     ids = [machine.machine_id for machine in machines.list_owned(keys.installation_id())]
     if argv == ["end"] and ids:
