@@ -137,7 +137,7 @@ def _stack(env: dict[str, str], *command: str) -> int:
 def _cli(*command: str) -> list[str]:
     """The installed command where there is one, else the same from the checkout."""
     installed = Path(sys.executable).with_name("heliostat")
-    return [str(installed), *command] if installed.exists() else [sys.executable, "-m", "heliostat.cli.app", *command]
+    return [str(installed), *command] if installed.exists() else [sys.executable, "-m", "heliostat", *command]
 
 
 def _answer(env: dict[str, str], *command: str) -> dict[str, Any]:

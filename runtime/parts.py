@@ -14,7 +14,6 @@ import httpx
 
 from heliostat.errors import InfrastructureError
 from runtime.home import Home
-from runtime.messages import SEARCH_ATTRIBUTES
 from runtime.settings import Settings
 from runtime.supervisor import Part, say
 
@@ -22,6 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 """The checkout or image that this code runs from."""
 
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+SEARCH_ATTRIBUTES = ("HeliostatKind", "HeliostatState", "HeliostatProject", "HeliostatName")
+"""``runtime.messages.SEARCH_ATTRIBUTES`` by name (a test compares): importing the SDK for them would double the
+supervisor's start-up and memory."""
 
 TEMPORAL = str(Path(sys.executable).with_name("temporal"))
 
@@ -117,7 +120,7 @@ def temporal_argv(layout: Layout) -> list[str]:
         *("--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"),
         *("--dynamic-config-value", "history.transferProcessorMaxPollRPS=1000"),
         *("--dynamic-config-value", "system.forceSearchAttributesCacheRefreshOnRead=true"),
-        *(arg for key in SEARCH_ATTRIBUTES for arg in ("--search-attribute", f"{key.name}=Keyword")),
+        *(arg for name in SEARCH_ATTRIBUTES for arg in ("--search-attribute", f"{name}=Keyword")),
         *("--ip", "127.0.0.1", "--port", str(layout.ports["temporal"])),
         *("--ui-ip", "127.0.0.1", "--ui-port", str(layout.ports["ui"]), "--ui-disable-news-fetch"),
         *("--log-level", "warn", "--log-format", "json" if layout.settings.log_format == "json" else "text"),
