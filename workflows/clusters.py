@@ -279,7 +279,6 @@ class ClusterWorkflow:
         if self.s.phase == ClusterState.TERMINATING and not self._unended() and not self._tasks:
             reason = self.s.terminate.reason if self.s.terminate else ""
             self._enter(self.s.end_state, reason or self.s.reason)
-            self.s.waits_for = ""
 
     # --- starting and healing -----------------------------------------------------------------------------
 
@@ -754,6 +753,7 @@ class ClusterWorkflow:
 
     def _enter(self, phase: ClusterState, reason: str, actor: str = "") -> None:
         self.s.phase, self.s.reason, self.s.state_since = phase, reason, workflow.now()
+        self.s.waits_for = ""
         level = EventLevel.ERROR if phase == ClusterState.FAILED else EventLevel.INFO
         self._event("state", f"{phase}: {reason}", level=level, actor=actor)
 
