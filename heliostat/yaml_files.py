@@ -160,7 +160,7 @@ def _check(fields: dict[str, Any], model: type[Model], source: str, prefix: str,
 
 
 def _unknown(path: str, name: str, known: Iterable[str], source: str) -> InvalidRequest:
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     remedy = f"Did you mean {near[0]!r}?" if near else f"The fields are: {', '.join(known)}."
     return InvalidRequest(f"{source}: there is no field {path!r}.", remedy=remedy, field=path)
 

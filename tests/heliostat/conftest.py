@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +13,8 @@ from tests.heliostat.fake_api import TOKEN, Door, FakeApi, serving
 
 
 @pytest.fixture(autouse=True)
-def _nobody_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
+def _nobody_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     for name in ("HELIOSTAT_HOST", "HELIOSTAT_TOKEN", "HELIOSTAT_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)

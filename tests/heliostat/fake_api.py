@@ -83,8 +83,9 @@ class FakeApi:
     def add_job(self, name: str = "train", config: JobConfig | None = None, **fields: Any) -> Job:
         now = utcnow()
         job = Job(
-            id=new_id("job"), name=name, project="default", config=config or JobConfig(entrypoint="python main.py"),
-            state=fields.pop("state", JobState.STARTING), created_by="user:admin", created_at=now, state_since=now, **fields,
+            id=new_id("job"), name=name, project="default",
+            config=config or JobConfig(entrypoint="python main.py"), state=fields.pop("state", JobState.STARTING),
+            created_by="user:admin", created_at=now, state_since=now, **fields,
         )  # fmt: skip
         self.jobs[job.id] = job
         return job
@@ -95,10 +96,14 @@ class FakeApi:
         run = Run(
             id=f"{job_id}-{number}", number=number, state=RunState.RUNNING, started_at=utcnow(), cluster_id="clu_1"
         )
-        self.jobs[job_id] = job.model_copy(update={"state": JobState.RUNNING, "runs": [*job.runs, run], "state_since": utcnow()})
+        self.jobs[job_id] = job.model_copy(
+            update={"state": JobState.RUNNING, "runs": [*job.runs, run], "state_since": utcnow()}
+        )
         return run
 
-    def end_run(self, job_id: str, state: RunState, cause: RunCause | None = None, exit_code: int | None = None) -> None:
+    def end_run(
+        self, job_id: str, state: RunState, cause: RunCause | None = None, exit_code: int | None = None
+    ) -> None:
         job = self.jobs[job_id]
         update = {"state": state, "cause": cause, "exit_code": exit_code, "ended_at": utcnow()}
         self.jobs[job_id] = job.model_copy(update={"runs": [*job.runs[:-1], job.runs[-1].model_copy(update=update)]})
@@ -151,7 +156,9 @@ class FakeApi:
     def paged(self, items: list[Any], cursor: str | None, limit: int) -> JSONResponse:
         start = int(cursor or 0)
         more = str(start + limit) if start + limit < len(items) else None
-        page: Page[Any] = Page(items=[i.model_dump(mode="json") for i in items[start : start + limit]], next_cursor=more)
+        page: Page[Any] = Page(
+            items=[i.model_dump(mode="json") for i in items[start : start + limit]], next_cursor=more
+        )
         return JSONResponse(page.model_dump(mode="json"))
 
 
@@ -256,10 +263,14 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
 
     @app.get("/v1/jobs")
     async def listed(
-        cursor: str | None = None, limit: int = 50, state: str | None = None, name: str | None = None, tag: list[str] = Query([])
+        cursor: str | None = None,
+        limit: int = 50,
+        state: str | None = None,
+        name: str | None = None,
+        tag: list[str] = Query([]),
     ) -> Any:
         found = [j for j in reversed(list(api.jobs.values())) if state in (None, j.state) and name in (None, j.name)]
-        found = [j for j in found if all(f"{k}={v}" in tag for k, v in j.tags.items())] if tag else found
+        found = [j for j in found if {f"{k}={v}" for k, v in j.tags.items()} >= set(tag)]
         return api.paged(found, cursor, limit)
 
     @app.get("/v1/jobs/{ref}")
@@ -341,7 +352,12 @@ def _rest(app: FastAPI, api: FakeApi) -> None:
     async def create_config(request: ComputeConfigCreate) -> ComputeConfigVersion:
         version = 1 + sum(c.name == request.name for c in api.configs)
         made = ComputeConfigVersion(
-            id=new_id("cpt"), name=request.name, version=version, config=request.config, created_at=utcnow(), created_by="user:admin"
+            id=new_id("cpt"),
+            name=request.name,
+            version=version,
+            config=request.config,
+            created_at=utcnow(),
+            created_by="user:admin",
         )
         api.configs.append(made)
         return made
@@ -365,8 +381,8 @@ def _rest(app: FastAPI, api: FakeApi) -> None:
     async def apply(name: str, config: ScheduleConfig) -> Schedule:
         now = utcnow()
         api.schedules[name] = Schedule(
-            id=new_id("sch"), name=name, project="default", config=config, state=ScheduleState.ENABLED, created_by="user:admin",
-            created_at=now, updated_at=now, next_trigger_at=now + timedelta(hours=1),
+            id=new_id("sch"), name=name, project="default", config=config, state=ScheduleState.ENABLED,
+            created_by="user:admin", created_at=now, updated_at=now, next_trigger_at=now + timedelta(hours=1),
         )  # fmt: skip
         return api.schedules[name]
 
@@ -377,7 +393,9 @@ def _rest(app: FastAPI, api: FakeApi) -> None:
     @app.get("/v1/schedules/{ref}")
     async def schedule(ref: str) -> Schedule:
         if ref not in api.schedules:
-            raise NotFound(f"There is no schedule {ref!r}.", remedy="`heliostat schedule list` shows them.", resource=ref)
+            raise NotFound(
+                f"There is no schedule {ref!r}.", remedy="`heliostat schedule list` shows them.", resource=ref
+            )
         return api.schedules[ref]
 
     @app.post("/v1/schedules/{ref}/run", status_code=201)

@@ -100,7 +100,8 @@ def test_lists_are_filtered(api: FakeApi, client: Client) -> None:
 def test_events_are_read_to_the_end(api: FakeApi, client: Client) -> None:
     job = api.add_job()
     api.events[job.id] = [
-        Event(id=f"evt_{i}", resource_id=job.id, at=utcnow(), kind="k", actor="user:a", message=str(i)) for i in range(450)
+        Event(id=f"evt_{i}", resource_id=job.id, at=utcnow(), kind="k", actor="user:a", message=str(i))
+        for i in range(450)
     ]
     assert [e.message for e in client.jobs.events("train")] == [str(i) for i in range(450)]
 
@@ -231,7 +232,9 @@ def test_a_piece_that_the_bucket_has_not_is_an_error(api: FakeApi, client: Clien
 
 
 @pytest.mark.parametrize(("tail", "expected"), [(0, ""), (1, "six\n"), (3, "four\nfive\nsix\n"), (99, None)])
-def test_tail_begins_with_the_last_lines_of_all_runs(api: FakeApi, client: Client, tail: int, expected: str | None) -> None:
+def test_tail_begins_with_the_last_lines_of_all_runs(
+    api: FakeApi, client: Client, tail: int, expected: str | None
+) -> None:
     api.chunk_size = 6
     job = api.add_job()
     run = api.start_run(job.id)
@@ -390,7 +393,10 @@ def code(tmp_path: Path) -> Path:
 def test_local_code_is_uploaded_once_and_replaced(api: FakeApi, client: Client, tmp_path: Path) -> None:
     work = code(tmp_path)
     config = JobConfig(
-        entrypoint="python main.py", working_dir=str(work), excludes=["data/"], py_modules=[str(tmp_path / "helpers"), "https://x/y.zip"]
+        entrypoint="python main.py",
+        working_dir=str(work),
+        excludes=["data/"],
+        py_modules=[str(tmp_path / "helpers"), "https://x/y.zip"],
     )
     job = client.jobs.submit(config)
     assert job.config.working_dir is not None
@@ -434,10 +440,17 @@ def test_bad_code_is_refused_before_anything_is_sent(api: FakeApi, client: Clien
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "says"), [(507, Unavailable, "disk is full"), (413, TooLarge, "too large"), (400, InvalidRequest, "not the ones")]
+    ("status", "error", "says"),
+    [(507, Unavailable, "disk is full"), (413, TooLarge, "too large"), (400, InvalidRequest, "not the ones")],
 )
 def test_a_bucket_that_refuses_leaves_no_job_and_no_file(
-    api: FakeApi, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, error: type[Exception], says: str
+    api: FakeApi,
+    client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    error: type[Exception],
+    says: str,
 ) -> None:
     import tempfile
 

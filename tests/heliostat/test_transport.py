@@ -70,7 +70,9 @@ def test_a_lost_answer_makes_no_second_job(api: FakeApi, client: Client) -> None
 
 def test_two_submits_have_two_keys_unless_one_is_given(api: FakeApi, client: Client) -> None:
     assert client.jobs.submit(CONFIG).id != client.jobs.submit(CONFIG).id
-    assert client.jobs.submit(CONFIG, idempotency_key="mine").id == client.jobs.submit(CONFIG, idempotency_key="mine").id
+    assert (
+        client.jobs.submit(CONFIG, idempotency_key="mine").id == client.jobs.submit(CONFIG, idempotency_key="mine").id
+    )
 
 
 @pytest.mark.usefixtures("no_pause")
