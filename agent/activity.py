@@ -52,8 +52,8 @@ class Activity:
         self._constants = constants
         self._own = own
         self._lock = threading.Lock()
-        self._seen_idle = 0
-        self._idle_from = ""
+        self._seen = (UNKNOWN, 0, now())
+        """The last observation, how often in a row, and since when."""
         self.state, self.reason, self.since = UNKNOWN, "Ray is starting", now()
 
     def run(self, stop: threading.Event, poke: threading.Event) -> None:
@@ -67,25 +67,10 @@ class Activity:
         """Asks afresh; the answer is undamped, what is told is damped."""
         state, reason = observe(self._ray, self._own)
         with self._lock:
-            at = now()
-            if state == IDLE:
-                self._seen_idle += 1
-                self._idle_from = self._idle_from or at
-                if self._seen_idle >= self._constants.idle_observations:
-                    self._change(IDLE, reason, self._idle_from)
-            elif state == BUSY:
-                self._seen_idle, self._idle_from = 0, ""
-                self._change(BUSY, reason, at)
-            elif self.state == IDLE:
-                # One question that Ray did not answer is no change; a second one is.
-                self._seen_idle = min(self._seen_idle, 0) - 1
-                if self._seen_idle <= -self._constants.idle_observations:
-                    self._idle_from = ""
-                    self._change(UNKNOWN, reason, at)
-            else:
-                self._seen_idle, self._idle_from = 0, ""
-                if self.state == BUSY:
-                    self._change(UNKNOWN, reason, at)
+            last, times, since = self._seen
+            self._seen = (state, times + 1, since) if state == last else (state, 1, now())
+            if state == BUSY or self._seen[1] >= self._constants.idle_observations:
+                self._change(state, reason, self._seen[2])
         return state, reason
 
     def _change(self, state: str, reason: str, since: str) -> None:

@@ -60,8 +60,6 @@ class Boot:
     ip: str
     ports: Ports
     node_dir: Path
-    stop_command: tuple[str, ...]
-    """Stops the machine, e.g. ``["shutdown", "-h", "now"]``; empty: the end of this process tree is its end."""
     constants: Constants
 
     @property
@@ -107,7 +105,6 @@ def read(path: str) -> Boot:
         ip=os.environ.get("HELIOSTAT_NODE_IP") or main_ip(api_url),
         ports=Ports.of(int(base) if base else None),
         node_dir=Path(folder).absolute(),
-        stop_command=tuple(raw.get("stop_command") or ()),
         constants=constants(raw.get("constants") or {}),
     )
 

@@ -17,6 +17,7 @@ from agent.runs import Refusal
 
 log = logging.getLogger("agent.commands")
 WAIT_S = 25
+WAIT_WORKING_S = 2
 KEPT = 500
 """Results that are kept for commands that come again."""
 
@@ -67,7 +68,7 @@ class Commands:
             for command in new:
                 threading.Thread(target=self._carry_out, args=(command, stop), name="command", daemon=True).start()
             if not new and time.monotonic() - began < 1.0:
-                stop.wait(0.25)  # only what is under way already: it must not become a busy loop
+                stop.wait(0.25)  # an API that does not know `known` must not make this a busy loop
 
     def _begin(self, command_id: str) -> bool:
         with self._lock:
@@ -124,6 +125,9 @@ class Commands:
             except Away:
                 stop.wait(backoff.next())
             except Refused as error:
+                if error.status == 401:  # the reporter asks for another token meanwhile
+                    stop.wait(backoff.next())
+                    continue
                 log.error("the result of command %s is not wanted: %s", command_id, error)
                 return
             except Gone as error:

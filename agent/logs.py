@@ -112,6 +112,8 @@ class LogShipper:
         backoff = Backoff(0.1, 1.0)
         while True:
             try:
+                if name is None:
+                    self._discover()
                 self.ship(name, deadline)
             except (Away, Refused, OSError) as error:
                 left = deadline - time.monotonic()

@@ -8,7 +8,6 @@ import platform
 import secrets
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -165,9 +164,9 @@ class Node:
         self.stop.set()
         if self.channel.token and end.grace:
             self.logs.flush(self.boot.constants.final_flush_s)
-        failed = end.kind == "node_failed"
-        self._stop_machine()
-        return 1 if failed else 0
+        # Our end is the machine's: on the local cloud init kills all below it, elsewhere the start-up script that
+        # runs us goes on to `shutdown -h now`.
+        return 1 if end.kind == "node_failed" else 0
 
     def _last_report(self) -> None:
         try:
@@ -175,13 +174,6 @@ class Node:
                 self.reporter.report(timeout_s=3.0)
         except (Away, Refused, Gone, AttributeError) as error:
             log.warning("the last report was not heard: %s", error)
-
-    def _stop_machine(self) -> None:
-        """The one place that ends a machine. Without a command the end of this process is the machine's: init
-        kills everything below it."""
-        if self.boot.stop_command:
-            log.info("stopping the machine: %s", " ".join(self.boot.stop_command))
-            subprocess.run(self.boot.stop_command, check=False, stdin=subprocess.DEVNULL)
 
     # -- control plane ------------------------------------------------------------------------------------------
 

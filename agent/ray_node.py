@@ -59,6 +59,9 @@ def environment(boot: Boot, group: str, head: bool, autoscaling: bool) -> dict[s
         "RAY_health_check_failure_threshold": "3",
         "RAY_health_check_initial_delay_ms": "1000",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # pip tries a network's errors again itself; a requirement that does not exist would be told after three
+        # copies of the whole environment instead of one.
+        "RUNTIME_ENV_RETRY_TIMES": "1",
     } | boot.ports.environment()
     if head and autoscaling:
         env["RAY_enable_autoscaler_v2"] = "1"

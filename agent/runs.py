@@ -22,6 +22,7 @@ from agent.journal import Journal
 from agent.logs import LogShipper
 from agent.packages import Packages
 from agent.ray_api import RayApi, RayAway, RayRefused
+from agent.reasons import short
 
 log = logging.getLogger("agent.runs")
 MASK = "********"
@@ -185,9 +186,9 @@ class Runs:
                 log.warning("run %s, attempt %d: Ray did not answer: %s", run.id, attempt + 1, error)
                 time.sleep(0.5 * (attempt + 1))
             except RayRefused as error:
-                said = run.mask(str(error).strip().splitlines()[-1] if str(error).strip() else "")
-                why = f"Ray answered HTTP {error.status}: {said[:500]}"
-                if error.status < 500:
+                lines = [line for line in str(error).splitlines() if len(line.strip()) > 3] or [""]
+                why = run.mask(f"Ray answered HTTP {error.status}: {lines[-1][:500]}")
+                if error.status < 500 or "status code 400" in str(error):  # the job agent's own answer, passed on
                     raise Refusal(f"Ray refused run {run.id}. {why}") from None
                 # e.g. its job agent does not listen yet, a moment after the head became ready
                 log.warning("run %s, attempt %d: %s", run.id, attempt + 1, why)
@@ -236,14 +237,17 @@ class Runs:
                 self._end(run, "FAILED", None, "Ray does not know this run any more", "driver_lost")
             return
         status = record["status"]
-        if status == "RUNNING" and run.running_at is None:
+        ran = status == "RUNNING" or record.get("driver_exit_code") is not None  # a short one is over already
+        if ran and run.running_at is None:
             run.running_at = at
             self._facts.add("run_running", run_id=run.id)
         if status in TERMINAL:
             error = ""
             if status == "FAILED":
                 error = ERRORS.get(str(record.get("error_type")), "supervisor")
-            self._end(run, status, record.get("driver_exit_code"), str(record.get("message") or ""), error)
+            self._end(
+                run, status, record.get("driver_exit_code"), short(run.mask(str(record.get("message") or ""))), error
+            )
             return
         if run.timeout_s and run.running_at and at - run.running_at >= run.timeout_s and run.stop_asked_at is None:
             log.info("run %s has run for %.0f s: its time is over", run.id, run.timeout_s)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent import processes
 
+from agent import processes
 from tests.agent.control_plane import ControlPlane
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +68,9 @@ class AgentNode:
         init = self.process.pid
         if processes.command(init).startswith("unshare"):
             init = next(p for p in processes.descendants(init) if self.parent(p) == init)
-        return next(p for p in processes.descendants(init) if self.parent(p) == init and "-m agent" in processes.command(p))
+        return next(
+            p for p in processes.descendants(init) if self.parent(p) == init and "-m agent" in processes.command(p)
+        )
 
     @staticmethod
     def parent(pid: int) -> int:
@@ -116,7 +119,9 @@ class Nodes:
         # exec: unshare's child must be the agent's init itself, PID 1
         command = [*prefix, *(python or [sys.executable, "-m", "agent"]), str(folder / "boot.json")]
         with (folder / "console.txt").open("ab") as console:
-            process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=console, stderr=console
+            )
         node = AgentNode(node_id, ip, folder, process)
         self.started.append(node)
         return node
@@ -144,6 +149,17 @@ def until(what: Any, timeout_s: float = 10.0, why: str = "") -> Any:
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {why}"
         time.sleep(0.01)
     return value
+
+
+@pytest.fixture(scope="session")
+def fake_python(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A command that starts the agent with ``fake_ray.py`` as its ``ray``: an interpreter's folder of its own."""
+    folder = tmp_path_factory.mktemp("fake") / "bin"
+    folder.mkdir()
+    (folder / "python3").symlink_to(Path(sys.executable).resolve())
+    shutil.copyfile(Path(__file__).with_name("fake_ray.py"), folder / "ray")
+    (folder / "ray").chmod(0o755)
+    return [str(folder / "python3"), "-m", "agent"]
 
 
 @pytest.fixture

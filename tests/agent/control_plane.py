@@ -73,7 +73,7 @@ class ControlPlane:
     def command(self, kind: str, _id: str | None = None, **args: Any) -> str:
         command_id = _id or f"cmd-{next(self._seq)}"
         with self.changed:
-            self.commands[command_id] = {"id": command_id, "kind": kind, "args": args, "result": None, "seen": False}
+            self.commands[command_id] = {"id": command_id, "kind": kind, "args": args, "result": None}
             self.changed.notify_all()
         return command_id
 
@@ -83,7 +83,9 @@ class ControlPlane:
         with self.changed:
             while not (value := what()):
                 left = deadline - time.monotonic()
-                assert left > 0, f"not within {timeout_s} s: {why}; facts: {[(f['kind'], f['data']) for f in self.facts]}"
+                assert left > 0, (
+                    f"not within {timeout_s} s: {why}; facts: {[(f['kind'], f['data']) for f in self.facts]}"
+                )
                 self.changed.wait(min(left, 0.5))
             return value
 
@@ -93,7 +95,7 @@ class ControlPlane:
     def do(self, kind: str, timeout_s: float = 60.0, **args: Any) -> dict[str, Any]:
         return self.result(self.command(kind, **args), timeout_s)
 
-    def fact(self, kind: str, timeout_s: float = 60.0, after: int = 0, **data: Any) -> dict[str, Any]:
+    def fact(self, kind: str, timeout_s: float = 30.0, after: int = 0, **data: Any) -> dict[str, Any]:
         """The first fact of this kind (from index ``after`` on) whose data has these values."""
 
         def find() -> dict[str, Any] | None:
@@ -144,7 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         with plane.changed:
             if plane.failing > 0:
                 plane.failing -= 1
-                return self._answer(503, {"code": "unavailable", "detail": "down for a test"})
+                self._answer(503, {"code": "unavailable", "detail": "down for a test"})
+                return
         status, body = self._agent(path.path.removeprefix("/agent/v1"), urllib.parse.parse_qs(path.query), raw)
         with plane.changed:
             plane.changed.notify_all()
@@ -205,7 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/head":
             return self._head(float(query["wait"][0]))
         if path == "/commands":
-            return 200, self._commands(float(query["wait"][0]))
+            known = query.get("known", [""])[0].split(",")
+            return 200, self._commands(float(query["wait"][0]), known, token)
         if path == "/logs/sign":
             prefix = node["config"]["log_prefix"]
             keys = [f"{prefix}/{i['stream']}/{i['offset']:020d}" for i in body["items"]]
@@ -254,14 +258,18 @@ class _Handler(BaseHTTPRequestHandler):
                 plane.changed.wait(0.2)
         return 404, {"code": "not_found", "detail": "the head has not told its address yet"}
 
-    def _commands(self, wait_s: float) -> dict[str, Any]:
+    def _commands(self, wait_s: float, known: list[str], token: str) -> dict[str, Any]:
         plane = self.server.plane
         deadline = time.monotonic() + wait_s
         with plane.changed:
             while True:
                 unfinished = [c for c in plane.commands.values() if c["result"] is None]
-                if any(not c["seen"] for c in unfinished) or time.monotonic() >= deadline or plane.down:
-                    for command in unfinished:
-                        command["seen"] = True
+                new = any(c["id"] not in known for c in unfinished)
+                if (
+                    new
+                    or time.monotonic() >= deadline
+                    or plane.down
+                    or all(n["token"] != token for n in plane.nodes.values())
+                ):
                     return {"commands": [{k: c[k] for k in ("id", "kind", "args")} for c in unfinished]}
                 plane.changed.wait(min(0.5, wait_s))
