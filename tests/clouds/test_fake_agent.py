@@ -303,11 +303,13 @@ async def test_two_thousand_runs_at_once(api: Api, fleet: FakeFleet) -> None:
         fleet.start(script(node))
         for r in range(200):
             api.give(node, CommandKind.SUBMIT_RUN, f"{node}.{r}", run_id=f"{node}.{r}", entrypoint="x")
+    await api.when(lambda: sum(len(api.facts[node]) for node in heads) >= 2000)
     await api.when(lambda: sum(api.kinds(node).count("run_running") for node in heads) == 2000)
     assert sum(len(agent.runs) for agent in fleet.agents.values()) == 2000
     for node in heads:
         for r in range(200):
             api.give(node, CommandKind.STOP_RUN, f"stop.{node}.{r}", run_id=f"{node}.{r}")
+    await api.when(lambda: sum(len(api.facts[node]) for node in heads) >= 4000)
     await api.when(lambda: sum(api.kinds(node).count("run_ended") for node in heads) == 2000)
     for node in heads:
         ended = [f.data["run_id"] for f in api.facts[node] if f.kind == FactKind.RUN_ENDED]
