@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI, Header, Query, Request, Response
@@ -50,7 +50,7 @@ class FakeApi:
         self.trouble: list[Any] = []
         self.on_request: Callable[[str], None] | None = None
         self.url = ""
-        self.app = _app(self)
+        self.app: Any = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -168,13 +168,17 @@ class Door:
     def __init__(self) -> None:
         self.api: FakeApi | None = None
         self.url = ""
+        self.app = _app(cast(FakeApi, self))  # once: a new app per test would cost more than the test
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.api, name)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         assert self.api is not None
         await self.api(scope, receive, send)
 
     def opens_to(self, api: FakeApi) -> FakeApi:
-        api.url = self.url
+        api.url, api.app = self.url, self.app
         self.api = api
         return api
 

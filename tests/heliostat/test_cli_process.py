@@ -176,7 +176,8 @@ def test_a_status_line_on_a_terminal_and_a_log_in_a_file(api: FakeApi, tmp_path:
         process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=out, stderr=terminal,
             env={
-                **os.environ, "PYTHONPATH": str(ROOT), "HELIOSTAT_HOST": api.url, "HELIOSTAT_TOKEN": TOKEN, "TERM": "xterm",
+                **os.environ, "PYTHONPATH": str(ROOT), "HELIOSTAT_HOST": api.url,
+                "HELIOSTAT_TOKEN": TOKEN, "TERM": "xterm",
             },
         )  # fmt: skip
         os.close(terminal)
