@@ -5,7 +5,7 @@ import pytest
 from agent.reasons import MAX_CHARS, short
 
 HEAD = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n"
-RAYS = "2026-11-23 07:38:20,687\tINFO job_manager.py:581 -- Runtime env is setting up.\nRunning entrypoint for job j-1: x\n"
+RAYS = "2026-11-23 07:38:20\tINFO job_manager.py:581 -- Runtime env is setting up.\nRunning entrypoint for job j: x\n"
 
 
 @pytest.mark.parametrize(
