@@ -28,7 +28,7 @@ from store.database import Database, latest_revision
 log = structlog.get_logger(__name__)
 
 BODY_LIMIT = 2**20
-"""Bytes of a request's body: it goes into a workflow's input, which Temporal limits to 2 MB. Code goes to the bucket."""
+"""Bytes of a body: it becomes a workflow's input, which Temporal limits to 2 MB. Code goes to the bucket."""
 
 
 def create_app(

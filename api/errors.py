@@ -17,8 +17,6 @@ from heliostat.models.jobs import NOT_HONOURED_JOB
 
 log = structlog.get_logger(__name__)
 
-_UNION_MEMBERS = {"str", "ComputeConfig", "dict", "body", "json_or_python"}
-
 
 def install(app: FastAPI) -> None:
     app.add_exception_handler(HeliostatError, _heliostat)
@@ -45,6 +43,8 @@ async def _heliostat(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, HeliostatError):  # FastAPI hides what reading a body raises behind a 400
+        return problem(error.__cause__)
     if error.status_code == 404:
         return problem(NotFound("There is no such route.", remedy="/docs lists the routes."))
     wrong = InvalidRequest(f"{error.detail}.", remedy="/docs lists the routes and their methods.")
@@ -97,8 +97,7 @@ def _what(found: dict[str, Any]) -> str:
 
 
 def _dotted(loc: tuple[Any, ...]) -> str:
-    parts = [str(p) for p in loc[1:] if p not in _UNION_MEMBERS and not str(p).startswith("function-")]
-    return ".".join(parts)
+    return ".".join(str(p) for p in loc[1:] if p != "str" and not _is_object_member(p))
 
 
 def _not_honoured(loc: tuple[Any, ...]) -> str | None:
@@ -112,7 +111,15 @@ def _not_honoured(loc: tuple[Any, ...]) -> str | None:
 
 def _of_the_meant_union_member(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """``compute_config`` is a name or an object: of an object, "is not a string" helps nobody."""
-    inside = [e for e in errors if "ComputeConfig" in e["loc"] and e["type"] != "model_type"]
-    if inside:
-        return [e for e in errors if e["loc"][-1] != "str" or e["type"] != "string_type"]
-    return [e for e in errors if e["type"] != "model_type" or e["loc"][-1] != "ComputeConfig"] or errors
+    inside = [e for e in errors if any(_is_object_member(p) for p in e["loc"])]
+    if not inside:
+        return errors
+    if any(_is_object_member(e["loc"][-1]) and e["type"] in ("model_type", "model_attributes_type") for e in inside):
+        what = {"loc": inside[0]["loc"][:2], "type": "shape", "msg": "give a name, name:version, an id, or an object"}
+        return [what, *(e for e in errors if e["loc"][:2] != what["loc"])]
+    return [e for e in errors if e["loc"][-1] != "str"]
+
+
+def _is_object_member(part: Any) -> bool:
+    """Pydantic's label of the object in ``str | ComputeConfig``; validators put their names around it."""
+    return part == "ComputeConfig" or (str(part).startswith("function-") and "ComputeConfig" in str(part))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -15,7 +15,7 @@ from api import lookup, temporal
 from api.accept import Order, Ordered, claim, earlier, first_event, start, start_again
 from api.auth import Caller, Me, Project
 from api.clusters import events_of
-from api.logs import bucket_of, follow_clusters, job_page
+from api.logs import bucket_of, follow_clusters, in_bucket, job_page
 from api.pagination import Cursor, Limit, Tags, page, state_filter, tag_filter
 from heliostat.errors import Conflict, InvalidRequest, NotFound
 from heliostat.models.common import Event, Page, new_id, utcnow
@@ -105,7 +105,8 @@ async def check_packages(state: Any, project: Project, cloud_id: str, config: Jo
     for field, uri in named:
         if uri.startswith(UPLOAD):
             key = upload_key(project.id, uri.removeprefix(UPLOAD))
-            if await asyncio.to_thread(bucket_of(state, cloud_id).stat, key) is None:
+            bucket = bucket_of(state, cloud_id)
+            if await in_bucket(partial(bucket.stat, key)) is None:
                 raise NotFound(
                     f"The upload {uri[:24]}… is not in the bucket.",
                     remedy="POST /v1/uploads and PUT the zip first; the CLI and the SDK do it for directories.",

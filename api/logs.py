@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Row, select
 
 from clouds.base import Bucket, StoredObject
-from heliostat.errors import InternalError
+from heliostat.errors import InternalError, Unavailable
 from heliostat.models.clusters import Cluster
 from heliostat.models.common import utcnow
 from heliostat.models.jobs import Job, LogChunk, LogPage
 from store.database import Database, insert
 from store.tables import followers, log_streams
+
+T = TypeVar("T")
 
 URL_S = 3600
 """How long a log's URL can be read; a reader asks for new ones at every page anyway."""
@@ -36,6 +38,16 @@ def bucket_of(state: Any, cloud_id: str) -> Bucket:
             resource=cloud_id,
         )
     return bucket
+
+
+async def in_bucket(work: Callable[[], T]) -> T:
+    """Runs calls of a bucket on a thread; an error of its disk is Unavailable."""
+    try:
+        return await asyncio.to_thread(work)
+    except OSError as e:
+        raise Unavailable(
+            f"The bucket fails: {e.strerror or e}.", remedy="Try again; if it goes on, see the bucket and its disk."
+        ) from e
 
 
 async def job_page(state: Any, row: Row[Any], run: str | None) -> LogPage:
@@ -76,7 +88,7 @@ async def _chunks(bucket: Bucket, streams: Iterable[tuple[Row[Any], str | None]]
             chunks += [_chunk(bucket, prefix, name, run_id, o) for o in bucket.list(prefix)]
         return chunks
 
-    return await asyncio.to_thread(look)
+    return await in_bucket(look)
 
 
 def _chunk(bucket: Bucket, prefix: str, stream: str, run_id: str | None, found: StoredObject) -> LogChunk:

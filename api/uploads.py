@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request
 
 from api import lookup
 from api.auth import Me
-from api.logs import bucket_of
+from api.logs import bucket_of, in_bucket
 from heliostat.errors import TooLarge
 from heliostat.models.uploads import Upload, UploadCreate, upload_key
 
@@ -34,8 +32,8 @@ async def create(request: Request, me: Me, body: UploadCreate) -> Upload:
         cloud = await lookup.cloud(conn, me, body.cloud)
     bucket = bucket_of(state, cloud.id)
     key, uri = upload_key(project.id, body.sha256), f"upload:{body.sha256}"
-    there = await asyncio.to_thread(bucket.stat, key)
+    there = await in_bucket(lambda: bucket.stat(key))
     if there is not None and there.size == body.size:
         return Upload(uri=uri)
-    url = await asyncio.to_thread(lambda: bucket.presign_put(key, URL_S, size=body.size, sha256=body.sha256))
+    url = await in_bucket(lambda: bucket.presign_put(key, URL_S, size=body.size, sha256=body.sha256))
     return Upload(uri=uri, url=url, expires_in_s=URL_S)
