@@ -88,15 +88,18 @@ class Sync:
 
     def run(self, flow: Flow[T]) -> T:
         step = functools.partial(next, flow)
-        while True:
-            try:
-                effect = step()
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            try:
-                step = functools.partial(flow.send, self.perform(effect))
-            except Exception as error:  # noqa: BLE001 - not handled here: thrown into the flow, which decides
-                step = functools.partial(flow.throw, error)
+        try:
+            while True:
+                try:
+                    effect = step()
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                try:
+                    step = functools.partial(flow.send, self.perform(effect))
+                except Exception as error:  # noqa: BLE001 - not handled here: thrown into the flow, which decides
+                    step = functools.partial(flow.throw, error)
+        finally:
+            flow.close()  # a Ctrl-C or a cancelled task: what the flow made is undone now, not some day
 
     def iterate(self, stream: Stream[T]) -> Iterator[T]:
         step: Callable[[], Effect | Emit[T]] = functools.partial(next, stream)
@@ -139,15 +142,18 @@ class Async:
 
     async def run(self, flow: Flow[T]) -> T:
         step = functools.partial(next, flow)
-        while True:
-            try:
-                effect = step()
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            try:
-                step = functools.partial(flow.send, await self.perform(effect))
-            except Exception as error:  # noqa: BLE001 - not handled here: thrown into the flow, which decides
-                step = functools.partial(flow.throw, error)
+        try:
+            while True:
+                try:
+                    effect = step()
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                try:
+                    step = functools.partial(flow.send, await self.perform(effect))
+                except Exception as error:  # noqa: BLE001 - not handled here: thrown into the flow, which decides
+                    step = functools.partial(flow.throw, error)
+        finally:
+            flow.close()
 
     async def iterate(self, stream: Stream[T]) -> AsyncIterator[T]:
         step: Callable[[], Effect | Emit[T]] = functools.partial(next, stream)

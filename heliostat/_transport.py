@@ -125,9 +125,10 @@ class Api:
                     return response  # the try whose answer was lost has done it
                 problem = _problem(response)
                 asked = _retry_after(response)
-                if response.status_code not in RETRIED_STATUS or tried >= tries or (asked or 0) > MAX_RETRY_AFTER_S:
+                too_long = (asked or 0) > MAX_RETRY_AFTER_S and tries != PATIENT
+                if response.status_code not in RETRIED_STATUS or tried >= tries or too_long:
                     raise problem
-                wait = max(wait, asked or 0)
+                wait = max(wait, min(asked or 0, MAX_RETRY_AFTER_S))
             if self.on_retry:
                 self.on_retry(problem, wait)
             yield Sleep(wait)

@@ -72,7 +72,7 @@ def submit(
     ] = False,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Submit a job: heliostat job submit --working-dir . -- python main.py"""
+    """Submit a job; its command stands after --, e.g. -- python main.py"""
     from heliostat import yaml_files
 
     fields: dict[str, Any] = yaml_files.load(file) if file else {}
@@ -108,7 +108,7 @@ def submit(
                 line.update("Packing and uploading the code", None)
             job = client.jobs.submit(config)
         if not wait:
-            show(job, lambda: f"Job {job.name} is accepted: {job.id}" + _next(job))
+            show(job, lambda: f"Job {job.name} is accepted: {job.id}\n" + _next(job))
             return
         note(f"Job {job.name} is accepted: {job.id}")
         last = live.follow_job(client, job)
@@ -186,7 +186,7 @@ def logs(
         elif follow:
             live.follow_log(client, client.jobs.get(ref, project=project), run=run, tail=tail)
         else:
-            writer = live.LogWriter()
+            writer = live.LogWriter(one_run=run is not None)
             for text in client.jobs.logs(ref, run=run, tail=tail, project=project):
                 writer.write(text)
             writer.finish()
@@ -348,8 +348,8 @@ def _next(job: Job) -> str:
         return next_steps(
             (f"heliostat job logs {job.id}", "read its log"), (f"heliostat job events {job.id}", "read its story")
         )
-    return "\n" + next_steps(
+    return next_steps(
         (f"heliostat job logs -f {job.id}", "follow its log"),
         (f"heliostat job status {job.id}", "see how it is"),
         (f"heliostat job terminate {job.id}", "end it"),
-    ).lstrip("\n")
+    )

@@ -121,7 +121,7 @@ def follow_job(client: Client, job: Job) -> Job:
 
 def follow_log(client: Client, job: Job, *, run: int | str | None, tail: int | None) -> None:
     """``job logs -f``."""
-    logs = LogWriter()
+    logs = LogWriter(one_run=run is not None)
     with detachable(f"job {job.name}", *_back(job)):
         for text in client.jobs.logs(job.id, follow=True, run=run, tail=tail):
             logs.write(text)
@@ -147,13 +147,14 @@ def print_streams(pieces: Iterator[Any]) -> None:
 class LogWriter:
     """A log on stdout; says on stderr when another run begins, so that two attempts are not taken for one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, one_run: bool = False) -> None:
+        self.one_run = one_run
         self.run_id: str | None = None
         self.at_line_start = True
 
     def write(self, text: Any) -> None:
         if text.run_id is not None and text.run_id != self.run_id:
-            if self.run_id is not None or not str(text.run_id).endswith("-1"):
+            if not self.one_run and (self.run_id is not None or not str(text.run_id).endswith("-1")):
                 self.finish()
                 note(f"──── run {str(text.run_id).rpartition('-')[2]} ({text.run_id}) ────")
             self.run_id = text.run_id

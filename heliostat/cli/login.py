@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from heliostat.cli import options
-from heliostat.cli.output import Format, facts, show
+from heliostat.cli.output import Format, facts, note, show
 from heliostat.errors import HeliostatError, InvalidRequest, UserError
 
 
@@ -29,6 +29,8 @@ def login(
     token = (sys.stdin.readline() if token_stdin else _ask(host)).strip()
     if not token:
         raise InvalidRequest("The token is empty.", remedy="An admin makes one with `heliostat token create`.")
+    if not host.startswith(("https://", "http://127.", "http://localhost", "http://[::1]")):
+        note(f"Note: {host} is not encrypted; the token can be read on its way.")
     with options.connect(host, token) as client:
         me = client.whoami()
     path = config.store(host, token)

@@ -122,7 +122,9 @@ def _status(schedule: Schedule) -> str:
     )
     return f"{text}\n" + next_steps(
         (f"heliostat schedule run {schedule.name}", "start a job of it now"),
-        (f"heliostat schedule pause {schedule.name}", "start no more"),
+        (f"heliostat schedule pause {schedule.name}", "start no more")
+        if schedule.state == "ENABLED"
+        else (f"heliostat schedule resume {schedule.name}", "go on"),
     )
 
 

@@ -464,6 +464,22 @@ def test_a_bucket_that_refuses_leaves_no_job_and_no_file(
     assert list(scratch.iterdir()) == []
 
 
+async def test_a_cancelled_upload_leaves_no_file(api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+    import tempfile
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    async with AsyncClient(api.url, TOKEN) as client:
+        submitting = asyncio.create_task(client.jobs.submit(JobConfig(entrypoint="x", working_dir=str(code(tmp_path)))))
+        api.on_request = lambda path: submitting.get_loop().call_soon_threadsafe(submitting.cancel) and None
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+    assert list(scratch.iterdir()) == []
+    assert api.jobs == {}
+
+
 def test_a_schedule_freezes_its_code(api: FakeApi, client: Client, tmp_path: Path) -> None:
     job = JobConfig(name="nightly", entrypoint="python main.py", working_dir=str(code(tmp_path)))
     made = client.schedules.apply(ScheduleConfig(job_config=job, cron_expression="@daily"))

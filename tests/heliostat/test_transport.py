@@ -21,7 +21,7 @@ from heliostat.errors import (
     Unavailable,
     UserError,
 )
-from heliostat.models.jobs import JobConfig
+from heliostat.models.jobs import JobConfig, JobState
 from heliostat.models.users import ProjectCreate
 from tests.heliostat.fake_api import TOKEN, FakeApi
 
@@ -99,6 +99,17 @@ def test_a_server_that_asks_for_an_hour_is_not_waited_for(api: FakeApi, client: 
     with pytest.raises(Unavailable):
         client.whoami()
     assert len(api.requests) == 1
+
+
+def test_a_wait_bears_even_that(api: FakeApi, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    job = api.add_job()
+    steps = iter([lambda: None, lambda: api.settle(job.id, JobState.SUCCEEDED)])
+    api.on_request = lambda path: next(steps, lambda: None)()
+    api.trouble = [None, (503, {"Retry-After": "3600"})]
+    assert client.jobs.wait(job.id).state is JobState.SUCCEEDED
+    assert _transport.MAX_RETRY_AFTER_S in slept
 
 
 @pytest.mark.usefixtures("no_pause")
