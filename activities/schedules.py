@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from heliostat.models.common import Model, utcnow
-from heliostat.models.jobs import Job, JobState
+from heliostat.models.common import Model
 from runtime.messages import JobInput
 from store import projection
 from store.database import Database
-from store.tables import jobs, schedules
+from store.schedules import job_of_schedule
+from store.tables import jobs
 
 
 class ScheduledTurn(Model):
@@ -28,28 +28,14 @@ class ScheduleActivities:
     async def accept_scheduled_job(self, turn: ScheduledTurn) -> JobInput:
         """Writes the job's row from what ``apply`` resolved and froze; repeatable. Its workflow is started by the
         caller, as a child. Fails for good with type ``not_found`` when the schedule was deleted meanwhile."""
-        async with self._db.read() as conn:
-            frozen = await conn.scalar(select(schedules.c.input).where(schedules.c.id == turn.schedule_id))
-        if frozen is None:
-            raise ApplicationError(f"schedule {turn.schedule_id} was deleted", type="not_found", non_retryable=True)
-        now = utcnow()
-        arg = JobInput.model_validate({**frozen, "job_id": turn.job_id, "created_at": now})
         there = await projection.load_job(self._db, turn.job_id)
         if there is not None:
             return there.input
-        job = Job(
-            id=turn.job_id,
-            name=arg.name,
-            project=arg.project,
-            state=JobState.STARTING,
-            reason=f"started by schedule {turn.schedule_id}",
-            config=arg.config,
-            created_by=arg.created_by,
-            created_at=now,
-            state_since=now,
-            schedule_id=turn.schedule_id,
-            tags=arg.config.tags,
-        )
+        found = await job_of_schedule(self._db, turn.schedule_id, turn.job_id)
+        if found is None:
+            raise ApplicationError(f"schedule {turn.schedule_id} was deleted", type="not_found", non_retryable=True)
+        job, arg = found
+        job.reason = f"started by schedule {turn.schedule_id}"
         async with self._db.begin() as conn:
             await projection.insert_job(conn, job, arg)
             # The child's start is as durable as this row: were the monitor to start it, the turn could not wait for

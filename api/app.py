@@ -63,6 +63,7 @@ def create_app(
         state.db = Database(settings.records_url)
         state.callers = Callers(state.db)
         state.background = set()
+        state.started = []
         lock = _only_one(settings) if state.db.is_sqlite else None
         try:
             await state.db.connect()

@@ -146,7 +146,7 @@ async def run(request: Request, me: Me, order: Ordered, ref: str, project: str |
         before = await earlier(conn, row.project_id, order)
     if before is not None:
         return await repeated_job(state, before)
-    found = await job_of_schedule(state.db, row.id, new_id("job"), state.settings)
+    found = await job_of_schedule(state.db, row.id, new_id("job"))
     if found is None:
         raise NotFound(f"Schedule {row.name} was deleted meanwhile.", resource=row.id)
     arg = found[1]

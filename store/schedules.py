@@ -8,15 +8,12 @@ from sqlalchemy import select
 
 from heliostat.models.common import utcnow
 from heliostat.models.jobs import Job, JobState
-from runtime.messages import JobInput, Limits
-from runtime.settings import Settings
+from runtime.messages import JobInput
 from store.database import Database
 from store.tables import clusters, schedules
 
 
-async def job_of_schedule(
-    db: Database, schedule_id: str, job_id: str, settings: Settings
-) -> tuple[Job, JobInput] | None:
+async def job_of_schedule(db: Database, schedule_id: str, job_id: str) -> tuple[Job, JobInput] | None:
     """The job of one turn, not written down yet; None: there is no such schedule any more. A cluster that the
     schedule names is looked up now: it may be another one of that name than when the schedule was applied."""
     async with db.read() as conn:
@@ -34,16 +31,8 @@ async def job_of_schedule(
             # None lives: the job goes to the one that was meant then, and says that it has ended.
             cluster_id = living or cluster_id
     now = utcnow()
-    arg = JobInput.model_validate(
-        frozen
-        | {
-            "job_id": job_id,
-            "cluster_id": cluster_id,
-            "created_at": now,
-            "schedule_id": schedule_id,
-            "limits": Limits.model_validate(settings, from_attributes=True).model_dump(),
-        }
-    )
+    turn = {"job_id": job_id, "cluster_id": cluster_id, "created_at": now, "schedule_id": schedule_id}
+    arg = JobInput.model_validate(frozen | turn)
     job = Job(
         id=job_id,
         name=arg.name,

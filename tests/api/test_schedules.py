@@ -53,12 +53,12 @@ async def test_apply_makes_and_changes_one_schedule(world: World, temporal: Clie
 async def test_a_turns_job_is_what_was_applied(world: World) -> None:
     async with world.ada as http:
         id = (await http.put("/v1/schedules/nightly", json=NIGHTLY)).json()["id"]
-    found = await job_of_schedule(world.db, id, "job_x", world.settings)
+    found = await job_of_schedule(world.db, id, "job_x")
     assert found is not None
     job, arg = found
     assert (job.id, job.name, job.schedule_id, job.tags, arg.job_id) == ("job_x", "nightly", id, {"a": "b"}, "job_x")
     assert (await projection.read_sealed(world.db, world.keys, arg.env_ref or "")) == {"PASSWORD": "hunter2"}
-    assert await job_of_schedule(world.db, "none", "job_x", world.settings) is None
+    assert await job_of_schedule(world.db, "none", "job_x") is None
 
 
 async def test_pause_resume_run_delete(world: World, temporal: Client) -> None:
@@ -167,7 +167,7 @@ async def test_temporal_takes_every_cron_that_we_take(world: World) -> None:
 
 
 async def _cluster_of(world: World, schedule_id: str) -> Any:
-    found = await job_of_schedule(world.db, schedule_id, new_id("job"), world.settings)
+    found = await job_of_schedule(world.db, schedule_id, new_id("job"))
     assert found is not None
     return found[1].cluster_id
 
