@@ -241,7 +241,8 @@ class SweepActivities:
 
     @activity.defn
     async def keep_house(self) -> dict[str, int]:
-        """Deletes what is older than the retention settings: records, events, logs, uploads. Counts what went."""
+        """Deletes what is older than the retention settings: records, events, logs, uploads, what is left of local
+        machines. Counts what went."""
         now = utcnow()
         s = self._settings
         counts: dict[str, int] = {}
@@ -256,6 +257,10 @@ class SweepActivities:
                 counts[table] = counts.get(table, 0) + number
             if not any(gone.values()):
                 break
+        for machines in self._machines.values():
+            kept_s = max(s.retention_logs_days, 1.0) * 86_400
+            counts["machines"] = counts.get("machines", 0) + len(await asyncio.to_thread(machines.prune, kept_s))
+            activity.heartbeat()
         for cloud_id, cluster_id in await retention.logs_before(self._db, now - timedelta(days=s.retention_logs_days)):
             bucket = self._buckets.get(cloud_id)
             if bucket is not None:

@@ -135,6 +135,12 @@ class Machines(Protocol):
         they are gone: ``describe`` tells. Never touches a machine without our owner tag."""
         ...
 
+    def prune(self, older_than_s: float) -> list[str]:
+        """Drops what is kept for us of machines that ended longer ago than that (directories, retained console
+        output) and gives their ids; nothing where the cloud itself forgets. Their tokens may boot again
+        afterwards, so nobody asks for less than a day."""
+        ...
+
     def console_output(self, machine_id: str) -> str:
         """Tail of what the machine printed at boot, "" if there is none; for the reason of a node that
         never registered."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 
 from clouds.base import (
@@ -102,6 +103,7 @@ class FakeMachines:
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
         self._machines: dict[str, _Fake] = {}
+        self._numbers = itertools.count(1)
         self._lit: dict[str, _Fake] = {}  # those whose power is on
         self._shortages: list[_Shortage] = []
         self._throttled = self._unregistered = 0.0
@@ -161,7 +163,7 @@ class FakeMachines:
                     )
                 if found is None:
                     self._refuse(spec)
-                    number = len(self._machines) + 1
+                    number = next(self._numbers)
                     ip = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
                     found = _Fake(spec, machine_id, ip, self.clock())
                     self._machines[machine_id] = self._lit[machine_id] = found
@@ -202,6 +204,18 @@ class FakeMachines:
                     if found is not None and found.stopping_at is None:
                         found.stopping_at, found.reason = self.clock(), "terminated"
             self._settle()
+
+    def prune(self, older_than_s: float) -> list[str]:
+        with self._call("prune"), self._lock:
+            before = self.clock() - timedelta(seconds=older_than_s)
+            forgotten = []
+            for machine_id, held in self._machines.items():
+                ended = max(held.stopping_at or held.launched_at, held.launched_at)
+                if self._machine(held).state is MachineState.GONE and ended < before:
+                    forgotten.append(machine_id)
+            for machine_id in forgotten:
+                del self._machines[machine_id]
+            return forgotten
 
     def console_output(self, machine_id: str) -> str:
         with self._call("console_output"), self._lock:

@@ -121,6 +121,15 @@ def test_what_has_ended_never_boots_again(cloud: Cloud) -> None:
     assert cloud.boot_count() == 1
 
 
+def test_prune_forgets_the_ended_only(cloud: Cloud) -> None:
+    lives, ends = (cloud.launch_and_boot(cloud.spec()).machine_id for _ in range(2))
+    cloud.machines.terminate([ends])
+    cloud.wait_for(ends, MachineState.GONE)
+    assert cloud.machines.prune(older_than_s=3600) == []
+    assert cloud.machines.prune(older_than_s=0) == [ends]
+    assert [m.machine_id for m in cloud.machines.describe([lives, ends])] == [lives]
+
+
 def test_what_the_cloud_does_not_have_is_refused_for_good(cloud: Cloud) -> None:
     can = cloud.machines.capabilities()
     absent: list[dict[str, object]] = [{"zone": "nowhere"}]
