@@ -88,6 +88,7 @@ class ClusterWorkflow:
         self._alarm_at: datetime | None = None
         self._alarm: asyncio.Task[None] | None = None
         self._retry_flush_at: datetime | None = None
+        self._unwritten = 0
         self._told: tuple[object, ...] = ()
         self._shown_state = "" if request.state is not None else ClusterState.STARTING.value
         self._fencing = False
@@ -701,12 +702,14 @@ class ClusterWorkflow:
             self._dirty = True
             self._changed = {**dict.fromkeys(n.id for n in changed), **self._changed}
             self._events = events + self._events
-            workflow.logger.error("records out of reach, writing again in 30 s")
-            self._retry_flush_at = workflow.now() + timedelta(seconds=30)
+            self._unwritten += 1
+            wait = policies.rewrite_after(self._unwritten)
+            workflow.logger.error("records out of reach, writing again in %d s", wait.total_seconds())
+            self._retry_flush_at = workflow.now() + wait
             return
         finally:
             await notice
-        self._retry_flush_at = None
+        self._retry_flush_at, self._unwritten = None, 0
         if not recorded.wanted:
             if not any(n.asked for n in self.s.nodes.values()):
                 self._withdrawn = True

@@ -89,6 +89,10 @@ class JobWorkflow:
         self._ended_runs: dict[str, NodeFact] = {}
         self._running_runs: dict[str, datetime] = {}
         self._withdrawn = False
+        self._unwritten = 0
+        """Writes in a row that failed."""
+        self._writing = asyncio.Lock()
+        self._rewriting: asyncio.Task[None] | None = None
         self._shown_state = JobState.STARTING
 
     # --- what others say ----------------------------------------------------------------------------------
@@ -469,8 +473,9 @@ class JobWorkflow:
 
     async def _finish(self) -> None:
         """Releases what the job holds. Its word on how it ended does not wait for the cluster's end."""
-        while not (self._withdrawn or await self._flush()):
-            await workflow.sleep(30, summary="records out of reach: write the end again")
+        await self._flush()
+        if self._rewriting is not None:
+            await self._rewriting  # an end that the records have not taken is told until they have
         while self.cluster_id is not None:
             try:
                 await workflow.execute_local_activity_method(
@@ -483,11 +488,12 @@ class JobWorkflow:
                             reason=f"its job {self.s.state}",
                         ),
                     ),
-                    **policies.MESSAGE,
+                    **policies.RELEASE,
                 )
                 return
             except ActivityError as error:  # never given up: it may own a cluster
                 workflow.logger.error("cluster %s can't be released: %s", self.cluster_id, error.cause or error)
+                await workflow.sleep(10, summary="the cluster could not be told: tell it again")
 
     def _new_run(self) -> Run:
         number = len(self.s.runs) + 1
@@ -553,9 +559,23 @@ class JobWorkflow:
             return False
         return True
 
-    async def _flush(self) -> bool:
-        """Writes the projection; shows the same in the Temporal UI. False: the records are out of reach, the next
-        flush carries this one too."""
+    async def _flush(self) -> None:
+        """Writes the projection; shows the same in the Temporal UI. While the records are out of reach it is written
+        again and again beside what the job does."""
+        async with self._writing:
+            await self._write()
+        if self._unwritten and self._rewriting is None:
+            self._rewriting = asyncio.create_task(self._rewrite())
+
+    async def _rewrite(self) -> None:
+        while self._unwritten:
+            await workflow.sleep(policies.rewrite_after(self._unwritten), summary="records out of reach: write again")
+            async with self._writing:
+                if self._unwritten:
+                    await self._write()
+        self._rewriting = None
+
+    async def _write(self) -> None:
         self.s.revision += 1
         events, self._events = self._events, []
         for index, event in enumerate(events):
@@ -571,11 +591,12 @@ class JobWorkflow:
             )
         except ActivityError:
             self._events = events + self._events
-            workflow.logger.error("records out of reach: the next change carries this one too")
-            return False
+            self._unwritten += 1
+            workflow.logger.error("records out of reach")
+            return
+        self._unwritten = 0
         if not recorded.wanted:
             self._withdrawn = True
-        return True
 
     def _resource(self) -> Job:
         return Job(

@@ -10,9 +10,10 @@ from temporalio.common import RetryPolicy
 RECORD: dict[str, Any] = {
     # A row or two in our own database: 10 s covers a busy SQLite writer. Local, so that it costs one marker.
     "start_to_close_timeout": timedelta(seconds=10),
-    # The records may be restarted under us; after that the workflow goes on and writes again at the next change.
-    "schedule_to_close_timeout": timedelta(minutes=5),
-    "retry_policy": RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10)),
+    # A local activity is tried again for ever whatever its schedule_to_close says (temporalio 1.35), and each 8 s of
+    # that cost three events: so few tries here, and the workflow's own timer (``rewrite_after``) for a real outage.
+    "schedule_to_close_timeout": timedelta(minutes=1),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_attempts=3),
 }
 
 LAUNCH: dict[str, Any] = {
@@ -46,6 +47,13 @@ LEASE: dict[str, Any] = {
 }
 
 MESSAGE: dict[str, Any] = LEASE
+
+RELEASE: dict[str, Any] = {
+    # A signal. Local; see RECORD for the number of tries.
+    "start_to_close_timeout": timedelta(seconds=10),
+    "schedule_to_close_timeout": timedelta(minutes=1),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_attempts=3),
+}
 
 SUBMIT_TIMEOUT = timedelta(minutes=15)
 """From giving a run to the head until Ray has it: a package of 2 GiB is fetched in it."""
@@ -85,6 +93,11 @@ RECOVERIES_WITHIN = timedelta(minutes=30)
 
 YOUNG = timedelta(seconds=60)
 """A node that dies sooner than this after it was up is replaced with back-off: something on it may kill it."""
+
+
+def rewrite_after(failures: int) -> timedelta:
+    """When the records were out of reach so many times in a row: write again after 1, 2, 4 … 60 s."""
+    return timedelta(seconds=min(2 ** (failures - 1), 60))
 
 
 def backoff(failures: int) -> timedelta:
