@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from clouds.base import Bucket, Machines
 from clouds.bootstrap import Bundles
@@ -69,11 +70,14 @@ async def opened(settings: Settings) -> AsyncIterator[Installation]:
 
 
 def _machines(provider: Provider, settings: Settings) -> Machines:
-    """The machines of this host; with ``HELIOSTAT_FAKE_CLOUD`` set (tests, load), machines that are not real."""
+    """The machines of this host; with ``HELIOSTAT_FAKE_CLOUD`` set (tests, load), machines that are not real. A
+    directory there: their boots are handed over to fake agents in another process."""
     if provider is Provider.FAKE:
         from clouds.fake import FakeMachines
+        from clouds.fake_agent import handed_over
 
-        return FakeMachines()
+        folder = os.environ["HELIOSTAT_FAKE_CLOUD"]
+        return FakeMachines(boot=handed_over(Path(folder)) if "/" in folder else None)
     return LocalMachines(settings.home, settings.local_isolation, sys.executable)
 
 
