@@ -25,7 +25,7 @@ from heliostat.errors import HeliostatError, InfrastructureError
 from runtime.backup import backup, restore
 from runtime.demo import demo
 from runtime.home import Home, end_processes
-from runtime.parts import ROOT, VERSION, Layout, migrate, parts, set_retention
+from runtime.parts import ROOT, VERSION, WORKER_STOP_S, Layout, migrate, parts, set_retention
 from runtime.settings import Settings
 from runtime.supervisor import Supervisor, rotate, say, tail
 from runtime.teardown import down
@@ -180,6 +180,7 @@ def _up_detached(home: Home) -> int:
         child = subprocess.Popen(
             [sys.executable, "-m", "runtime.stack", "up"],
             cwd=ROOT,
+            env=os.environ | {"DETACH": "0"},  # else it would detach from us in turn, and so on for ever
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
@@ -198,7 +199,7 @@ def _up_detached(home: Home) -> int:
         if state.get("state") == "ready" and state["pids"].get("stack") == child.pid:
             return 0
         time.sleep(0.05)
-    child.terminate()
+    end_processes([child.pid], grace_s=WORKER_STOP_S + 35)
     say(f"error: the stack was not ready within {DETACHED_READY_S:.0f} s. It wrote last:\n{tail(log)}")
     return 2
 

@@ -51,7 +51,7 @@ class StackUnderTest:
         return done
 
     def up(self) -> StackUnderTest:
-        self.run("up", "--detach")
+        self.run("up", DETACH="1")  # as `make up DETACH=1`
         return self
 
     def stop(self) -> None:
