@@ -99,6 +99,13 @@ def latest_revision() -> str:
     return head
 
 
+def known_revisions() -> set[str]:
+    """Every migration that this code knows."""
+    from alembic.script import ScriptDirectory
+
+    return {script.revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions()}
+
+
 async def migrate(url: str) -> None:
     """Brings the records to this code's schema, in one transaction. Safe when two processes start at once:
     the second waits for the first and then has nothing to do. Raises ``Unavailable``."""

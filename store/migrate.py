@@ -12,24 +12,29 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from heliostat.errors import HeliostatError
+from heliostat.errors import Conflict, HeliostatError
 from runtime.backup import copy_database
 from runtime.home import Home
 from runtime.settings import Settings
-from store.database import Database, latest_revision, migrate
+from store.database import Database, known_revisions, latest_revision, migrate
 
 
 async def save_first(url: str, home: Home) -> Path | None:
-    """Copies records that a migration is about to change; None: nothing to copy. PostgreSQL is its operator's."""
+    """Copies records that a migration is about to change; None: nothing to copy. PostgreSQL is its operator's.
+    Raises Conflict when the records belong to newer code."""
     db = Database(url)
+    source = Path(str(make_url(url).database))
     try:
-        if not db.is_sqlite:
-            return None
-        source = Path(str(make_url(url).database))
-        there = await db.schema_revision() if await asyncio.to_thread(source.exists) else None
+        is_new = db.is_sqlite and not await asyncio.to_thread(source.exists)
+        there = None if is_new else await db.schema_revision()
     finally:
         await db.dispose()
-    if there is None or there == latest_revision():
+    if there is not None and there not in known_revisions():
+        raise Conflict(
+            f"The records are at schema {there}, which this code does not know.",
+            remedy="They were made by newer code: start that, or restore a backup from before.",
+        )
+    if there is None or there == latest_revision() or not db.is_sqlite:
         return None
     home.create()
     target = home.backups / f"records-at-{there}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.db"

