@@ -18,7 +18,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities.commands import CommandActivities, CommandRequest
@@ -697,7 +697,7 @@ class ClusterWorkflow:
             recorded = await workflow.execute_local_activity_method(
                 RecordActivities.record_cluster, record, **policies.RECORD
             )
-        except ActivityError:
+        except FailureError:  # see policies.RECORD
             # Nothing may be lost: the next flush carries it all again, under a greater revision.
             self._dirty = True
             self._changed = {**dict.fromkeys(n.id for n in changed), **self._changed}

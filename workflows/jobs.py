@@ -16,7 +16,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from activities.commands import CommandActivities, CommandRequest
@@ -491,7 +491,7 @@ class JobWorkflow:
                     **policies.RELEASE,
                 )
                 return
-            except ActivityError as error:  # never given up: it may own a cluster
+            except FailureError as error:  # never given up: it may own a cluster
                 workflow.logger.error("cluster %s can't be released: %s", self.cluster_id, error.cause or error)
                 await workflow.sleep(10, summary="the cluster could not be told: tell it again")
 
@@ -589,7 +589,7 @@ class JobWorkflow:
             recorded = await workflow.execute_local_activity_method(
                 RecordActivities.record_job, JobRecord(job=job, events=events), **policies.RECORD
             )
-        except ActivityError:
+        except FailureError:  # see policies.RECORD
             self._events = events + self._events
             self._unwritten += 1
             workflow.logger.error("records out of reach")

@@ -12,6 +12,8 @@ RECORD: dict[str, Any] = {
     "start_to_close_timeout": timedelta(seconds=10),
     # A local activity is tried again for ever whatever its schedule_to_close says (temporalio 1.35), and each 8 s of
     # that cost three events: so few tries here, and the workflow's own timer (``rewrite_after``) for a real outage.
+    # Its failure comes as ActivityError or, after a workflow task that was given twice, as the bare ApplicationError
+    # in it: catch FailureError, the base of both.
     "schedule_to_close_timeout": timedelta(minutes=1),
     "retry_policy": RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_attempts=3),
 }
