@@ -95,7 +95,6 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor)
     sweep = SweepActivities(db, client, mine.machines, mine.buckets, settings, installation)
     activities: list[Callable[..., Any]] = [
         commands.run_command,
-        commands.drop_command,
         leases.start_job_cluster,
         leases.acquire_lease,
         leases.release_lease,

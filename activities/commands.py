@@ -10,7 +10,7 @@ from temporalio.exceptions import ApplicationError
 
 from heliostat.models.agents import CommandKind
 from heliostat.models.common import Model
-from store.commands import cancel_command, put_command
+from store.commands import put_command
 from store.database import Database
 
 
@@ -50,8 +50,3 @@ class CommandActivities:
                 non_retryable=not stored.get("retryable"),
             )
         return dict(stored.get("result") or {})
-
-    @activity.defn
-    async def drop_command(self, command_id: str) -> None:
-        """Takes back a command that the agent has not begun."""
-        await cancel_command(self._db, command_id)

@@ -25,6 +25,7 @@ from heliostat.models.agents import Command, CommandKind, CommandList, CommandRe
 from heliostat.models.clusters import NodeRole
 from heliostat.models.uploads import upload_key
 from runtime.keys import Keys
+from runtime.telemetry import COMMANDS_OPEN
 from store.commands import OpenCommand, finish_command, open_commands
 from store.database import Database
 from store.projection import read_sealed
@@ -205,6 +206,7 @@ class Polls:
                 open_ids: dict[str, set[str]] = {}
                 for r in rows:
                     open_ids.setdefault(r.node_id, set()).add(r.id)
+            COMMANDS_OPEN.set(sum(map(len, open_ids.values())))
             for waiter in self._commands:
                 if not waiter.done.done() and open_ids.get(waiter.key, set()) - waiter.known:
                     waiter.done.set_result(None)

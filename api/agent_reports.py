@@ -23,6 +23,7 @@ from heliostat.models.clusters import NodeRole
 from heliostat.models.common import utcnow
 from runtime.messages import NodeFact
 from runtime.settings import Settings
+from runtime.telemetry import REPORTS
 from store.database import Database, insert
 from store.projection import HEARING_GAP_S
 from store.tables import hearing, log_streams, nodes, reports
@@ -116,6 +117,7 @@ class Reports:
     _wrote_at: float = -1e9
 
     def add(self, node: CallingNode, body: ReportRequest) -> None:
+        REPORTS.labels(role=node.role).inc()
         self._pending[node.id] = {
             "node_id": node.id,
             "cluster_id": node.cluster_id,

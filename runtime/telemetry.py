@@ -32,7 +32,7 @@ CLUSTER_READY_SECONDS = Histogram(
     "heliostat_cluster_ready_seconds", "From the request for a cluster to RUNNING.", ["cloud"], buckets=_READY_BUCKETS
 )
 RUNS = Counter("heliostat_runs", "Runs of jobs that ended, by state and cause.", ["state", "cause"])
-"""``cause``: a RunCause, or ``none`` for success."""
+"""``cause``: a RunCause; empty for success."""
 CLUSTERS = Gauge("heliostat_clusters", "Clusters that are not ended, by state.", ["state"])
 SWEEP_FOUND = Counter("heliostat_sweep_found", "Machines without an owner that the sweep ended.", ["cloud"])
 

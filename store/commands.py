@@ -7,12 +7,13 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import null, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from heliostat.models.common import utcnow
 from store.database import Database, insert
 from store.tables import commands
 
-_CANCELLED = {"ok": False, "result": {}, "error": "cancelled", "retryable": False}
+_NODE_ENDED = {"ok": False, "result": {}, "error": "its node has ended", "retryable": False}
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,10 @@ async def finish_command(db: Database, id: str, node_id: str, result: dict[str, 
         return token
 
 
-async def cancel_command(db: Database, id: str) -> None:
-    """No agent is given it from now on (one may be carrying it out already). Done already is done."""
-    async with db.begin() as conn:
-        await conn.execute(
-            update(commands)
-            .where(commands.c.id == id, commands.c.done.is_(False))
-            .values(done=True, result=_CANCELLED, done_at=utcnow())
-        )
+async def close_commands(conn: AsyncConnection, node_ids: list[str]) -> None:
+    """Of nodes that have ended: nobody will carry them out, and every look of the long polls would find them."""
+    await conn.execute(
+        update(commands)
+        .where(commands.c.done.is_(False), commands.c.node_id.in_(node_ids))
+        .values(done=True, result=_NODE_ENDED, done_at=utcnow())
+    )

@@ -7,7 +7,6 @@ undoes a newer one), an equal one is a repeat. Every write is one transaction. A
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,6 +19,7 @@ from heliostat.models.common import Event, utcnow
 from heliostat.models.jobs import Job
 from runtime.keys import Keys
 from runtime.messages import ClusterInput, JobInput
+from store.commands import close_commands
 from store.database import Database, insert
 from store.tables import clusters, events, hearing, jobs, nodes, reports, sealed
 
@@ -273,7 +273,7 @@ async def _takes_writes(conn: AsyncConnection, table: Any, id: str) -> bool:
 
 
 async def _write_nodes(
-    conn: AsyncConnection, revision: int, items: Iterable[Node], configs: dict[str, dict[str, Any]]
+    conn: AsyncConnection, revision: int, items: list[Node], configs: dict[str, dict[str, Any]]
 ) -> None:
     for node in items:
         values: dict[str, Any] = {
@@ -291,6 +291,8 @@ async def _write_nodes(
             .values(id=node.id, cluster_id=node.cluster_id, created_at=node.created_at, **values)
             .on_conflict_do_update(index_elements=["id"], set_=values)
         )
+    if ended := [node.id for node in items if node.ended_at is not None]:
+        await close_commands(conn, ended)
 
 
 async def _insert_events(conn: AsyncConnection, items: list[Event]) -> None:

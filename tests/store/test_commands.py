@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from store.commands import cancel_command, finish_command, open_commands, put_command
+from store.commands import close_commands, finish_command, open_commands, put_command
 from store.database import Database
 
 OK = {"ok": True, "result": {"accepted": True}, "error": "", "retryable": False}
@@ -53,16 +53,17 @@ async def test_a_command_that_could_not_be_tried_opens_again(db: Database) -> No
     assert await put(db, "c1", b"t3") == BAD
 
 
-async def test_a_cancelled_command_is_not_handed_out(db: Database) -> None:
+async def test_what_a_node_has_not_done_ends_with_it(db: Database) -> None:
     await put(db, "c1")
-    await cancel_command(db, "c1")
-    assert await open_commands(db, ["node_1"]) == []
+    await put(db, "c2")
+    await put(db, "other", node="node_2")
+    await finish_command(db, "c2", "node_1", OK)
+    async with db.begin() as conn:
+        await close_commands(conn, ["node_1"])
+    assert [c.id for c in await open_commands(db, ["node_1", "node_2"])] == ["other"]
     result = await put(db, "c1")
     assert isinstance(result, dict)
-    assert result["error"] == "cancelled"
-    await put(db, "c2")
-    await finish_command(db, "c2", "node_1", OK)
-    await cancel_command(db, "c2")
+    assert (result["error"], result["retryable"]) == ("its node has ended", False)
     assert await put(db, "c2") == OK
 
 

@@ -13,6 +13,7 @@ from heliostat.models.jobs import Job, JobConfig, JobState
 from runtime.keys import Keys
 from runtime.messages import ClusterInput, JobInput
 from store import projection, retention
+from store.commands import open_commands, put_command
 from store.database import Database
 from store.tables import clusters, events, hearing, jobs, log_streams, nodes, reports, sealed
 
@@ -93,6 +94,16 @@ async def test_a_node_keeps_its_token_and_config(db: Database, project: str) -> 
     async with db.read() as conn:
         row = (await conn.execute(select(nodes))).one()
     assert (row.token_sha256, row.authenticated, row.config, row.state) == ("x", True, {"name": "head"}, "LOST")
+
+
+async def test_an_ended_nodes_commands_are_closed(db: Database, project: str) -> None:
+    await put_cluster(db, project, a_cluster())
+    await projection.write_cluster(db, a_cluster(revision=1), [a_node()], {}, [])
+    await put_command(db, "c1", "clu_1", "node_1", "fence", {}, b"t")
+    await projection.write_cluster(db, a_cluster(revision=2), [a_node(state=NodeState.TERMINATING)], {}, [])
+    assert len(await open_commands(db, ["node_1"])) == 1
+    await projection.write_cluster(db, a_cluster(revision=3), [a_node(state=NodeState.TERMINATED)], {}, [])
+    assert await open_commands(db, ["node_1"]) == []
 
 
 async def test_an_ended_cluster_frees_its_name(db: Database, project: str) -> None:

@@ -22,7 +22,8 @@ from activities.commands import CommandActivities, CommandRequest
 from heliostat.models.agents import CommandKind
 from heliostat.models.clusters import NodeRole
 from heliostat.models.uploads import upload_key
-from store.commands import cancel_command, put_command
+from runtime.telemetry import COMMANDS_OPEN, REPORTS
+from store.commands import close_commands, put_command
 from store.projection import write_sealed
 from store.tables import commands
 from tests.api.agents.conftest import Agent, World
@@ -179,9 +180,19 @@ async def test_a_result_after_nobody_waits_any_more_is_taken(world: World, askin
     await take(head, wait=10)
     await handle.terminate()
     assert (await head.post(f"/commands/{command_id}/result", {"ok": True})).status_code == 204
-    cancelled = await give(world, head)
-    await cancel_command(world.db, cancelled)
+    await give(world, head)
+    async with world.db.begin() as conn:
+        await close_commands(conn, [head.node.id])
     assert await take(head, wait=0) == []
+
+
+async def test_reports_and_open_commands_are_counted(world: World, head: Agent) -> None:
+    reports, opened = REPORTS.labels(role="head")._value.get(), asyncio.create_task(take(head, wait=20))
+    await head.report()
+    command_id = await give(world, head)
+    assert [c["id"] for c in await opened] == [command_id]
+    assert REPORTS.labels(role="head")._value.get() > reports
+    assert COMMANDS_OPEN._value.get() >= 1
 
 
 async def test_references_are_opened_at_hand_over_and_stored_nowhere(world: World, head: Agent) -> None:
