@@ -28,7 +28,8 @@ from store.tables import clusters, jobs
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 UPLOAD = "upload:"
-REMOTE = ("https", "http", "s3", "gs", "file")
+REMOTE = ("https", "http", "s3", "gs", "azure", "abfss", "file")
+"""What Ray's nodes can fetch a zip from."""
 MAX_ENV_BYTES = 256 * 1024
 
 
@@ -115,6 +116,12 @@ async def check_packages(state: Any, project: Project, cloud_id: str, config: Jo
                 )
             continue
         url = urlsplit(uri)
+        if url.password:
+            raise InvalidRequest(
+                f"The URL of {field} holds a password, which would be shown to all who see the job.",
+                remedy="Upload the code instead, or use a URL that expires.",
+                field=field,
+            )
         if url.scheme not in REMOTE or not url.path.endswith((".zip", ".whl")):
             raise InvalidRequest(
                 f"{field} is neither an upload nor the URL of a zip.",

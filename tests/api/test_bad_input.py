@@ -34,6 +34,7 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
     ("jobs", {**JOB, "requirements": "req.txt"}, 422, "invalid_request", "requirements", "list"),
     ("jobs", {**JOB, "working_dir": "./code"}, 422, "invalid_request", "working_dir", "neither an upload"),
     ("jobs", {**JOB, "working_dir": "https://x/y.tar"}, 422, "invalid_request", "working_dir", "zip"),
+    ("jobs", {**JOB, "working_dir": "https://me:pw@x/y.zip"}, 422, "invalid_request", "working_dir", "password"),
     ("jobs", {**JOB, "working_dir": "upload:" + "0" * 64}, 404, "not_found", "working_dir", "not in the bucket"),
     ("jobs", {**JOB, "py_modules": ["s3://b/a.zip", "mod"]}, 422, "invalid_request", "py_modules.1", "neither"),
     ("jobs", {**JOB, "cluster": "none"}, 404, "not_found", "cluster", "no cluster"),
