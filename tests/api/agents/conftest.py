@@ -16,17 +16,16 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from temporalio import workflow
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from api import errors
 from api.agents import router
 from clouds.base import Gone, StoredObject
-from heliostat.errors import HeliostatError
 from heliostat.models.agents import PROTOCOL
 from heliostat.models.clusters import Cluster, ClusterState, Node, NodeRole, NodeState
 from heliostat.models.common import new_id, utcnow
@@ -184,12 +183,7 @@ class World:
         app.state.buckets = {"cloud_1": self.bucket}
         app.state.bundles = self.bundles
         app.include_router(router)
-
-        @app.exception_handler(HeliostatError)
-        async def _problem(_request: Request, error: Exception) -> JSONResponse:
-            assert isinstance(error, HeliostatError)
-            return JSONResponse(error.to_problem(), error.status, media_type="application/problem+json")
-
+        errors.install(app)
         return app
 
     @asynccontextmanager
