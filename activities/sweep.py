@@ -18,7 +18,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from clouds.base import Bucket, Machine, Machines, MachineState
 from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.common import Event, EventLevel, Model, new_id, utcnow
-from heliostat.models.jobs import JobState
+from heliostat.models.jobs import JobState, RunCause, RunState
 from runtime.messages import ClusterNotice, Release
 from runtime.settings import Settings
 from runtime.telemetry import SWEEP_FOUND
@@ -206,9 +206,16 @@ class SweepActivities:
         if row is None or row.job.state.settled:
             return
         now, reason = utcnow(), "its workflow was ended in Temporal by hand"
+        lost = {
+            "state": RunState.FAILED,
+            "cause": RunCause.INFRASTRUCTURE,
+            "reason": reason,
+            "ended_at": now,
+        }
         job = row.job.model_copy(
             update={
                 "state": JobState.FAILED,
+                "runs": [run if run.ended_at else run.model_copy(update=lost) for run in row.job.runs],
                 "reason": reason,
                 "waits_for": "",
                 "state_since": now,
