@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from heliostat.errors import HeliostatError, InternalError, InvalidRequest, NotFound, NotHonoured, Unauthenticated
-from heliostat.models.common import new_id
+from heliostat.models.common import did_you_mean, new_id
 from heliostat.models.compute_configs import NOT_HONOURED
 from heliostat.models.jobs import NOT_HONOURED_JOB
 
@@ -63,14 +64,17 @@ async def _unhandled(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-async def _validation(_request: Request, error: Exception) -> JSONResponse:
+async def _validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return problem(explain(list(error.errors())))
+    endpoint = getattr(request.scope.get("route"), "endpoint", None)
+    body = get_type_hints(endpoint).get("body") if endpoint else None
+    return problem(explain(list(error.errors()), body))
 
 
-def explain(errors: list[dict[str, Any]]) -> HeliostatError:
+def explain(errors: list[dict[str, Any]], body: Any = None) -> HeliostatError:
     """Pydantic's findings as one error of ours. It names the first field and lists the others; a known option
-    that we do not carry out says so. Never repeats what was sent: it may hold secrets."""
+    that we do not carry out says so. Never repeats what was sent: it may hold secrets. ``body``: the type that the
+    body should have had, for the name that was meant."""
     errors = _of_the_meant_union_member(errors)
     for found in errors:
         if found["type"] == "extra_forbidden" and (reason := _not_honoured(found["loc"])):
@@ -85,7 +89,26 @@ def explain(errors: list[dict[str, Any]]) -> HeliostatError:
         return InvalidRequest("The body is not JSON.", remedy="Send valid JSON.")
     if not field:
         return InvalidRequest(f"The body is refused: {what}.", remedy="/docs shows its shape.", details=details)
-    return InvalidRequest(f"{field!r}: {what}.", remedy=f"Correct {field!r}.", field=field, details=details)
+    remedy = f"Correct {field!r}."
+    if first["type"] == "extra_forbidden":
+        known = _fields(body, first["loc"][1:-1])
+        remedy = did_you_mean(str(first["loc"][-1]), known) if known else f"Leave out {field!r}."
+    return InvalidRequest(f"{field!r}: {what}.", remedy=remedy, field=field, details=details)
+
+
+def _fields(annotation: Any, path: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the model that stands at ``path`` below ``annotation``; empty if none does."""
+    model = _model(annotation)
+    for part in path:
+        if model is not None and part in model.model_fields:  # else an index, or a label of the union's
+            model = _model(model.model_fields[part].annotation)
+    return list(model.model_fields) if model is not None else []
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for a in get_args(annotation) if (m := _model(a)) is not None), None)
 
 
 def _what(found: dict[str, Any]) -> str:
@@ -102,6 +125,8 @@ def _dotted(loc: tuple[Any, ...]) -> str:
 
 def _not_honoured(loc: tuple[Any, ...]) -> str | None:
     name = str(loc[-1])
+    if "required_resources" in loc[:-1]:
+        return NOT_HONOURED["PhysicalResources"].get(name)
     if any(p in ("head_node", "worker_nodes") for p in loc):
         return NOT_HONOURED["NodeConfig"].get(name)
     if any(p in ("compute_config", "config") for p in loc[:-1]):

@@ -17,7 +17,7 @@ from api.auth import Caller, Me, Project
 from api.clusters import events_of
 from api.logs import bucket_of, follow_clusters, in_bucket, job_page
 from api.pagination import Cursor, Limit, Tags, page, state_filter, tag_filter
-from heliostat.errors import Conflict, InvalidRequest, NotFound
+from heliostat.errors import Conflict, InvalidRequest, NotFound, NotHonoured
 from heliostat.models.common import Event, Page, new_id, utcnow
 from heliostat.models.jobs import Job, JobConfig, JobState, JobTerminate, LogPage
 from heliostat.models.uploads import upload_key
@@ -103,6 +103,12 @@ async def check_packages(state: Any, project: Project, cloud_id: str, config: Jo
     """The code that the config names can be there: uploads are in the bucket, URLs are of a kind that nodes fetch."""
     named = [(f"{at}working_dir", config.working_dir)] if config.working_dir is not None else []
     named += [(f"{at}py_modules.{i}", uri) for i, uri in enumerate(config.py_modules)]
+    if config.excludes and not any(uri.startswith(UPLOAD) for _, uri in named):
+        raise NotHonoured(
+            "'excludes' says what is left out of an upload, and this job uploads nothing.",
+            remedy="Leave it out, or give working_dir as a directory.",
+            field=f"{at}excludes",
+        )
     for field, uri in named:
         if uri.startswith(UPLOAD):
             key = upload_key(project.id, uri.removeprefix(UPLOAD))

@@ -7,7 +7,6 @@ command line's are.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,8 +15,14 @@ from typing import Any, TypeVar
 import pydantic
 
 from heliostat.errors import InvalidRequest, NotHonoured
-from heliostat.models.common import Model
-from heliostat.models.compute_configs import NOT_HONOURED, ComputeConfig, HeadNodeConfig, WorkerNodeGroupConfig
+from heliostat.models.common import Model, did_you_mean
+from heliostat.models.compute_configs import (
+    NOT_HONOURED,
+    ComputeConfig,
+    HeadNodeConfig,
+    PhysicalResources,
+    WorkerNodeGroupConfig,
+)
 from heliostat.models.jobs import NOT_HONOURED_JOB, JobConfig
 from heliostat.models.schedules import ScheduleConfig
 
@@ -132,14 +137,21 @@ def _checked_compute(fields: Mapping[str, Any], source: str, prefix: str) -> dic
         del fields["head_node"]
     if isinstance(fields.get("head_node"), dict):
         fields["head_node"] = head = dict(fields["head_node"])
-        _check(head, HeadNodeConfig, source, f"{prefix}head_node.", NOT_HONOURED["NodeConfig"])
+        _check_node(head, HeadNodeConfig, source, f"{prefix}head_node.")
     if isinstance(fields.get("worker_nodes"), list):
         groups = [dict(g) if isinstance(g, dict) else g for g in fields["worker_nodes"]]
         for i, group in enumerate(groups):
             if isinstance(group, dict):
-                _check(group, WorkerNodeGroupConfig, source, f"{prefix}worker_nodes.{i}.", NOT_HONOURED["NodeConfig"])
+                _check_node(group, WorkerNodeGroupConfig, source, f"{prefix}worker_nodes.{i}.")
         fields["worker_nodes"] = groups
     return fields
+
+
+def _check_node(fields: dict[str, Any], model: type[Model], source: str, prefix: str) -> None:
+    _check(fields, model, source, prefix, NOT_HONOURED["NodeConfig"])
+    if isinstance(fields.get("required_resources"), dict):
+        fields["required_resources"] = needed = dict(fields["required_resources"])
+        _check(needed, PhysicalResources, source, f"{prefix}required_resources.", NOT_HONOURED["PhysicalResources"])
 
 
 def _check(fields: dict[str, Any], model: type[Model], source: str, prefix: str, refused: Mapping[str, str]) -> None:
@@ -160,9 +172,7 @@ def _check(fields: dict[str, Any], model: type[Model], source: str, prefix: str,
 
 
 def _unknown(path: str, name: str, known: Iterable[str], source: str) -> InvalidRequest:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    remedy = f"Did you mean {near[0]!r}?" if near else f"The fields are: {', '.join(known)}."
-    return InvalidRequest(f"{source}: there is no field {path!r}.", remedy=remedy, field=path)
+    return InvalidRequest(f"{source}: there is no field {path!r}.", remedy=did_you_mean(name, known), field=path)
 
 
 def build(model: type[AnyModel], fields: Mapping[str, Any], source: str, prefix: str = "") -> AnyModel:

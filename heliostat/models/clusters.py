@@ -123,7 +123,7 @@ class Cluster(Result):
     terminates_at: datetime | None = None
     """When idle shutdown or maximum uptime will end it, as known now."""
     phase_seconds: dict[str, float] = {}
-    """Seconds that each finished phase took, e.g. ``{"head_launched": 0.2, "head_ready": 5.9, "workers_ready": 3.1}``."""
+    """Seconds that each finished phase took: ``{"head_launched": 0.2, "head_ready": 5.9, "workers_ready": 3.1}``."""
     desired: dict[str, int] = {}
     """Workers wanted now, by group."""
     ray_version: str | None = None

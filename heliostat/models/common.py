@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Generic, TypeVar
@@ -40,6 +42,12 @@ def new_id(prefix: str) -> str:
 
 def is_id(text: str, prefix: str) -> bool:
     return re.fullmatch(rf"{prefix}_[{_ALPHABET}]{{20}}", text) is not None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What to say to somebody who wrote the unknown field ``name``."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"Did you mean {near[0]!r}?" if near else f"The fields are: {', '.join(known)}."
 
 
 def utcnow() -> datetime:

@@ -65,6 +65,9 @@ class NodeConfig(Model):
         negative = [k for k, v in parsed.items() if isinstance(v, int | float) and v < 0]
         if negative:
             raise ValueError(f"resources must not be negative: {', '.join(negative)}")
+        reserved = [k for k in parsed if k.startswith("system_reserved_")]
+        if reserved:  # Ray would take it for a custom resource
+            raise ValueError(f"{', '.join(reserved)} is not supported: Ray decides what it keeps for itself")
         return parsed
 
     @model_validator(mode="after")
@@ -145,6 +148,12 @@ NOT_HONOURED = {
         "advanced_instance_config": "comes with the AWS and GCP clouds",
         "flags": "not supported per node group",
         "cloud_deployment": "name the cloud",
+    },
+    "PhysicalResources": {
+        "accelerator": "comes with the AWS and GCP clouds; name the instance_type",
+        "TPU": "TPUs are not supported",
+        "tpu_hosts": "TPUs are not supported",
+        "cpu_architecture": "the cloud's machines have one; name the instance_type",
     },
 }
 """Known fields of the platform that we measure ourselves against which we refuse, with what to do instead."""

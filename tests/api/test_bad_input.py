@@ -37,6 +37,16 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
     ("jobs", {**JOB, "working_dir": "https://me:pw@x/y.zip"}, 422, "invalid_request", "working_dir", "password"),
     ("jobs", {**JOB, "working_dir": "upload:" + "0" * 64}, 404, "not_found", "working_dir", "not in the bucket"),
     ("jobs", {**JOB, "py_modules": ["s3://b/a.zip", "mod"]}, 422, "invalid_request", "py_modules.1", "neither"),
+    ("jobs", {**JOB, "excludes": ["data"]}, 422, "not_honoured", "excludes", "uploads nothing"),
+    ("jobs", {**JOB, "working_dir": "s3://b/a.zip", "excludes": ["x"]}, 422, "not_honoured", "excludes", "nothing"),
+    (
+        "jobs", {**JOB, **group(required_resources={"CPU": 1, "accelerator": "T4"})}, 422, "not_honoured",
+        f"{W}.required_resources.accelerator", "AWS and GCP",
+    ),
+    (
+        "clusters", {"compute_config": {"head_node": {"resources": {"system_reserved_memory_bytes": 1}}}}, 422,
+        "invalid_request", "compute_config.head_node.resources", "Ray decides",
+    ),
     ("jobs", {**JOB, "cluster": "none"}, 404, "not_found", "cluster", "no cluster"),
     ("jobs", {**JOB, "cloud": "mars"}, 404, "not_found", "cloud", "mars"),
     ("jobs", {**JOB, "project": "mars"}, 404, "not_found", "project", "mars"),
@@ -107,6 +117,28 @@ async def test_bad_input_is_refused_by_field_and_leaves_nothing(world: World) ->
     async with world.db.read() as conn:
         used = await conn.scalar(select(func.count()).select_from(accepted))
     assert used == 0
+
+
+MISSPELT: list[tuple[str, dict[str, Any], str, str]] = [
+    ("jobs", {**JOB, "max_retrys": 1}, "max_retrys", "Did you mean 'max_retries'?"),
+    ("jobs", {**JOB, **group(min_node=1)}, f"{W}.min_node", "Did you mean 'min_nodes'?"),
+    ("clusters", {"compute_config": {"work_nodes": []}}, "compute_config.work_nodes", "Did you mean 'worker_nodes'?"),
+    ("clusters", {"zebra": 1}, "zebra", "The fields are: name, compute_config, cloud, project, tags."),
+    (
+        "schedules/s", {"cron_expression": "@daily", "job_config": {**JOB, "entrypont": ""}}, "job_config.entrypont",
+        "Did you mean 'entrypoint'?",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "field", "remedy"), MISSPELT)
+async def test_an_unknown_field_is_answered_with_the_one_that_was_meant(
+    world: World, path: str, body: dict[str, Any], field: str, remedy: str
+) -> None:
+    async with world.ada as http:
+        method = "PUT" if path.startswith("schedules") else "POST"
+        problem = (await http.request(method, f"/v1/{path}", json=body)).json()
+    assert (problem["code"], problem["field"], problem["remedy"]) == ("invalid_request", field, remedy)
 
 
 async def test_an_error_never_repeats_a_value(world: World) -> None:

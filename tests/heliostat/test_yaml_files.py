@@ -79,6 +79,13 @@ def test_a_node_field_that_is_not_honoured_is_named(field: str) -> None:
     assert caught.value.field == f"head_node.{field}"
 
 
+@pytest.mark.parametrize("field", sorted(NOT_HONOURED["PhysicalResources"]))
+def test_a_resource_that_is_not_honoured_is_named(field: str) -> None:
+    with pytest.raises(NotHonoured) as caught:
+        yaml_files.compute_config({"head_node": {"required_resources": {"CPU": 1, field: 1}}}, "c.yaml")
+    assert caught.value.field == f"head_node.required_resources.{field}"
+
+
 @pytest.mark.parametrize(
     ("fields", "field", "says"),
     [
