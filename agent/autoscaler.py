@@ -129,9 +129,11 @@ class Scaling:
                 self._requests.setdefault(name, [])
 
     def lost(self, node_id: str) -> bool:
-        """Ray has lost this worker. False when Ray's autoscaler had let it go before, or it is known already."""
+        """Ray has lost this worker. False when Ray's autoscaler had let it go before, the control plane is ending it,
+        or it is known already."""
         with self._lock:
-            if node_id in self._ended or node_id in self._lost:
+            node = self._nodes.get(node_id)
+            if node_id in self._ended or node_id in self._lost or (node and node["state"] not in LISTED):
                 return False
             self._lost.add(node_id)
             return True

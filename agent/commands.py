@@ -8,12 +8,13 @@ import time
 import traceback
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from agent.channel import Away, Backoff, Channel, Gone, Refused
 from agent.constants import Constants
 from agent.journal import Journal
 from agent.packages import PackageFailed
-from agent.runs import Refusal
+from agent.submit import Refusal
 
 log = logging.getLogger("agent.commands")
 WAIT_S = 25
@@ -51,7 +52,9 @@ class Commands:
             try:
                 with self._lock:
                     known = ",".join(sorted(self._working))  # what we carry out already is no news
-                answer = self._channel.call("GET", f"/commands?wait={WAIT_S}&known={known}", timeout_s=WAIT_S + 15)
+                # What ends while we wait would still count as known, and the same id given again would wait too.
+                wait = WAIT_WORKING_S if known else WAIT_S
+                answer = self._channel.call("GET", f"/commands?wait={wait}&known={quote(known)}", timeout_s=wait + 15)
             except Away as error:
                 log.debug("%s", error)
                 stop.wait(backoff.next())

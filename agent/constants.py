@@ -25,7 +25,7 @@ class Constants:
     reason would be only "never became ready"."""
     ready_poll_s: float = 0.05
     """A refused connection costs 0.1 ms; an answer tells the cluster that it may go on."""
-    members_fast_s: float = 0.1
+    members_fast_s: float = 0.2
     """Between looks at Ray's node list while a registered worker is not alive yet (4 ms of the dashboard each)."""
     members_slow_s: float = 1.0
     ray_stop_s: float = 8.0

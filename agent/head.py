@@ -20,8 +20,9 @@ from agent.members import Members
 from agent.packages import Packages
 from agent.ray_api import RayApi, RayAway
 from agent.ray_node import RayFailed, RayNode
-from agent.runs import Refusal, Runs
+from agent.runs import Runs
 from agent.server import Server
+from agent.submit import Refusal
 
 if TYPE_CHECKING:
     from agent.node import Node

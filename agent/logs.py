@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import re
 import threading
 import time
 import urllib.parse
@@ -23,6 +24,8 @@ SESSION_LOGS = ("raylet.out", "raylet.err", "gcs_server.out", "gcs_server.err", 
                 "monitor.err", "dashboard.log", "dashboard_agent.log", "ray_process_exit.log")  # fmt: skip
 """Not ``runtime_env_agent.log``: Ray writes users' env values into it."""
 SIGN_MAX = 64
+NAME = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+){0,3}")
+"""What the API signs; one other name would hold up all streams that are asked for with it."""
 
 
 @dataclass
@@ -128,21 +131,30 @@ class LogShipper:
 
     def ship(self, name: str | None = None, deadline: float | None = None) -> None:
         """Brings all streams, or one, up to date. Raises Away, Refused, Gone, OSError."""
-        with self._shipping:
-            while True:
-                with self._lock:
-                    chosen = [s for s in self._streams.values() if name is None or s.name == name]
-                due = [s for s in chosen if s.pending() > 0][:SIGN_MAX]
-                if not due:
-                    return
-                if deadline is not None and time.monotonic() > deadline:
-                    raise Away("out of time")
-                items = [{"stream": s.label, "offset": s.chunk} for s in due]
-                urls = self._channel.call("POST", "/logs/sign", {"items": items})["urls"]
-                for stream, url in zip(due, urls, strict=True):
-                    self._put(stream, url)
+        while self._round(name, deadline):
+            pass
 
-    def _put(self, stream: Stream, url: str) -> None:
+    def _round(self, name: str | None, deadline: float | None) -> bool:
+        """One chunk of each stream; False when there was nothing to ship. The lock is given up after it, so that the
+        end of a run does not wait for megabytes of other logs."""
+        left = 30.0 if deadline is None else deadline - time.monotonic()
+        if left <= 0 or not self._shipping.acquire(timeout=left):
+            raise Away("out of time")
+        try:
+            with self._lock:
+                chosen = [s for s in self._streams.values() if name is None or s.name == name]
+            due = [s for s in chosen if s.pending() > 0][:SIGN_MAX]
+            if not due:
+                return False
+            items = [{"stream": s.label, "offset": s.chunk} for s in due]
+            urls = self._channel.call("POST", "/logs/sign", {"items": items}, timeout_s=min(10.0, left))["urls"]
+            for stream, url in zip(due, urls, strict=True):
+                self._put(stream, url, left)
+            return True
+        finally:
+            self._shipping.release()
+
+    def _put(self, stream: Stream, url: str, timeout_s: float) -> None:
         with stream.path.open("rb") as source:
             source.seek(stream.chunk)
             most = self._constants.log_chunk_bytes
@@ -154,7 +166,7 @@ class LogShipper:
         bucket = self._buckets.setdefault(origin, Http(origin))
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         try:
-            status, _ = bucket.request("PUT", target, data, {}, 30)
+            status, _ = bucket.request("PUT", target, data, {}, timeout_s)
         except (OSError, http.client.HTTPException) as error:
             raise Away(f"the bucket at {parts.netloc}: {error!r}") from None
         if status >= 300:
@@ -169,7 +181,7 @@ class LogShipper:
             return
         for path in folder.iterdir():
             stream = f"ray/{path.name}"
-            if stream in self._streams:
+            if stream in self._streams or not NAME.fullmatch(stream):
                 continue
             if path.name in SESSION_LOGS:
                 self.add(stream, path, self._constants.stream_max_bytes)

@@ -38,7 +38,7 @@ class Members:
         return sorted(set(self._alive.values()))
 
     def run(self, stop: threading.Event) -> None:
-        """Until ``stop``. A worker that has registered is about to join: then it looks ten times a second."""
+        """Until ``stop``; more often while a worker that has registered is about to join."""
         while not stop.is_set():
             try:
                 self.look()
@@ -47,7 +47,7 @@ class Members:
                 stop.wait(self._constants.members_slow_s)
                 continue
             joining = self._scaling is not None and any(
-                state in ("LAUNCHED", "REGISTERED") and node not in self.workers_alive
+                state == "REGISTERED" and node not in self.workers_alive
                 for node, state in self._scaling.workers().items()
             )
             stop.wait(self._constants.members_fast_s if joining else self._constants.members_slow_s)

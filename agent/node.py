@@ -58,7 +58,7 @@ class Node:
     def run(self) -> int:
         """Returns the exit code: 0 when it was told to end, 1 when it failed."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.finish(End("told to end by a signal")))
+            signal.signal(number, self._signalled)
         ray: RayNode | None = None
         try:
             self.config = self._register()
@@ -95,10 +95,15 @@ class Node:
         return self.config.get("role") == "head"
 
     def finish(self, end: End) -> None:
-        """The first reason counts. Callable from any thread and from a signal handler."""
+        """The first reason counts. Callable from any thread."""
         if self.end is None:
             self.end = end
         self._wake.set()
+
+    def _signalled(self, *_: object) -> None:
+        """Touches no lock: the main thread, which this interrupts, may hold it. ``pause`` looks often enough."""
+        if self.end is None:
+            self.end = End("told to end by a signal")
 
     def gone(self, error: Exception) -> None:
         """The channel says 410, or something that no repetition heals."""
@@ -119,9 +124,13 @@ class Node:
 
     def pause(self, seconds: float) -> None:
         """Raises End if this node's life is over."""
-        self._wake.wait(seconds)
-        if self.end is not None:
-            raise self.end
+        deadline = time.monotonic() + seconds
+        while self.end is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            self._wake.wait(min(left, 0.25))
+        raise self.end
 
     def _live(self, ray: RayNode) -> None:
         """The main thread until the end: Ray's leader and the dead-man switch."""
@@ -221,7 +230,7 @@ class Node:
         address = ""
         while True:
             try:
-                address = str(self.channel.call("GET", "/head?wait=20", timeout_s=35)["gcs_address"])
+                address = str(self.channel.call("GET", "/head?wait=5", timeout_s=20)["gcs_address"])
             except Gone as error:
                 raise End(f"the control plane has ended this node: {error}", grace=False) from None
             except Away:

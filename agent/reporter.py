@@ -73,5 +73,6 @@ class Reporter:
             self._interval_s = float(answer.get("interval_s") or self._interval_s)
             self._facts.ack([str(i) for i in answer.get("acked") or []])
             self._on_answer(answer)
-            if len(told) < len(self._facts.pending()):
-                self._wake.set()  # more came meanwhile, or did not fit
+            heard = {f["id"] for f in told}
+            if any(f["id"] not in heard for f in self._facts.pending()):
+                self._wake.set()  # more came meanwhile, or did not fit; what was not acknowledged waits its turn

@@ -21,8 +21,9 @@ from agent.facts import Facts
 from agent.journal import Journal
 from agent.logs import LogShipper
 from agent.packages import Packages
-from agent.ray_api import RayApi, RayAway, RayRefused
+from agent.ray_api import RayApi, RayAway
 from agent.reasons import short
+from agent.submit import Refusal, give, job_spec
 
 log = logging.getLogger("agent.runs")
 MASK = "********"
@@ -33,14 +34,6 @@ ERRORS = {
     "JOB_ENTRYPOINT_COMMAND_START_ERROR": "entrypoint",
 }
 """Ray's ``error_type`` → ours; every other one is ``supervisor``."""
-
-
-class Refusal(Exception):
-    """A command that can't be carried out. ``retryable``: it was not begun and may be given again."""
-
-    def __init__(self, message: str, retryable: bool = False) -> None:
-        self.retryable = retryable
-        super().__init__(message)
 
 
 @dataclass
@@ -120,7 +113,7 @@ class Runs:
                 if run_id in self._active:
                     return {"accepted": True}
                 self._may_start(run_id)
-            spec = self._spec(run_id, args)
+            spec = job_spec(run_id, args, self._packages)
             timeout = args.get("timeout_s")
             secrets = [str(v) for v in (args.get("env_vars") or {}).values() if len(str(v)) >= 4]
             run = Run(run_id, float(timeout) if timeout else None, secrets)
@@ -130,7 +123,7 @@ class Runs:
             try:
                 self._journal.append({"run": run_id, "accepted": True})
                 self._logs.add(f"runs/{run_id}.log", self._logs_dir / f"job-driver-{run_id}.log")
-                self._give(run, spec)
+                give(self._ray, run_id, spec, run.mask)
             except (Refusal, OSError):
                 with self._lock:
                     del self._active[run_id]
@@ -149,53 +142,6 @@ class Runs:
             raise Refusal(f"run {run_id} has ended or was stopped on this head (status {status}); start a new run")
         if self.fenced:
             raise Refusal("fenced")
-
-    def _spec(self, run_id: str, args: dict[str, Any]) -> dict[str, Any]:
-        """Ray's job spec. Raises Refusal or PackageFailed."""
-        runtime_env: dict[str, Any] = {
-            "env_vars": {
-                **{str(k): str(v) for k, v in (args.get("env_vars") or {}).items()},
-                "HELIOSTAT_RUN_ID": run_id,
-                "HELIOSTAT_JOB_ID": run_id.rpartition("-")[0] or run_id,
-            }
-        }
-        if args.get("working_dir"):
-            runtime_env["working_dir"] = self._packages.uri(args["working_dir"])
-        if args.get("py_modules"):
-            runtime_env["py_modules"] = [self._packages.uri(m) for m in args["py_modules"]]
-        if args.get("requirements"):
-            runtime_env["pip"] = {"packages": [str(r) for r in args["requirements"]], "pip_check": False}
-        metadata = {str(k): str(v) for k, v in (args.get("metadata") or {}).items()}
-        return {
-            "submission_id": run_id,
-            "entrypoint": str(args["entrypoint"]),
-            "runtime_env": runtime_env,
-            "metadata": metadata,
-        }
-
-    def _give(self, run: Run, spec: dict[str, Any]) -> None:
-        """Until Ray has it or refuses it. An answer that got lost is found out by asking for the run."""
-        why = ""
-        for attempt in range(5):
-            try:
-                if attempt and self._ray.job(run.id) is not None:
-                    return
-                self._ray.submit(spec)
-            except RayAway as error:
-                why = str(error)
-                log.warning("run %s, attempt %d: Ray did not answer: %s", run.id, attempt + 1, error)
-                time.sleep(0.5 * (attempt + 1))
-            except RayRefused as error:
-                lines = [line for line in str(error).splitlines() if len(line.strip()) > 3] or [""]
-                why = run.mask(f"Ray answered HTTP {error.status}: {lines[-1][:500]}")
-                if error.status < 500 or "status code 400" in str(error):  # the job agent's own answer, passed on
-                    raise Refusal(f"Ray refused run {run.id}. {why}") from None
-                # e.g. its job agent does not listen yet, a moment after the head became ready
-                log.warning("run %s, attempt %d: %s", run.id, attempt + 1, why)
-                time.sleep(0.5 * (attempt + 1))
-            else:
-                return
-        raise Refusal(f"Ray on this head does not take run {run.id}; it may be given again. {why}", retryable=True)
 
     # -- watch --------------------------------------------------------------------------------------------------
 

@@ -63,14 +63,18 @@ class AgentNode:
         """All living processes of this node, as seen from here."""
         return [self.process.pid, *processes.descendants(self.process.pid)]
 
+    def init_pid(self) -> int:
+        """Below ``unshare``, which blocks SIGTERM, where there is one."""
+        pid = self.process.pid
+        if processes.command(pid).startswith("unshare"):
+            return next(p for p in processes.descendants(pid) if self.parent(p) == pid)
+        return pid
+
     def agent_pid(self) -> int:
         """The agent proper: the child of init."""
-        init = self.process.pid
-        if processes.command(init).startswith("unshare"):
-            init = next(p for p in processes.descendants(init) if self.parent(p) == init)
-        return next(
-            p for p in processes.descendants(init) if self.parent(p) == init and "-m agent" in processes.command(p)
-        )
+        init = self.init_pid()
+        children = [p for p in processes.descendants(init) if self.parent(p) == init]
+        return next(p for p in children if "-m agent" in processes.command(p))
 
     @staticmethod
     def parent(pid: int) -> int:
@@ -87,8 +91,12 @@ class AgentNode:
         self.process.wait(10)
 
     def end(self, timeout_s: float = 20) -> int:
-        self.process.send_signal(signal.SIGTERM)
+        self.terminate()
         return self.process.wait(timeout_s)
+
+    def terminate(self) -> None:
+        with contextlib.suppress(ProcessLookupError, StopIteration):
+            os.kill(self.init_pid(), signal.SIGTERM)
 
 
 class Nodes:
@@ -129,7 +137,7 @@ class Nodes:
     def close(self) -> None:
         for node in self.started:
             if node.process.poll() is None:
-                node.process.send_signal(signal.SIGTERM)
+                node.terminate()
         for node in self.started:
             try:
                 node.process.wait(15)
