@@ -1,4 +1,4 @@
-"""A schedule's turn is a job like a person's; Temporal's overlap policy sees turns, so a turn lives as long as its job."""
+"""A schedule's turn is a job like a person's. Temporal's overlap policy sees turns, so one lives as long as its job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No leaked machine, ever: what nobody owns is ended; what somebody owns, or may own, or another installation's is not."""
+"""No leaked machine, ever: what nobody owns is ended; what somebody owns or may own, or is another's, is not."""
 
 from __future__ import annotations
 

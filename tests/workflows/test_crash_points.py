@@ -1,0 +1,116 @@
+"""The worker dies between any two activity calls of a job with its own cluster, before or after the call did its work:
+the job ends exactly once and as it should, no machine is launched twice, none is left."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+from temporalio.client import Client
+
+from heliostat.models.clusters import ClusterState, NodeState
+from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
+from heliostat.models.jobs import JobState, RunCause
+from tests.workflows.crashes import Crashes
+from tests.workflows.world import RunPlan, World, make_world
+
+CONFIG = ComputeConfig(worker_nodes=[WorkerNodeGroupConfig(name="w", min_nodes=1, max_nodes=2)])
+AT_ONCE = 8
+"""Worlds beside each other: they mostly wait for back-offs."""
+
+
+async def lifecycle(temporal: Client, folder: Path, plan: dict[int, str], *, cold: bool, die: bool) -> Crashes:
+    """One job, whose first run fails, on a cluster of its own. ``cold``: workers remember no workflow. ``die``: each
+    crash ends the worker, and another one takes over; else only the answer is lost."""
+    crashes = Crashes(plan)
+    folder.mkdir()
+    cached = 0 if cold else 100
+    async with make_world(
+        temporal, folder, interceptors=[crashes], worker_max_cached_workflows=cached, worker_shutdown_s=0.05
+    ) as world:
+        if die:
+            crashes.restart = world.restart_worker
+        world.fleet.run_plans = [RunPlan(exit_code=7)]
+        job_id = await world.start_job(compute=CONFIG)
+        try:
+            await check(world, job_id)
+        except Exception as error:
+            error.add_note(f"plan {plan}, cold={cold}, die={die}; crashed {crashes.crashed}; steps {crashes.names}")
+            raise
+        finally:
+            await crashes.settled()
+    return crashes
+
+
+async def check(world: World, job_id: str) -> None:
+    job = await world.until_job(job_id, JobState.SUCCEEDED, timeout_s=60)
+    assert [(r.cause, r.exit_code) for r in job.runs] == [(RunCause.APPLICATION, 7), (None, 0)]
+    assert world.fleet.started == [f"{job_id}-1", f"{job_id}-2"]
+    await world.until_ended(job_id, timeout_s=60)
+    assert job.cluster_id is not None
+    await world.until_cluster(job.cluster_id, ClusterState.TERMINATED, timeout_s=60)
+    await world.until_ended(job.cluster_id, timeout_s=60)
+    nodes = await world.nodes(job.cluster_id)
+    assert sorted((n.slot, n.generation, n.state) for n in nodes) == [
+        (0, 1, NodeState.TERMINATED),
+        (1, 1, NodeState.TERMINATED),
+    ]
+    assert sum(world.machines.boots.values()) == 2
+    assert not world.alive()
+    for id, last in ((job_id, "SUCCEEDED"), (job.cluster_id, "TERMINATED")):
+        ends = [e.message for e in await world.story(id) if e.kind == "state" and e.message.startswith(last)]
+        assert len(ends) == 1, ends
+        assert "WORKFLOW_EXECUTION_FAILED" not in await world.events_of(id)
+
+
+async def many(temporal: Client, folder: Path, plans: list[tuple[dict[int, str], bool, bool]]) -> list[Crashes]:
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(number: int, plan: dict[int, str], cold: bool, die: bool) -> Crashes:
+        async with gate:
+            return await lifecycle(temporal, folder / f"{number}", plan, cold=cold, die=die)
+
+    found = await asyncio.gather(*(one(n, *p) for n, p in enumerate(plans)), return_exceptions=True)
+    failed = [f for f in found if isinstance(f, BaseException)]
+    if failed:
+        raise BaseExceptionGroup(f"{len(failed)} of {len(plans)} lives went wrong", failed)
+    return [f for f in found if isinstance(f, Crashes)]
+
+
+async def steps_of_a_life(temporal: Client, folder: Path) -> int:
+    crashes = await lifecycle(temporal, folder / "dry", {}, cold=False, die=False)
+    return crashes.step
+
+
+async def test_at_every_step_once(temporal: Client, tmp_path: Path) -> None:
+    """Every step, alternating before and after, dying and going on; the long test has all combinations."""
+    steps = await steps_of_a_life(temporal, tmp_path)
+    assert steps >= 12
+    plans = [({k: "after" if k % 2 else "before"}, k % 5 == 0, k % 3 == 0) for k in range(steps)]
+    found = await many(temporal, tmp_path, plans)
+    assert sum(len(c.crashed) for c in found) >= steps - 2, "steps are not quite the same in each life"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("die", [False, True], ids=["answer-lost", "worker-dies"])
+@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
+async def test_at_every_step_in_every_way(temporal: Client, tmp_path: Path, cold: bool, die: bool) -> None:
+    steps = await steps_of_a_life(temporal, tmp_path)
+    plans = [({k: mode}, cold, die) for k in range(steps) for mode in ("before", "after")]
+    await many(temporal, tmp_path, plans)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+async def test_at_random_steps(temporal: Client, tmp_path: Path) -> None:
+    """300 seeded schedules of up to six crashes each."""
+    steps = await steps_of_a_life(temporal, tmp_path)
+    dice = random.Random(20261123)
+    plans = []
+    for _ in range(300):
+        plan = {dice.randrange(steps + 6): dice.choice(["before", "after"]) for _ in range(dice.randint(1, 6))}
+        plans.append((plan, dice.random() < 0.3, dice.random() < 0.5))
+    await many(temporal, tmp_path, plans)

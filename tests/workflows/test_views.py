@@ -1,0 +1,66 @@
+"""What the Temporal UI shows: Markdown that fits its panel, whatever the reasons hold."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from heliostat.models.clusters import NodeRole, NodeState
+from heliostat.models.compute_configs import ComputeConfig
+from heliostat.models.jobs import Job, JobConfig, JobState, Run, RunCause, RunState
+from runtime.messages import ClusterInput
+from workflows.cluster_state import ClusterData, NodeEntry
+from workflows.cluster_view import cluster_details
+from workflows.job_view import job_details
+
+AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def tables(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def test_a_job_shows_its_runs_and_why_they_ended() -> None:
+    runs = [
+        Run(
+            id="job_1-1", number=1, state=RunState.FAILED, cause=RunCause.APPLICATION, reason="a | b\nc", exit_code=3,
+            cluster_id="cl_1", started_at=AT, ended_at=AT,
+        ),
+        Run(id="job_1-2", number=2, state=RunState.RUNNING, cluster_id="cl_1", started_at=AT),
+    ]  # fmt: skip
+    text = job_details(
+        Job(
+            id="job_1",
+            name="j",
+            project="p",
+            state=JobState.RUNNING,
+            waits_for="nothing",
+            cluster_id="cl_1",
+            config=JobConfig(entrypoint="python a.py"),
+            runs=runs,
+            created_by="ada",
+            created_at=AT,
+            state_since=AT,
+        )  # fmt: skip
+    )
+    assert "- cluster `cl_1`" in text
+    assert tables(text)[2:] == ["| 1 | FAILED | 3 | 03:04:05 | 03:04:05 |", "| 2 | RUNNING |  | 03:04:05 |  |"]
+    assert text.endswith("- run 1: application: a | b c")
+
+
+def test_a_cluster_shows_its_nodes_and_what_became_of_them() -> None:
+    request = ClusterInput(
+        cluster_id="cl_1", name="c", project_id="p", project="p", cloud_id="c", cloud="local", config=ComputeConfig(),
+        created_by="ada", created_at=AT,
+    )  # fmt: skip
+    data = ClusterData(state_since=AT, started_at=AT, waits_for="the cloud")
+    common = {"role": NodeRole.WORKER, "group": "w", "token": "t", "created_at": AT}
+    data.nodes = {
+        "a": NodeEntry(
+            id="a", slot=1, generation=2, state=NodeState.TERMINATING, reason="its\nraylet | died", **common
+        ),
+        "b": NodeEntry(id="b", slot=2, generation=1, state=NodeState.RUNNING, ip="127.0.1.1", machine_id="m", **common),
+    }
+    text = cluster_details(request, data)
+    assert "**Waits for** the cloud" in text
+    assert tables(text)[2:] == ["| w 1.2 | TERMINATING |  |  |", "| w 2.1 | RUNNING | 127.0.1.1 | m |"]
+    assert text.endswith("- w 1.2: its raylet | died")
