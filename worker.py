@@ -22,7 +22,7 @@ import structlog
 from prometheus_client import start_http_server
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
-from temporalio.worker import Worker, WorkerDeploymentConfig
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.commands import CommandActivities
@@ -63,7 +63,7 @@ async def main() -> None:
         client = await connect(settings, runtime=telemetry.temporal_runtime(f"{settings.metrics_host}:{sdk_port}"))
         await ensure_namespace_ready(client, settings)
         with ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="activity") as threads:
-            await run(make_worker(client, mine, threads), settings, sdk_port)
+            await run(make_worker(client, mine, threads, sandboxed=settings.worker_sandbox), settings, sdk_port)
 
 
 async def run(worker: Worker, settings: Settings, sdk_port: int) -> None:
@@ -81,8 +81,12 @@ async def run(worker: Worker, settings: Settings, sdk_port: int) -> None:
     log.info("stopped")
 
 
-def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor) -> Worker:
-    """Everything that this installation can do, listed by hand."""
+def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor, *, sandboxed: bool = True) -> Worker:
+    """Everything that this installation can do, listed by hand.
+
+    Args:
+        sandboxed: load each workflow's module anew and refuse it what is not deterministic (``worker_sandbox``).
+    """
     settings, db = mine.settings, mine.db
     boot = BootFacts(api_url=settings.public_api_url, bundle_sha256=mine.bundles.keep())
     installation = mine.keys.installation_id()
@@ -121,7 +125,11 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor)
         # One slot a thread. A command to an agent holds none while it waits: it is completed from outside.
         max_concurrent_activities=settings.worker_threads,
         max_cached_workflows=settings.worker_max_cached_workflows,
-        workflow_runner=SandboxedWorkflowRunner(SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)),
+        workflow_runner=(
+            SandboxedWorkflowRunner(SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH))
+            if sandboxed
+            else UnsandboxedWorkflowRunner()
+        ),
         graceful_shutdown_timeout=timedelta(seconds=settings.worker_shutdown_s),
         # The default throttle of 30 s would hide a dead worker's monitor from its 20 s heartbeat timeout.
         max_heartbeat_throttle_interval=timedelta(seconds=5),
