@@ -12,6 +12,7 @@ import sys
 
 import structlog
 import uvicorn
+import uvloop
 
 from api.app import create_app
 from heliostat.errors import HeliostatError
@@ -46,7 +47,8 @@ async def main() -> None:
 
 if __name__ == "__main__":
     try:
-        asyncio.run(main())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
     except HeliostatError as error:
         log.error("the API can't start", error=str(error))
         sys.exit(error.exit_code)
