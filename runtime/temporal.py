@@ -30,7 +30,6 @@ from temporalio.client import (
     ScheduleUpdateInput,
 )
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.contrib.opentelemetry import TracingInterceptor
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError, RPCStatusCode
@@ -58,6 +57,8 @@ async def connect(settings: Settings, *, lazy: bool = False, timeout_s: float = 
     found.setdefault("target_host", f"127.0.0.1:{settings.temporal_port}")
     interceptors: list[Interceptor] = list(kw.pop("interceptors", []))
     if settings.otel_endpoint:
+        from temporalio.contrib.opentelemetry import TracingInterceptor  # a tenth of the start-up, for who wants it
+
         interceptors.append(TracingInterceptor())
     found |= {"data_converter": pydantic_data_converter, "interceptors": interceptors, "lazy": lazy, **kw}
     deadline, pause = time.monotonic() + timeout_s, 0.1
