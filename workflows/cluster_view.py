@@ -82,11 +82,14 @@ def cluster_details(request: ClusterInput, s: ClusterData) -> str:
         )
     if s.phase_seconds:
         lines.append("- phases: " + ", ".join(f"{k} {v:.1f} s" for k, v in s.phase_seconds.items()))
-    lines += ["", "| node | group | slot | state | address | machine |", "| --- | --- | --- | --- | --- | --- |"]
+    lines += ["", "| node | state | address | machine |", "| --- | --- | --- | --- |"]
     for node in s.nodes.values():
-        why = f": {node.reason}" if node.reason else ""
         lines.append(
-            f"| {node.id} | {node.group} | {node.slot}.{node.generation} | {node.state}{why} "
-            f"| {node.ip or ''} | {node.machine_id or ''} |"
+            f"| {node.group} {node.slot}.{node.generation} | {node.state} | {node.ip or ''} | {node.machine_id or ''} |"
         )
-    return "\n".join(lines)
+    why = [
+        f"- {node.group} {node.slot}.{node.generation}: {' '.join(node.reason.split())}"
+        for node in s.nodes.values()
+        if node.reason
+    ]
+    return "\n".join([*lines, "", *why] if why else lines)

@@ -89,7 +89,9 @@ class ClusterWorkflow:
         self._alarm: asyncio.Task[None] | None = None
         self._retry_flush_at: datetime | None = None
         self._unwritten = 0
-        self._told: tuple[object, ...] = ()
+        # Nobody is told what it knows: a job that makes a cluster knows that it starts, and one run of the workflow
+        # ends only when all was told.
+        self._told: tuple[object, ...] = (self.s.phase, self.s.head_generation, self.s.ready)
         self._shown_state = "" if request.state is not None else ClusterState.STARTING.value
         self._fencing = False
         self._bug: Exception | None = None
@@ -695,7 +697,7 @@ class ClusterWorkflow:
         notice = asyncio.create_task(self._tell_holders())
         try:
             recorded = await workflow.execute_local_activity_method(
-                RecordActivities.record_cluster, record, **policies.RECORD
+                RecordActivities.record_cluster, record, summary=f"record {self.s.phase}", **policies.RECORD
             )
         except FailureError:  # see policies.RECORD
             # Nothing may be lost: the next flush carries it all again, under a greater revision.

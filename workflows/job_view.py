@@ -15,15 +15,13 @@ def job_details(job: Job) -> str:
         f"- `{job.config.entrypoint[:200]}`",
         f"- cluster `{job.cluster_id}`" if job.cluster_id else "- no cluster yet",
         "",
-        "| run | state | cause | exit code | cluster | began | ended |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| run | state | exit code | began | ended |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for run in job.runs:
-        why = f"{run.cause}: {run.reason}" if run.cause else ""
         ended = f"{run.ended_at:%H:%M:%S}" if run.ended_at else ""
         code = "" if run.exit_code is None else str(run.exit_code)
-        lines.append(
-            f"| {run.number} | {run.state} | {why} | {code} | {run.cluster_id or ''} "
-            f"| {run.started_at:%H:%M:%S} | {ended} |"
-        )
-    return "\n".join(lines)
+        lines.append(f"| {run.number} | {run.state} | {code} | {run.started_at:%H:%M:%S} | {ended} |")
+    # Below the table: the panel of the UI is half a page wide, and a reason may hold anything.
+    why = [f"- run {run.number}: {run.cause}: {' '.join(run.reason.split())}" for run in job.runs if run.cause]
+    return "\n".join([*lines, "", *why] if why else lines)

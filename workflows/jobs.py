@@ -488,6 +488,7 @@ class JobWorkflow:
                             reason=f"its job {self.s.state}",
                         ),
                     ),
+                    summary=f"release cluster {self.cluster_id}",
                     **policies.RELEASE,
                 )
                 return
@@ -587,7 +588,10 @@ class JobWorkflow:
             workflow.upsert_search_attributes([STATE.value_set(str(self.s.state))])
         try:
             recorded = await workflow.execute_local_activity_method(
-                RecordActivities.record_job, JobRecord(job=job, events=events), **policies.RECORD
+                RecordActivities.record_job,
+                JobRecord(job=job, events=events),
+                summary=f"record {self.s.state}",
+                **policies.RECORD,
             )
         except FailureError:  # see policies.RECORD
             self._events = events + self._events

@@ -224,9 +224,13 @@ async def test_a_head_that_does_not_answer_to_the_fence_is_not_known_to_be_idle(
     head = world.head(cluster_id)
     head.deaf = True
     await world.skip(cluster_id, 11 * MINUTE)
+
+    async def both_failed() -> bool:
+        return (await world.kinds(cluster_id)).count("command_failed") == 2
+
+    await world.until(both_failed, "the fence, and its lifting, to be given up")
     await world.until_quiet(cluster_id)
     assert (await world.cluster(cluster_id)).state == ClusterState.RUNNING
-    assert "command_failed" in await world.kinds(cluster_id)
     head.deaf = False
     await world.skip(cluster_id, 11 * MINUTE)
     await ended_clean(world, cluster_id)

@@ -40,7 +40,7 @@ def test_a_job_shows_its_runs_and_why_they_ended() -> None:
             created_by="ada",
             created_at=AT,
             state_since=AT,
-        )  # fmt: skip
+        )
     )
     assert "- cluster `cl_1`" in text
     assert tables(text)[2:] == ["| 1 | FAILED | 3 | 03:04:05 | 03:04:05 |", "| 2 | RUNNING |  | 03:04:05 |  |"]
