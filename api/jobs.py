@@ -204,14 +204,31 @@ async def list_all(
         if cluster is not None:
             found = await lookup.find(conn, clusters, "cluster", "cl", me, cluster, project)
             query = query.where(c.doc["cluster_id"].as_string() == found.id)
-        return await page(conn, query, (c.created_at, c.id), lambda r: Job.model_validate(r.doc), limit, cursor)
+        jobs_page = await page(conn, query, (c.created_at, c.id), lambda r: Job.model_validate(r.doc), limit, cursor)
+        await _say_what_clusters_wait_for(conn, jobs_page.items)
+        return jobs_page
 
 
 @router.get("/{ref}")
 async def get(request: Request, me: Me, ref: str, project: str | None = None) -> Job:
     """By id, or by name: then the newest of that name."""
     async with request.app.state.db.read() as conn:
-        return Job.model_validate((await _find(conn, me, ref, project)).doc)
+        job = Job.model_validate((await _find(conn, me, ref, project)).doc)
+        await _say_what_clusters_wait_for(conn, [job])
+        return job
+
+
+async def _say_what_clusters_wait_for(conn: AsyncConnection, found: list[Job]) -> None:
+    """A job that waits for its cluster waits for what that waits for; joined here, where it costs no event."""
+    waiting = [job for job in found if job.waits_for and job.cluster_id]
+    if not waiting:
+        return
+    c = clusters.c
+    rows = await conn.execute(select(c.id, c.doc).where(c.id.in_({job.cluster_id for job in waiting})))
+    what = {r.id: r.doc["waits_for"] for r in rows}
+    for job in waiting:
+        if text := what.get(job.cluster_id):
+            job.waits_for += f" (the cluster waits for {text})"
 
 
 @router.post("/{ref}/terminate")

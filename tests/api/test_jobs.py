@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select, update
 from temporalio.client import Client
 
+from heliostat.models.clusters import Cluster
 from heliostat.models.common import utcnow
 from heliostat.models.jobs import MASK, Job, JobState
 from heliostat.models.uploads import upload_key
@@ -205,6 +206,25 @@ async def test_a_job_goes_to_an_existing_cluster(world: World) -> None:
         await _set_state(world, cluster["id"], "TERMINATED")
         ended = await http.post("/v1/jobs", json={**JOB, "cluster": cluster["id"]})
         assert (ended.status_code, ended.json()["field"]) == (409, "cluster")
+
+
+async def test_a_waiting_job_says_what_its_cluster_waits_for(world: World) -> None:
+    async with world.ada as http:
+        cluster = (await http.post("/v1/clusters", json={"name": "c"})).json()
+        made = (await http.post("/v1/jobs", json={**JOB, "cluster": "c"})).json()
+
+        async def waits_for(on: str, job_waits_for: str) -> list[str]:
+            starting = Cluster.model_validate({**cluster, "waits_for": on, "revision": 1})
+            await projection.write_cluster(world.db, starting, [], {}, [])
+            job = Job.model_validate({**made, "waits_for": job_waits_for, "revision": 1})
+            await projection.write_job(world.db, job, [])
+            listed = (await http.get("/v1/jobs")).json()["items"]
+            return [j["waits_for"] for j in [(await http.get(f"/v1/jobs/{job.id}")).json(), *listed]]
+
+        both = "cluster c to be ready (the cluster waits for Ray to start)"
+        assert await waits_for("Ray to start", "cluster c to be ready") == [both, both]
+        assert await waits_for("", "cluster c to be ready") == ["cluster c to be ready"] * 2
+        assert await waits_for("Ray to start", "") == ["", ""]
 
 
 async def test_code_is_looked_for_in_the_bucket(world: World) -> None:
