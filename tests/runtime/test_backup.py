@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic.util.exc import CommandError
 
 from heliostat.errors import Conflict, InvalidRequest, NotFound
 from runtime.backup import backup, restore
@@ -128,17 +129,22 @@ def test_a_damaged_archive_changes_nothing(home: Home) -> None:
     assert numbers(home.records_db) == [1]
 
 
-async def test_records_are_copied_before_a_migration(tmp_path: Path) -> None:
+async def test_records_are_copied_before_a_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(home=tmp_path)
     await migrate(settings.records_url)
     assert "a copy" not in await migrate_as_command(settings), "nothing to do, nothing to copy"
     with closing(sqlite3.connect(tmp_path / "records.db")) as records:
-        records.execute("UPDATE alembic_version SET version_num = 'older'")
+        records.execute("UPDATE alembic_version SET version_num = 'other'")
         records.commit()
-    with pytest.raises(Exception, match="older"):  # a revision that this code does not know: it fails, after the copy
+    with pytest.raises(Conflict, match="other"):  # of newer code: left alone
         await migrate_as_command(settings)
-    (saved,) = (tmp_path / "backups").glob("records-at-older-*.db")
+    assert list((tmp_path / "backups").iterdir()) == []
+
+    monkeypatch.setattr("store.migrate.known_revisions", lambda: {"other"})
+    with pytest.raises(CommandError, match="other"):  # older, but the way up from there fails: after the copy
+        await migrate_as_command(settings)
+    (saved,) = (tmp_path / "backups").glob("records-at-other-*.db")
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     db = Database(f"sqlite+aiosqlite:///{saved}")
-    assert await db.schema_revision() == "older"
+    assert await db.schema_revision() == "other"
     await db.dispose()

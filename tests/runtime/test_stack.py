@@ -154,6 +154,7 @@ def test_a_taken_port_is_named(make_stack: Make) -> None:
     assert "HELIOSTAT_API_PORT" in refused.stderr
 
 
+@pytest.mark.long
 def test_a_part_that_can_not_start_fails_the_start(make_stack: Make) -> None:
     stack = make_stack(HELIOSTAT_FAKE_CLOUD="", HELIOSTAT_LOCAL_ISOLATION="nonsense")
     failed = stack.run("up", "--detach", check=False)
