@@ -87,10 +87,19 @@ def kill(victims: Collection[int]) -> None:
             pass
 
 
-def kill_tree(root: int, entry: str, spare: Collection[int] = (), timeout_s: float = 10.0) -> list[int]:
+def ancestors(pid: int) -> set[int]:
+    found: set[int] = set()
+    while pid > 0 and (stat := _stat(pid)) is not None:
+        pid = int(stat[1])
+        found.add(pid)
+    return found
+
+
+def kill_tree(root: int, entry: str, timeout_s: float = 10.0) -> list[int]:
     """SIGKILLs all descendants of ``root`` and every process that carries ``entry``, again and again until none is
-    left, for a process may fork while it is looked for. Returns those that are still there after ``timeout_s``."""
-    spared = {root, os.getpid(), *spare}
+    left, for a process may fork while it is looked for. Spares itself and its ancestors: the local cloud's
+    supervisor carries the node's id too. Returns those that are still there after ``timeout_s``."""
+    spared = {root, os.getpid(), *ancestors(os.getpid())}
     deadline = time.monotonic() + timeout_s
     while True:
         victims = {pid for pid in {*descendants(root), *with_environ(entry)} - spared if alive(pid)}

@@ -22,7 +22,7 @@ from agent.journal import write_private
 log = logging.getLogger("agent.ray")
 
 PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH",
-             "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # fmt: skip
+             "HELIOSTAT_MACHINE_ID", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # fmt: skip
 PASSED_ON_PREFIXES = ("PIP_", "UV_", "NVIDIA_", "CUDA_")
 """What users' programs and Ray's pip need of the machine. Nothing else gets through: the control plane's own
 secrets may be in the environment that we were started with (the local cloud)."""
@@ -191,7 +191,7 @@ class RayNode:
                 leader.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 log.warning("Ray did not end within %.0f s of SIGTERM; it is killed", timeout_s)
-        left = processes.kill_tree(leader.pid, f"HELIOSTAT_NODE_ID={self._boot.node_id}", spare={os.getppid()})
+        left = processes.kill_tree(leader.pid, f"HELIOSTAT_NODE_ID={self._boot.node_id}")
         if leader.poll() is None:
             leader.kill()
             leader.wait()

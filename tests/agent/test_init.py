@@ -35,16 +35,19 @@ sys.exit(init.run(boot, agent))
 
 
 class Started:
-    def __init__(self, folder: Path, isolate: bool, body: str = "time.sleep(1000)") -> None:
+    def __init__(self, folder: Path, isolate: bool, body: str = "time.sleep(1000)", supervised: bool = False) -> None:
         self.tag = f"{os.getpid()}_{os.urandom(3).hex()}"
         script = folder / "agent_script.py"
         script.write_text(AGENT.format(folder=str(folder), tag=self.tag, body=body))
         prefix = UNSHARE if isolate else []
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if supervised:  # by a process with the same mark, as on the local cloud
+            env["HELIOSTAT_NODE_ID"] = f"nd_init_{self.tag}"
+            prefix = ["sh", "-c", '"$@"; exit $?', "sh"]
         self.process = subprocess.Popen([*prefix, sys.executable, str(script)], env=env)
         until((folder / "ready").exists, why="the agent's children")
         self.init = self.process.pid
-        if isolate:
+        if isolate or supervised:
             self.init = until(lambda: next(iter(processes.descendants(self.process.pid)), None))
         self.agent = next(p for p in processes.descendants(self.init) if "agent_script" in processes.command(p))
         self.sleeps = until(lambda: s if len(s := self._sleeps()) == 4 else None, why="four sleeps")
@@ -130,3 +133,13 @@ def test_processes_of_others_are_spared(tmp_path: Path) -> None:
         started.close()
         other.kill()
         other.wait()
+
+
+def test_a_supervisor_with_the_nodes_mark_is_spared_and_hears_the_end(tmp_path: Path) -> None:
+    started = Started(tmp_path, isolate=False, supervised=True)
+    try:
+        os.kill(started.agent, signal.SIGKILL)
+        started.gone()
+        assert started.process.wait(5) == 128 + signal.SIGKILL  # said by the supervisor itself, not killed by signal 9
+    finally:
+        started.close()
