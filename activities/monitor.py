@@ -43,13 +43,16 @@ class MonitorActivities:
     async def watch(self) -> None:
         """Runs until the worker stops; the heartbeat moves it to another worker when this one dies. A failure of
         one round (records or Temporal away) ends this attempt, and the retry begins a new one."""
-        while not activity.is_worker_shutdown():
-            activity.heartbeat()
-            await self.round(utcnow())
-            try:
-                await asyncio.wait_for(activity.wait_for_worker_shutdown(), self._settings.monitor_interval_s)
-            except TimeoutError:
-                continue
+        try:
+            while not activity.is_worker_shutdown():
+                activity.heartbeat()
+                await self.round(utcnow())
+                try:
+                    await asyncio.wait_for(activity.wait_for_worker_shutdown(), self._settings.monitor_interval_s)
+                except TimeoutError:
+                    continue
+        finally:
+            CLUSTERS.clear()  # whoever watches next counts them: two workers must not both
 
     async def round(self, now: datetime) -> None:
         """One look at everything; ``now`` is the records' time."""
