@@ -7,14 +7,16 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy
 from sqlalchemy import Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from heliostat.errors import Unavailable
+from store.sqlite import Connection
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a SQLite writer waits for another process's write: the worker and the API share the file."""
@@ -39,10 +41,7 @@ class Database:
         self.url = url
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         if self.is_sqlite:
-            # One writer connection: SQLite has one writer anyway, and waiting for our own turn in the
-            # pool is fair and costs no busy-wait.
-            self._writer = _sqlite_engine(url, size=1, immediate=True)
-            self._reader = _sqlite_engine(url, size=READERS, immediate=False)
+            self._writer, self._reader = _sqlite_writer(url), _sqlite_reader(url)
         else:
             self._writer = self._reader = create_async_engine(
                 url,
@@ -72,9 +71,9 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for reading; on SQLite one consistent snapshot, which never waits for a writer."""
+        """A connection for reading: each statement sees what was committed before it; it never waits for a writer."""
         with _away(self.url):
-            async with self._reader.begin() as conn:
+            async with self._reader.connect() as conn:
                 yield conn
 
     async def schema_revision(self) -> str | None:
@@ -119,13 +118,13 @@ async def migrate(url: str) -> None:
         await db.dispose()
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: sqlalchemy.Connection) -> None:
     from alembic import command
 
     command.upgrade(alembic_config(connection), "head")
 
 
-def alembic_config(connection: Connection) -> Any:
+def alembic_config(connection: sqlalchemy.Connection) -> Any:
     from alembic.config import Config
 
     config = Config()
@@ -134,30 +133,51 @@ def alembic_config(connection: Connection) -> Any:
     return config
 
 
-def _sqlite_engine(url: str, *, size: int, immediate: bool) -> AsyncEngine:
+def _sqlite_writer(url: str) -> AsyncEngine:
+    path = make_url(url).database or ""
+
+    async def connect(*_: Any, **__: Any) -> Connection:
+        return Connection(path, BUSY_TIMEOUT_MS / 1000)
+
+    # One connection: SQLite has one writer anyway, and waiting for our own turn in the pool is fair.
+    engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=30, async_creator=connect)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connect(dbapi_connection: Any, _record: Any) -> None:
+        _pragmas(dbapi_connection, "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "cache_size=-32768")
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(conn: sqlalchemy.Connection) -> None:
+        conn.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _sqlite_reader(url: str) -> AsyncEngine:
+    # On threads, since a list may have to look through much; without BEGIN and ROLLBACK, each two hand-overs more.
     engine = create_async_engine(
-        url, pool_size=size, max_overflow=0, pool_timeout=30, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}
+        url,
+        pool_size=READERS,
+        max_overflow=0,
+        pool_timeout=30,
+        isolation_level="AUTOCOMMIT",
+        skip_autocommit_rollback=True,
+        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
     )
 
     @event.listens_for(engine.sync_engine, "connect")
     def _connect(dbapi_connection: Any, _record: Any) -> None:
-        dbapi_connection.isolation_level = None  # the driver must not begin transactions of its own
-        cursor = dbapi_connection.cursor()
-        for pragma in (
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
-            "journal_mode=WAL",
-            "synchronous=NORMAL",
-            "foreign_keys=ON",
-            "cache_size=-32768",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def _begin(conn: Connection) -> None:
-        conn.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+        # WAL first: the reader may be the first who opens a new file. Writing is the other engine's.
+        _pragmas(dbapi_connection, "journal_mode=WAL", "cache_size=-32768", "query_only=ON")
 
     return engine
+
+
+def _pragmas(dbapi_connection: Any, *pragmas: str) -> None:
+    cursor = dbapi_connection.cursor()
+    for pragma in pragmas:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
 
 
 @contextmanager

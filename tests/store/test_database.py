@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +104,58 @@ asyncio.run(main())
         assert (await conn.execute(text("SELECT name FROM organizations"))).scalar_one() == "a"
         assert (await conn.execute(text("PRAGMA journal_mode"))).scalar_one() == "wal"
     await db.dispose()
+
+
+async def test_waiting_for_another_processs_write_leaves_the_loop_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'records.db'}"
+    await migrate(url)
+    db = Database(url)
+    other = sqlite3.connect(tmp_path / "records.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    async def write(id: str) -> None:
+        async with db.begin() as conn:
+            await conn.execute(organizations.insert().values(id=id, name=id, created_at=utcnow()))
+
+    waiting = asyncio.create_task(write("org_1"))
+    for _ in range(50):  # turns of the loop, while the other process holds on
+        await asyncio.sleep(0.001)
+        async with db.read() as conn:
+            assert (await conn.execute(select(organizations.c.id))).all() == []
+    assert not waiting.done()
+    other.execute("COMMIT")
+    await waiting
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr("store.database.BUSY_TIMEOUT_MS", 50)
+    hasty = Database(url)
+    with pytest.raises(Unavailable, match="locked"):
+        async with hasty.begin():
+            pass
+    other.execute("ROLLBACK")
+    other.close()
+    await write("org_2")
+    async with db.read() as conn:
+        assert (await conn.scalars(select(organizations.c.id).order_by(organizations.c.id))).all() == ["org_1", "org_2"]
+    await hasty.dispose()
+    await db.dispose()
+
+
+async def test_a_write_that_is_cancelled_leaves_the_writer_whole(db: Database) -> None:
+    async def write(n: int) -> None:
+        async with db.begin() as conn:
+            await conn.execute(organizations.insert().values(id=f"org_{n}", name=str(n), created_at=utcnow()))
+            await asyncio.sleep(0.002 * (n % 4))
+
+    tasks = [asyncio.create_task(write(n)) for n in range(12)]
+    for n, task in enumerate(tasks):
+        await asyncio.sleep(0.002)
+        if n % 2:
+            task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results), results
+    async with db.read() as conn:
+        there = set(await conn.scalars(select(organizations.c.id)))
+    assert there >= {f"org_{n}" for n, r in enumerate(results) if r is None}
+    await write(99)
