@@ -39,6 +39,7 @@ def backup(home: Home, to: Path | None = None) -> Path:
 
     Raises:
         NotFound: there is nothing to save.
+        InvalidRequest: the archive can't be written where it should.
     """
     if not home.records_db.exists():
         raise NotFound(
@@ -46,6 +47,8 @@ def backup(home: Home, to: Path | None = None) -> Path:
             remedy="Set HELIOSTAT_HOME to the stack's home. Records in PostgreSQL are saved by its own tools.",
             resource=str(home.path),
         )
+    if to is not None and not to.parent.is_dir():
+        raise InvalidRequest(f"There is no directory {to.parent}.", remedy="Make it, or give another path.")
     home.create()
     target = to or home.backups / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar.gz"
     with tempfile.TemporaryDirectory(dir=home.backups, prefix=".backup-") as scratch:

@@ -19,7 +19,7 @@ from heliostat.errors import InfrastructureError, InternalError
 from runtime.home import Home, is_alive
 from runtime.parts import ROOT
 from runtime.supervisor import say
-from runtime.teardown import local_machines
+from runtime.teardown import local_machines, may_hold_clusters
 
 EXAMPLE = ROOT / "examples" / "core_scale_out" / "job.yaml"
 
@@ -44,6 +44,12 @@ def _demo(home: Home) -> int:
         raise InfrastructureError(
             f"a stack runs in {home.path} already.",
             remedy="Unset HELIOSTAT_HOME to run the demo beside it, in a home of its own.",
+            resource=str(home.path),
+        )
+    if may_hold_clusters(home):
+        raise InfrastructureError(
+            f"{home.path} holds clusters or jobs that have not ended; the demo would end them.",
+            remedy="Unset HELIOSTAT_HOME: the demo makes a home of its own.",
             resource=str(home.path),
         )
     any_port = {f"HELIOSTAT_{name}_PORT": "0" for name in ("API", "TEMPORAL", "UI", "BUCKET", "METRICS", "SDK_METRICS")}

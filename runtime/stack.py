@@ -45,7 +45,7 @@ class Stack:
             {name for name in names if f"{name}_port" in settings.model_fields_set},
         )
         self.layout = Layout(settings, home, ports)
-        self._pids: dict[str, int] = {}
+        self._state, self._pids = "starting", dict[str, int]()
         self._supervisor = Supervisor(self._pids_changed, say)
 
     async def run(self) -> int:
@@ -65,7 +65,8 @@ class Stack:
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, interrupted)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                loop.add_signal_handler(number, interrupted)
         code = 0
         try:
             if await _unless(stop, self._start()):
@@ -76,8 +77,10 @@ class Stack:
             say(f"error: {error}")
             code = error.exit_code
         finally:
+            self._write("stopping")
             await self._supervisor.stop()
             end_processes(self.home.processes(), grace_s=5)
+            self._pids = {}
             self._write("stopped")
         return code
 
@@ -99,11 +102,15 @@ class Stack:
 
     def _pids_changed(self, pids: dict[str, int]) -> None:
         self._pids = pids
-        self._write(self.home.state().get("state", "starting"))
+        self._write(self._state)
 
     def _write(self, state: str) -> None:
+        self._state = state
         pids = {} if state == "stopped" else {"stack": os.getpid(), **self._pids}
-        self.home.write_state(self.layout.state() | {"state": state, "pids": pids, "version": VERSION})
+        try:
+            self.home.write_state(self.layout.state() | {"state": state, "pids": pids, "version": VERSION})
+        except OSError as error:  # a full disk must not end what runs
+            say(f"{self.home.stack_json} could not be written: {error}")
 
 
 def check_space(home: Home) -> None:

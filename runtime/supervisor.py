@@ -121,7 +121,13 @@ class Supervisor:
         pause = 0.2
         while True:
             born = time.monotonic()
-            part.process = await _spawn(part)
+            try:
+                part.process = await _spawn(part)
+            except OSError as error:  # its log can't be opened, no process can be made: this may pass
+                self._say(f"{part.name} can't be started: {error}; again in {pause:.1f} s")
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, MAX_BACKOFF_S)
+                continue
             self._tell()
             code = await part.process.wait()
             part.deaths += 1
@@ -168,9 +174,12 @@ class Supervisor:
         while True:
             await asyncio.sleep(60)
             for part in self._parts:
-                if part.log.stat().st_size > LOG_MAX_BYTES:
-                    await asyncio.to_thread(shutil.copyfile, part.log, part.log.with_name(part.log.name + ".1"))
-                    os.truncate(part.log, 0)
+                try:
+                    if part.log.stat().st_size > LOG_MAX_BYTES:
+                        await asyncio.to_thread(shutil.copyfile, part.log, part.log.with_name(part.log.name + ".1"))
+                        os.truncate(part.log, 0)
+                except OSError as error:  # somebody has removed it, or the disk is full: no reason to end what runs
+                    self._say(f"{part.log} could not be cut: {error}")
 
 
 async def _spawn(part: Part) -> asyncio.subprocess.Process:

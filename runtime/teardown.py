@@ -26,6 +26,7 @@ from runtime.supervisor import say
 
 STUCK_S = 120.0
 """Without any progress for so long, ending by workflow is given up for cutting the power."""
+API_S = 60.0
 REASON = "make down"
 
 
@@ -36,13 +37,16 @@ def down(home: Home, start: Callable[[], int]) -> int:
         start: brings a stopped control plane up, detached; returns its exit code.
     """
     left = ""
-    if home.stack_pid() is not None or _may_hold_clusters(home):
+    if home.stack_pid() is not None or may_hold_clusters(home):
         try:
             if home.stack_pid() is None:
                 say("Clusters may be left; starting the control plane to end them.")
                 if start() != 0:
                     raise InfrastructureError("the control plane does not start")
-            end_resources(home.state()["api_url"], home.token_file.read_text().strip())
+            # From this machine: ``api_url`` may be the outside of a proxy.
+            here = home.state()["metrics_urls"]["api"].removesuffix("/metrics")
+            await_api(f"{here}/healthz")
+            end_resources(here, home.token_file.read_text().strip())
         except (HeliostatError, httpx.HTTPError, OSError) as error:
             left = str(error)
             say(f"The control plane could not end everything: {error}")
@@ -54,6 +58,24 @@ def down(home: Home, start: Callable[[], int]) -> int:
         say("No machine of this host was left. Machines in other clouds, if any, are ended by the next `up`.")
     say(f"Nothing of {home.path} runs on this machine any more.")
     return 2 if left else 0
+
+
+def await_api(url: str) -> None:
+    """A stack that is starting, or whose API is being started again, gets ``API_S`` seconds.
+
+    Raises:
+        InfrastructureError: the API does not answer.
+    """
+    deadline = time.monotonic() + API_S
+    with closing(httpx.Client(timeout=5, trust_env=False)) as client:
+        while time.monotonic() < deadline:
+            try:
+                if client.get(url).is_success:
+                    return
+            except httpx.HTTPError:
+                pass  # asked again
+            time.sleep(0.2)
+    raise InfrastructureError(f"the API does not answer at {url} within {API_S:.0f} s")
 
 
 def stop(home: Home) -> None:
@@ -77,7 +99,8 @@ def end_resources(api_url: str, token: str) -> None:
     asked: set[str] = set()
     before: dict[str, str] = {}
     moved = time.monotonic()
-    with closing(httpx.Client(base_url=api_url, headers={"Authorization": f"Bearer {token}"}, timeout=30)) as client:
+    bearer = {"Authorization": f"Bearer {token}"}
+    with closing(httpx.Client(base_url=api_url, headers=bearer, timeout=30, trust_env=False)) as client:
         while True:
             # Jobs first: one whose cluster is taken away would ask for another.
             jobs = [("jobs", job) for job in _unsettled(client, "jobs", JobState)]
@@ -117,7 +140,7 @@ def _checked(answer: httpx.Response) -> httpx.Response:
     return answer
 
 
-def _may_hold_clusters(home: Home) -> bool:
+def may_hold_clusters(home: Home) -> bool:
     """Whether a stopped stack has anything to end, told without starting it: by its records, where they are a file
     of the home, and by its machines on this host."""
     if home.records_db.exists():
