@@ -1,0 +1,34 @@
+"""Who may load what. The layers themselves are import-linter's (`make check`)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+AGENT = sorted((ROOT / "agent").glob("*.py"))
+WORKFLOWS = sorted(f"workflows.{p.stem}" for p in (ROOT / "workflows").glob("*.py") if p.stem != "__init__")
+
+
+def test_importing_a_workflow_loads_no_cloud() -> None:
+    code = f"import sys, {', '.join(WORKFLOWS)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    sdks = ("boto3", "botocore", "google.cloud", "google.auth", "ray", "clouds.local", "clouds.fake", "clouds.aws")
+    assert [m for m in loaded if m.startswith(tuple(f"{s}." for s in sdks)) or m in sdks] == []
+
+
+@pytest.mark.parametrize("path", AGENT, ids=lambda p: p.stem)
+def test_the_agent_needs_the_standard_library_and_ray_alone(path: Path) -> None:
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            named |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            named.add(str(node.module).split(".")[0])
+    assert named <= {*sys.stdlib_module_names, "agent", "ray"}
