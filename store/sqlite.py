@@ -14,9 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self, TypeVar
-
-T = TypeVar("T")
+from typing import Any, Self
 
 FIRST_TRY_AGAIN_S = 0.0005
 LAST_TRY_AGAIN_S = 0.02
@@ -52,13 +50,14 @@ class Connection:
     async def create_function(self, *args: Any, **kw: Any) -> None:
         self._connection.create_function(*args, **kw)
 
-    async def patiently(self, call: Callable[[], T | asyncio.Future[T]]) -> T:
+    async def patiently(self, call: Callable[[], object]) -> None:
         """Tries again while another connection writes. A statement that was refused as busy has done nothing."""
         deadline, pause = time.monotonic() + self._busy_timeout_s, FIRST_TRY_AGAIN_S
         while True:
             try:
-                answer = call()
-                return await answer if isinstance(answer, asyncio.Future) else answer
+                if isinstance(running := call(), asyncio.Future):
+                    await running
+                return
             except sqlite3.OperationalError as e:
                 if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
