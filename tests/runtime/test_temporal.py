@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
 from heliostat.errors import Unavailable
+from heliostat.models.common import utcnow
 from runtime.home import free_port
 from runtime.messages import MONITOR_ID, SEARCH_ATTRIBUTES, SWEEP_SCHEDULE_ID
 from runtime.settings import Settings
@@ -80,3 +89,72 @@ async def test_a_changed_interval_is_taken_over_and_a_pause_is_kept(client: Clie
     schedule = (await handle.describe()).schedule
     assert schedule.spec.intervals[0].every == timedelta(seconds=60)
     assert schedule.state.paused
+
+
+@pytest.fixture
+async def tls_address(address: str, tmp_path: Path) -> AsyncIterator[tuple[str, Path]]:
+    """The same server behind TLS, as Temporal Cloud is, and the certificate to trust."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "temporal.test")])
+    now = utcnow()
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("temporal.test")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    chain, secret = tmp_path / "cert.pem", tmp_path / "key.pem"
+    chain.write_bytes(certificate.public_bytes(Encoding.PEM))
+    secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, secret)
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.rpartition(":")
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+        target.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", chain
+    server.close()
+
+
+async def test_tls_and_api_key_come_by_configuration(
+    tls_address: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, chain = tls_address
+    monkeypatch.setenv("TEMPORAL_ADDRESS", address)
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", "default")
+    monkeypatch.setenv("TEMPORAL_TLS", "true")
+    monkeypatch.setenv("TEMPORAL_TLS_SERVER_NAME", "temporal.test")
+    with pytest.raises(Unavailable, match="can't be reached"):
+        await connect(Settings(), timeout_s=0.3)  # nobody vouches for that certificate
+    monkeypatch.setenv("TEMPORAL_TLS_SERVER_CA_CERT_PATH", str(chain))
+    monkeypatch.setenv("TEMPORAL_API_KEY", "an-api-key")
+    client = await connect(Settings(), timeout_s=10)
+    assert (await client.count_workflows()).count >= 0
+    assert client.api_key == "an-api-key"
+
+
+async def test_a_profile_of_a_file_is_found(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "temporal.toml"
+    file.write_text(f'[profile.ours]\naddress = "{address}"\nnamespace = "default"\n')
+    monkeypatch.delenv("TEMPORAL_ADDRESS", raising=False)
+    monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(file))
+    monkeypatch.setenv("TEMPORAL_PROFILE", "ours")
+    client = await connect(Settings(temporal_port=1), timeout_s=10)
+    assert client.service_client.config.target_host == address
