@@ -106,7 +106,6 @@ async def tls_address(address: str, tmp_path: Path) -> AsyncIterator[tuple[str, 
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("temporal.test")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
     chain, secret = tmp_path / "cert.pem", tmp_path / "key.pem"
