@@ -4,6 +4,7 @@ is executed as often as it should, and no process is left."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import NewStack, new_home
-from tests.e2e.support import Stack, is_alive, until
+from tests.e2e.support import ROOT, Stack, is_alive, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -61,9 +62,10 @@ def settle(stack: Stack, job_id: str, script: Script, executed: int = 1) -> dict
     script.go.touch()
     job = stack.await_job(job_id, "SUCCEEDED", timeout=180)
     assert len(script.executed) == executed, (script.executed, stack.story(job_id))
-    log = stack.log(job_id)
-    assert log.count("began") == executed, log
+    log = stack.log(job_id, "--run", str(len(job["runs"]))).splitlines()
+    assert log.count("began") == 1, log
     assert log.count("ended well") == 1, log
+    assert "tick" in log[log.index("began") : log.index("ended well")], log
     stack.await_cluster(job["cluster_id"], "TERMINATED", timeout=60)
     stack.await_no_nodes()
     return job
@@ -173,15 +175,32 @@ def kill_node(stack: Stack, machine_id: str, what: str) -> None:
     assert not is_alive(pid)
 
 
-@pytest.mark.long
-def test_ctrl_c_with_a_running_job_and_up_again(own_stack: NewStack, script: Script) -> None:
+def test_ctrl_c_and_up_with_newer_code_under_a_running_job(own_stack: NewStack, script: Script, tmp_path: Path) -> None:
+    """The cluster goes on without its control plane; newer code finds it, also with another agent, and its log is
+    whole. What is made afterwards has the new agent."""
     stack = own_stack()
     job = stack.submit(script.line)
     until("the entry point to be executed", lambda: script.executed, 120)
     stack.interrupt()
-    nodes = stack.node_processes()
-    assert nodes, "the cluster goes on without its control plane"
+    assert stack.node_processes(), "the cluster goes on"
+    stack.code = newer_code(tmp_path / "newer")
     script.go.touch()
     stack.up()
+    assert stack.state["version"] == "0.1.1"
     done = settle(stack, job, script)
     assert [run["state"] for run in done["runs"]] == ["SUCCEEDED"]  # type: ignore[attr-defined]
+    assert len(list((stack.home.path / "bundles").glob("*.zip"))) == 2
+
+
+def newer_code(folder: Path) -> Path:
+    """This checkout as a next release: another version, another agent."""
+    names = ("agent", "api", "activities", "clouds", "heliostat", "runtime", "store", "workflows")
+    for name in names:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("worker.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder / name)
+    version = folder / "pyproject.toml"
+    version.write_text(version.read_text().replace('version = "0.1.0"', 'version = "0.1.1"'))
+    with (folder / "agent" / "__init__.py").open("a") as file:
+        file.write("# newer\n")
+    return folder
