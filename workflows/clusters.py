@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey
+from temporalio.common import SearchAttributeKey, VersioningBehavior
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
@@ -60,7 +60,8 @@ class OwnedMachine(Model):
     token: str
 
 
-@workflow.defn
+# Under Worker Deployment Versioning a cluster stays with the code that started it, and jobs move on; else no meaning.
+@workflow.defn(versioning_behavior=VersioningBehavior.PINNED)
 class ClusterWorkflow:
     @workflow.init
     def __init__(self, request: ClusterInput) -> None:
@@ -577,9 +578,10 @@ class ClusterWorkflow:
 
     def _lease_check_due(self) -> datetime | None:
         """A lease held for longer than the idle limit: does its holder's workflow still run?"""
-        if not self.s.leases or not self.config.idle_termination_minutes:
+        since = [t for h, t in self.s.leases.items() if not h.startswith("user:")]
+        if not since or not self.config.idle_termination_minutes:
             return None
-        last = max([min(self.s.leases.values()), *filter(None, [self.s.leases_checked_at])])
+        last = max([min(since), *filter(None, [self.s.leases_checked_at])])
         return last + timedelta(minutes=self.config.idle_termination_minutes)
 
     async def _check_leases(self) -> None:
