@@ -11,7 +11,6 @@ from activities.sweep import SweepResult
 from clouds.base import MachineSpec
 from clouds.fake import FakeMachines
 from heliostat.models.clusters import ClusterState, NodeRole, NodeState
-from heliostat.models.common import new_id
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
 from heliostat.models.jobs import JobState
 from store.tables import sweeps
@@ -44,7 +43,10 @@ def stray(machines: FakeMachines, **more: object) -> str:
 
 async def sweep(world: World) -> SweepResult:
     result: SweepResult = await world.client.execute_workflow(
-        "SweepWorkflow", id=new_id("sweep"), task_queue=world.settings.task_queue, result_type=SweepResult
+        "SweepWorkflow",
+        id=f"{world.settings.task_queue}-sweep",
+        task_queue=world.settings.task_queue,
+        result_type=SweepResult,
     )
     return result
 

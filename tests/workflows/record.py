@@ -1,0 +1,206 @@
+"""Plays the scenarios below in a world of its own and saves the histories of their workflows, which
+``test_replay.py`` replays for ever after:
+
+    python -m tests.workflows.record [SCENARIO…]
+
+Record anew only what a *new* kind of history needs: old files are what running installations hold, and the code must
+go on replaying them (with ``workflow.patched``) until none of that kind can be running any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from temporalio.client import ScheduleOverlapPolicy, WorkflowHistory
+
+from heliostat.models.agents import FactKind
+from heliostat.models.clusters import ClusterState, NodeState
+from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
+from heliostat.models.jobs import JobState
+from tests.workflows.test_clusters_healing import silent
+from tests.workflows.test_clusters_scaling import limits, until_running
+from tests.workflows.test_continue_as_new import runs_of_workflow
+from tests.workflows.test_schedules import apply, until_jobs
+from tests.workflows.test_sweep import stray, sweep
+from tests.workflows.world import NodePlan, RunPlan, World, make_world, temporal_server
+from workflows import ids
+
+FOLDER = Path(__file__).parent / "histories"
+WORKERS = ComputeConfig(
+    worker_nodes=[WorkerNodeGroupConfig(name="w", min_nodes=1, max_nodes=3)], idle_termination_minutes=10
+)
+Saved = dict[str, str | tuple[str, str]]
+"""Name of the file → workflow id, or that and a run id."""
+
+
+async def job_with_retry_on_its_own_cluster(world: World) -> Saved:
+    world.fleet.run_plans = [RunPlan(exit_code=3)]
+    job_id = await world.start_job(compute=WORKERS)
+    await world.until_ended(job_id)
+    cluster_id = ids.job_cluster_id(job_id, 1)
+    await world.until_ended(cluster_id)
+    return {"job": job_id, "cluster": cluster_id}
+
+
+async def job_on_a_given_cluster(world: World) -> Saved:
+    cluster_id = await world.running_cluster(WORKERS)
+    world.fleet.run_plans = [RunPlan(hold=True)]
+    job_id = await world.start_job(cluster_id, timeout_s=600)
+    run_id = await world.until_run(job_id)
+    await world.until_job(job_id, JobState.RUNNING)
+    await world.head(cluster_id).end_run(run_id)
+    await world.until_ended(job_id)
+    await world.until_quiet(cluster_id)
+    return {"job": job_id, "cluster": cluster_id}
+
+
+async def head_lost_under_a_job(world: World) -> Saved:
+    world.fleet.run_plans = [RunPlan(hold=True)]
+    job_id = await world.start_job(compute=WORKERS)
+    await world.until_run(job_id)
+    cluster_id = ids.job_cluster_id(job_id, 1)
+    head = await world.node(cluster_id)
+    await world.kill_machine(head)
+    await silent(world, cluster_id, head.id)
+    await world.until_ended(job_id)
+    await world.until_ended(cluster_id)
+    return {"job": job_id, "cluster": cluster_id}
+
+
+async def idle_fence_lifted_then_ended(world: World) -> Saved:
+    cluster_id = await world.running_cluster(WORKERS)
+    await world.until_quiet(cluster_id)
+    world.head(cluster_id).fence_answer = {"activity": "busy", "reason": "a driver"}
+    await world.skip(cluster_id, 660)
+    await world.until_quiet(cluster_id)
+    world.head(cluster_id).fence_answer = None
+    await world.skip(cluster_id, 660)
+    await world.until_ended(cluster_id)
+    return {"cluster": cluster_id}
+
+
+async def scaled_and_bounded(world: World) -> Saved:
+    cluster_id = await world.running_cluster(WORKERS)
+    head = world.head(cluster_id)
+    await head.tell(FactKind.DESIRED, desired={"w": 3}, remove=[])
+    await until_running(world, cluster_id, w=3)
+    await limits(world, cluster_id, "w", max_nodes=2)
+    await until_running(world, cluster_id, w=2)
+    worker = await world.node(cluster_id, "w")
+    await head.tell(FactKind.NODE_LOST, node_id=worker.id, reason="raylet died")
+    await world.until_quiet(cluster_id)
+    await world.skip(cluster_id, 3)
+    await until_running(world, cluster_id, w=2)
+    await world.terminate(cluster_id)
+    await world.until_ended(cluster_id)
+    return {"cluster": cluster_id}
+
+
+async def no_capacity_then_a_silent_machine(world: World) -> Saved:
+    world.machines.no_capacity(2)
+    plans = [NodePlan(register=False)]
+    world.fleet.node_plan = lambda spec: plans.pop() if plans else NodePlan()
+    cluster_id = await world.start_cluster()
+
+    async def launched() -> bool:
+        await world.skip(cluster_id, 3)
+        return any(n.state == NodeState.LAUNCHED for n in await world.nodes(cluster_id))
+
+    await world.until(launched, "a machine")
+    await world.skip(cluster_id, 310)
+    await world.until_cluster(cluster_id, ClusterState.RUNNING)
+    await world.handle(cluster_id).cancel()
+    await world.until_ended(cluster_id)
+    return {"cluster": cluster_id}
+
+
+async def terminated_while_running(world: World) -> Saved:
+    world.fleet.run_plans = [RunPlan(hold=True)]
+    job_id = await world.start_job()
+    await world.until_run(job_id)
+    await world.terminate(job_id)
+    await world.until_ended(job_id)
+    cluster_id = ids.job_cluster_id(job_id, 1)
+    await world.until_ended(cluster_id)
+    return {"job": job_id, "cluster": cluster_id}
+
+
+async def scheduled_turn_and_sweep(world: World) -> Saved:
+    schedule_id, handle = await apply(world, ScheduleOverlapPolicy.SKIP)
+    await handle.trigger()
+    (job_id,) = await until_jobs(world, schedule_id, 1)
+    await world.until_job(job_id, JobState.SUCCEEDED)
+    turn = (await handle.describe()).info.recent_actions[0].action.workflow_id  # type: ignore[union-attr]
+    await world.until_ended(job_id)
+    await world.until_ended(turn)
+    await handle.delete()
+    stray(world.machines)
+    result = await sweep(world)
+    assert len(result.ended) == 1
+    return {"turn": turn, "sweep": f"{world.settings.task_queue}-sweep"}
+
+
+async def continued_as_new(world: World) -> Saved:
+    """On a server that suggests it after few events; the first two runs are saved."""
+    cluster_id = await world.running_cluster(WORKERS)
+    await world.until_quiet(cluster_id)
+    job_id = await world.start_job(cluster_id)
+    await world.until_ended(job_id)
+    await world.until_quiet(cluster_id)
+    first, second = (await runs_of_workflow(world, cluster_id))[:2]
+    return {"first": (cluster_id, first), "second": (cluster_id, second)}
+
+
+SCENARIOS: list[Callable[[World], Awaitable[Saved]]] = [
+    job_with_retry_on_its_own_cluster,
+    job_on_a_given_cluster,
+    head_lost_under_a_job,
+    idle_fence_lifted_then_ended,
+    scaled_and_bounded,
+    no_capacity_then_a_silent_machine,
+    terminated_while_running,
+    scheduled_turn_and_sweep,
+    continued_as_new,
+]
+
+
+def scrubbed(value: Any) -> Any:
+    """Without what tells of the machine that recorded it."""
+    if isinstance(value, dict):
+        return {k: scrubbed(v) for k, v in value.items() if k not in ("identity", "stackTrace", "workerIdentity")}
+    return [scrubbed(v) for v in value] if isinstance(value, list) else value
+
+
+def saved(history: WorkflowHistory) -> str:
+    return json.dumps({"id": history.workflow_id, **scrubbed(json.loads(history.to_json()))}, indent=0) + "\n"
+
+
+async def record(names: list[str]) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for scenario in SCENARIOS:
+        name = scenario.__name__
+        if names and name not in names:
+            continue
+        cut = {"limit__historyCount__suggestContinueAsNew": "8"} if scenario is continued_as_new else {}
+        async with temporal_server(**cut) as client:
+            with tempfile.TemporaryDirectory() as folder:
+                async with make_world(client, Path(folder)) as world:
+                    for what, id in (await scenario(world)).items():
+                        of, run_id = (id, None) if isinstance(id, str) else id
+                        history = await client.get_workflow_handle(of, run_id=run_id).fetch_history()
+                        path = FOLDER / f"{name}.{what}.json"
+                        path.write_text(saved(history))
+                        print(f"{path.name}: {len(history.events)} events")
+
+
+if __name__ == "__main__":
+    asyncio.run(record(sys.argv[1:]))
+    sys.stdout.flush()
+    os._exit(0)  # threads of the SDK's core may abort at interpreter exit (sdk-python#300)
