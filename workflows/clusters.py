@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, VersioningBehavior
+from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
@@ -60,8 +60,7 @@ class OwnedMachine(Model):
     token: str
 
 
-# Under Worker Deployment Versioning a cluster stays with the code that started it, and jobs move on; else no meaning.
-@workflow.defn(versioning_behavior=VersioningBehavior.PINNED)
+@workflow.defn
 class ClusterWorkflow:
     @workflow.init
     def __init__(self, request: ClusterInput) -> None:
