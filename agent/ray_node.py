@@ -21,8 +21,8 @@ from agent.journal import write_private
 
 log = logging.getLogger("agent.ray")
 
-PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH",
-             "HELIOSTAT_MACHINE_ID", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # fmt: skip
+PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE",
+             "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HELIOSTAT_MACHINE_ID")  # fmt: skip
 PASSED_ON_PREFIXES = ("PIP_", "UV_", "NVIDIA_", "CUDA_")
 """What users' programs and Ray's pip need of the machine. Nothing else gets through: the control plane's own
 secrets may be in the environment that we were started with (the local cloud)."""

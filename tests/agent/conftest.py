@@ -122,7 +122,7 @@ class Nodes:
         (folder / "boot.json").write_text(json.dumps(boot))
         env = {k: v for k, v in os.environ.items() if not k.startswith(("HELIOSTAT_", "RAY_"))}
         env |= {"HELIOSTAT_NODE_IP": ip, "HELIOSTAT_PORT_BASE": str(free_block()), "HELIOSTAT_NODE_DIR": str(folder),
-                "HELIOSTAT_SECRET_KEY": "control-plane-secret"}  # fmt: skip
+                "HELIOSTAT_SECRET_KEY": "control-plane-secret", "HELIOSTAT_MACHINE_ID": f"local-{node_id}"}  # fmt: skip
         prefix = UNSHARE if isolate else []
         # exec: unshare's child must be the agent's init itself, PID 1
         command = [*prefix, *(python or [sys.executable, "-m", "agent"]), str(folder / "boot.json")]

@@ -69,7 +69,7 @@ def test_the_environment_is_scrubbed_and_no_secret_is_in_argv_or_logs(
     head = start()
     plane.fact("ray_ready")
     ray = json.loads((head.folder / "fake-environ.json").read_text())
-    assert {k for k in ray if k.startswith("HELIOSTAT_")} == {"HELIOSTAT_NODE_ID"}
+    assert {k for k in ray if k.startswith("HELIOSTAT_")} == {"HELIOSTAT_NODE_ID", "HELIOSTAT_MACHINE_ID"}
     assert ray["RAY_AUTH_MODE"] == "token"
     assert "RAY_AUTH_TOKEN" not in ray
     assert ray["PATH"].split(":")[0] == str(Path(fake_python[0]).parent)
