@@ -17,17 +17,21 @@ from typing import Annotated, Any
 
 import structlog
 from fastapi import Depends, Header, Request
-from sqlalchemy import delete, null, select, update
+from sqlalchemy import bindparam, delete, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.temporal import calling
 from heliostat.errors import Conflict, HeliostatError, InvalidRequest, Unavailable
 from heliostat.models.common import Event, utcnow
 from runtime.keys import Keys
-from store.database import Database, insert
+from store.database import Database, insert_new
 from store.tables import accepted, clusters, events, jobs
 
 log = structlog.get_logger(__name__)
+
+_EARLIER = select(accepted.c.resource_id, accepted.c.body_sha256).where(
+    accepted.c.project_id == bindparam("owner"), accepted.c.key == bindparam("its_key")
+)
 
 _TABLES = {"cluster": clusters, "job": jobs}
 
@@ -76,13 +80,7 @@ async def earlier(conn: AsyncConnection, owner_id: str, order: Order) -> str | N
     Raises Conflict when the key was used for another request."""
     if order.key is None:
         return None
-    row = (
-        await conn.execute(
-            select(accepted.c.resource_id, accepted.c.body_sha256).where(
-                accepted.c.project_id == owner_id, accepted.c.key == order.key
-            )
-        )
-    ).first()
+    row = (await conn.execute(_EARLIER, {"owner": owner_id, "its_key": order.key})).first()
     if row is None:
         return None
     if row.body_sha256 != order.digest:
@@ -100,15 +98,8 @@ async def claim(conn: AsyncConnection, owner_id: str, order: Order, resource_id:
     """Takes the key for this resource; False: another request was faster, and ``earlier`` tells its resource."""
     if order.key is None:
         return True
-    row = await conn.execute(
-        insert(conn, accepted)
-        .values(
-            project_id=owner_id, key=order.key, body_sha256=order.digest, resource_id=resource_id, created_at=utcnow()
-        )
-        .on_conflict_do_nothing()
-        .returning(accepted.c.key)
-    )
-    return row.first() is not None
+    row = {"key": order.key, "body_sha256": order.digest, "resource_id": resource_id, "created_at": utcnow()}
+    return await insert_new(conn, accepted, {"project_id": owner_id, **row})
 
 
 async def first_event(conn: AsyncConnection, resource_id: str, actor: str, message: str) -> None:
@@ -121,7 +112,7 @@ async def first_event(conn: AsyncConnection, resource_id: str, actor: str, messa
         actor=actor,
         message=message,
     )
-    await conn.execute(insert(conn, events).values(**event.model_dump()).on_conflict_do_nothing())
+    await insert_new(conn, events, event.model_dump())
 
 
 async def start(state: Any, kind: str, id: str, owner_id: str, order: Order, starting: Awaitable[None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -87,6 +88,18 @@ class Database:
 def insert(conn: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """INSERT that can say ON CONFLICT, in the dialect of this connection."""
     return sqlite.insert(table) if conn.dialect.name == "sqlite" else postgresql.insert(table)
+
+
+async def insert_new(conn: AsyncConnection, table: Table, row: dict[str, Any]) -> bool:
+    """Inserts a row unless one of its keys is there already; False: it was."""
+    return (await conn.execute(_new(conn.dialect.name, table), row)).first() is not None
+
+
+@functools.cache
+def _new(dialect: str, table: Table) -> Any:
+    # Built once: to build such a statement costs more than to carry it out.
+    insert = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+    return insert.on_conflict_do_nothing().returning(*table.primary_key.columns)
 
 
 def latest_revision() -> str:

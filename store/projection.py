@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, func, or_, select, update
+from sqlalchemy import Row, Table, Update, and_, bindparam, func, null, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from heliostat.models.clusters import Cluster, ClusterState, Node, NodeRole, NodeState
@@ -20,11 +20,24 @@ from heliostat.models.jobs import Job
 from runtime.keys import Keys
 from runtime.messages import ClusterInput, JobInput
 from store.commands import close_commands
-from store.database import Database, insert
+from store.database import Database, insert, insert_new
 from store.tables import clusters, events, hearing, jobs, nodes, reports, sealed
 
 HEARING_GAP_S = 5.0
 """The API notes every second or so that it can hear. Not noted for so long: it can't, silence counts for nothing."""
+
+
+def _newer(table: Table) -> Update:
+    """Of a row that takes writes, by one that is not older. Built once: these are the hottest statements."""
+    c = table.c
+    return update(table).where(
+        c.id == bindparam("its_id"), c.revision <= bindparam("its_revision"), c.withdrawn.is_(False)
+    )
+
+
+_UPDATE_JOB = _newer(jobs)
+_UPDATE_CLUSTER = _newer(clusters)
+_END_CLUSTER = _UPDATE_CLUSTER.values(live_name=null())
 
 
 @dataclass(frozen=True)
@@ -71,18 +84,15 @@ async def write_cluster(
     """The cluster, those of its nodes that are given, and what happened. ``node_configs``: by node id, what
     Ray on it gets; once per node is enough. False: there is no such row, or it was withdrawn."""
     async with db.begin() as conn:
-        wrote = await conn.execute(
-            update(clusters)
-            .where(clusters.c.id == cluster.id, clusters.c.revision <= cluster.revision)
-            .where(clusters.c.withdrawn.is_(False))
-            .values(
-                state=cluster.state,
-                live_name=None if cluster.state.settled else clusters.c.live_name,
-                revision=cluster.revision,
-                doc=cluster.model_dump(mode="json"),
-                ended_at=cluster.ended_at,
-            )
-        )
+        values = {
+            "its_id": cluster.id,
+            "its_revision": cluster.revision,
+            "state": cluster.state,
+            "revision": cluster.revision,
+            "doc": cluster.model_dump(mode="json"),
+            "ended_at": cluster.ended_at,
+        }
+        wrote = await conn.execute(_END_CLUSTER if cluster.state.settled else _UPDATE_CLUSTER, values)
         if wrote.rowcount:
             await _write_nodes(conn, cluster.revision, nodes, node_configs)
         elif not await _takes_writes(conn, clusters, cluster.id):
@@ -94,11 +104,15 @@ async def write_cluster(
 async def write_job(db: Database, job: Job, events: list[Event]) -> bool:
     """The job with its runs, and what happened. False: there is no such row, or it was withdrawn."""
     async with db.begin() as conn:
-        wrote = await conn.execute(
-            update(jobs)
-            .where(jobs.c.id == job.id, jobs.c.revision <= job.revision, jobs.c.withdrawn.is_(False))
-            .values(state=job.state, revision=job.revision, doc=job.model_dump(mode="json"), ended_at=job.ended_at)
-        )
+        values = {
+            "its_id": job.id,
+            "its_revision": job.revision,
+            "state": job.state,
+            "revision": job.revision,
+            "doc": job.model_dump(mode="json"),
+            "ended_at": job.ended_at,
+        }
+        wrote = await conn.execute(_UPDATE_JOB, values)
         if not wrote.rowcount and not await _takes_writes(conn, jobs, job.id):
             return False
         await _insert_events(conn, events)
@@ -113,25 +127,20 @@ async def add_events(db: Database, events: list[Event]) -> None:
 
 async def insert_cluster(conn: AsyncConnection, cluster: Cluster, arg: ClusterInput) -> bool:
     """Insert-or-ignore by id and by living name; False: nothing was inserted."""
-    done = await conn.execute(
-        insert(conn, clusters)
-        .values(
-            id=cluster.id,
-            project_id=arg.project_id,
-            cloud_id=arg.cloud_id,
-            name=cluster.name,
-            live_name=cluster.name,
-            state=cluster.state,
-            revision=cluster.revision,
-            doc=cluster.model_dump(mode="json"),
-            input=arg.model_dump(mode="json"),
-            job_id=arg.job_id,
-            created_at=cluster.created_at,
-        )
-        .on_conflict_do_nothing()
-        .returning(clusters.c.id)
-    )
-    return done.first() is not None
+    row = {
+        "id": cluster.id,
+        "project_id": arg.project_id,
+        "cloud_id": arg.cloud_id,
+        "name": cluster.name,
+        "live_name": cluster.name,
+        "state": cluster.state,
+        "revision": cluster.revision,
+        "doc": cluster.model_dump(mode="json"),
+        "input": arg.model_dump(mode="json"),
+        "job_id": arg.job_id,
+        "created_at": cluster.created_at,
+    }
+    return await insert_new(conn, clusters, row)
 
 
 async def insert_cluster_for_job(db: Database, cluster: Cluster, arg: ClusterInput) -> None:
@@ -142,24 +151,19 @@ async def insert_cluster_for_job(db: Database, cluster: Cluster, arg: ClusterInp
 
 async def insert_job(conn: AsyncConnection, job: Job, arg: JobInput) -> bool:
     """Insert-or-ignore by id. Both configs must be masked. False: it was there already."""
-    done = await conn.execute(
-        insert(conn, jobs)
-        .values(
-            id=job.id,
-            project_id=arg.project_id,
-            cloud_id=arg.cloud_id,
-            name=job.name,
-            state=job.state,
-            revision=job.revision,
-            doc=job.model_dump(mode="json"),
-            input=arg.model_dump(mode="json"),
-            schedule_id=job.schedule_id,
-            created_at=job.created_at,
-        )
-        .on_conflict_do_nothing()
-        .returning(jobs.c.id)
-    )
-    return done.first() is not None
+    row = {
+        "id": job.id,
+        "project_id": arg.project_id,
+        "cloud_id": arg.cloud_id,
+        "name": job.name,
+        "state": job.state,
+        "revision": job.revision,
+        "doc": job.model_dump(mode="json"),
+        "input": arg.model_dump(mode="json"),
+        "schedule_id": job.schedule_id,
+        "created_at": job.created_at,
+    }
+    return await insert_new(conn, jobs, row)
 
 
 async def unstarted(db: Database, older_than_s: float) -> tuple[list[ClusterRow], list[JobRow]]:
@@ -218,11 +222,8 @@ async def load_nodes(db: Database, cluster_id: str) -> list[Node]:
 
 async def write_sealed(conn: AsyncConnection, keys: Keys, id: str, project_id: str, value: dict[str, str]) -> None:
     """A user's env values, encrypted. Repeatable."""
-    await conn.execute(
-        insert(conn, sealed)
-        .values(id=id, project_id=project_id, ciphertext=keys.seal(value), created_at=utcnow())
-        .on_conflict_do_nothing()
-    )
+    row = {"id": id, "project_id": project_id, "ciphertext": keys.seal(value), "created_at": utcnow()}
+    await insert_new(conn, sealed, row)
 
 
 async def read_sealed(db: Database, keys: Keys, id: str) -> dict[str, str] | None:
@@ -296,9 +297,8 @@ async def _write_nodes(
 
 
 async def _insert_events(conn: AsyncConnection, items: list[Event]) -> None:
-    if items:
-        rows = [e.model_dump() for e in items]
-        await conn.execute(insert(conn, events).values(rows).on_conflict_do_nothing())
+    for event in items:
+        await insert_new(conn, events, event.model_dump())
 
 
 def _cluster_row(r: Row[Any]) -> ClusterRow:
