@@ -22,7 +22,8 @@ NODE_PORTS = range(20_000, 32_768)
 DENY = f"""
 import os, sys
 def hook(event, args):
-    if event == "socket.connect" and isinstance(args[1], tuple) and {NODE_PORTS.start} <= args[1][1] < {NODE_PORTS.stop}:
+    port = args[1][1] if event == "socket.connect" and isinstance(args[1], tuple) else 0
+    if {NODE_PORTS.start} <= port < {NODE_PORTS.stop}:
         with open(os.path.join(os.environ["HELIOSTAT_HOME"], "dialled"), "a") as file:
             print(sys.argv, args[1], file=file)
         raise OSError(101, "Network is unreachable")
