@@ -33,15 +33,17 @@ class RayFailed(Exception):
     """Ray can't be started here; says why and what to do."""
 
 
-def environment(boot: Boot, group: str, head: bool, autoscaling: bool) -> dict[str, str]:
-    """The whole environment of Ray and of all that runs in it."""
+def environment(boot: Boot, group: str, head_address: str, autoscaling: bool) -> dict[str, str]:
+    """The whole environment of Ray and of all that runs in it. ``head_address``: "" on the head itself."""
     env = {k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)}
     for name in PROXIES:
         for spelled in (name, name.upper()):
             if os.environ.get(spelled):
                 env[spelled] = os.environ[spelled]
     if any(k.lower() in ("http_proxy", "https_proxy") for k in env):
-        direct = ",".join(filter(None, [env.get("no_proxy") or env.get("NO_PROXY"), boot.ip, "127.0.0.0/8"]))
+        given = env.get("no_proxy") or env.get("NO_PROXY")
+        hosts = [given, boot.ip, head_address.rpartition(":")[0], "127.0.0.0/8"]
+        direct = ",".join(host for host in hosts if host)
         env["no_proxy"] = env["NO_PROXY"] = direct  # the head's packages and the dashboard are on this network
     bin_dir = str(Path(sys.executable).parent)
     env["PATH"] = ":".join([bin_dir, *[p for p in env.get("PATH", os.defpath).split(":") if p and p != bin_dir]])
@@ -63,7 +65,7 @@ def environment(boot: Boot, group: str, head: bool, autoscaling: bool) -> dict[s
         # copies of the whole environment instead of one.
         "RUNTIME_ENV_RETRY_TIMES": "1",
     } | boot.ports.environment()
-    if head and autoscaling:
+    if autoscaling:
         env["RAY_enable_autoscaler_v2"] = "1"
         env["AUTOSCALER_UPDATE_INTERVAL_S"] = str(boot.constants.autoscaler_interval_s)
         env["PYTHONPATH"] = str(boot.node_dir / "provider")
@@ -145,9 +147,8 @@ class RayNode:
         """Returns at once. Raises RayFailed."""
         boot = self._boot
         write_private(token_path(boot), self._config["ray_token"])
-        head = self._config["role"] == "head"
         args = arguments(boot, self._config, head_address, autoscaling_config)
-        env = environment(boot, self._config["group"], head, autoscaling_config is not None)
+        env = environment(boot, self._config["group"], head_address, autoscaling_config is not None)
         log.info("starting %s", " ".join(args))
         with output.open("ab") as out:
             self._leader = subprocess.Popen(

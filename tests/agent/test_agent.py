@@ -221,6 +221,18 @@ def test_packages_are_fetched_once_checked_and_given_a_stable_url(start: Any, pl
     assert not list((head.folder / "packages").glob("*.part"))
 
 
+def test_a_proxy_of_the_host_is_not_asked_for_what_is_on_this_machine(
+    start: Any, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    head = start()
+    code = package(plane, "code")
+    assert plane.do("submit_run", run_id="j-1", entrypoint="true", working_dir=code)["ok"]
+    ray = json.loads((head.folder / "fake-environ.json").read_text())
+    assert ray["http_proxy"] == "http://127.0.0.1:9"
+    assert {head.ip, "127.0.0.0/8"} <= set(ray["no_proxy"].split(","))
+
+
 def test_an_api_that_goes_and_comes_loses_no_fact(start: Any, plane: ControlPlane) -> None:
     start()
     plane.do("submit_run", run_id="j-1", entrypoint="sleep 0.5; echo done")
