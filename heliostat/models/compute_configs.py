@@ -17,6 +17,8 @@ from heliostat.models.common import Model, Name, Result
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
+WHOLE = ("CPU", "GPU", "memory", "object_store_memory")
+
 MAX_NODES_DEFAULT = 10
 """Anyscale's default of ``max_nodes`` (research/anyscale.md §4)."""
 
@@ -62,9 +64,13 @@ class NodeConfig(Model):
         if not isinstance(value, dict):
             return value
         parsed = {k: parse_bytes(v) if isinstance(v, str) else v for k, v in value.items()}
-        negative = [k for k, v in parsed.items() if isinstance(v, int | float) and v < 0]
-        if negative:
-            raise ValueError(f"resources must not be negative: {', '.join(negative)}")
+        numbers = {k: v for k, v in parsed.items() if isinstance(v, int | float)}
+        wrong = [k for k, v in numbers.items() if not 0 <= v < 2**53]
+        if wrong:
+            raise ValueError(f"resources must be neither negative nor endless: {', '.join(wrong)}")
+        whole = [k for k in WHOLE if numbers.get(k, 0) % 1]
+        if whole:  # Ray's own command line takes no other
+            raise ValueError(f"{', '.join(whole)} of a node must be a whole number")
         reserved = [k for k in parsed if k.startswith("system_reserved_")]
         if reserved:  # Ray would take it for a custom resource
             raise ValueError(f"{', '.join(reserved)} is not supported: Ray decides what it keeps for itself")
@@ -101,6 +107,7 @@ class ComputeConfig(Model):
     cloud: str | None = None
     """Name or id; default: the default cloud."""
     head_node: HeadNodeConfig = HeadNodeConfig()
+    """Beside worker groups the head takes no user work: Ray is told that it has no CPU and no GPU."""
     worker_nodes: list[WorkerNodeGroupConfig] = []
     """Empty: the head does the work itself."""
     zones: list[str] | None = None
