@@ -17,7 +17,13 @@ from heliostat.models.common import Model, Name, Result
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
-WHOLE = ("CPU", "GPU", "memory", "object_store_memory")
+MAX_RESOURCE = 100e12
+MIN_OBJECT_STORE = 75 * 2**20
+LABEL_KEY = re.compile(
+    r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+)
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+"""What `ray start` (2.60) takes; its "no" would come minutes later, from every machine that is tried."""
 
 MAX_NODES_DEFAULT = 10
 """Anyscale's default of ``max_nodes`` (research/anyscale.md §4)."""
@@ -65,16 +71,23 @@ class NodeConfig(Model):
             return value
         parsed = {k: parse_bytes(v) if isinstance(v, str) else v for k, v in value.items()}
         numbers = {k: v for k, v in parsed.items() if isinstance(v, int | float)}
-        wrong = [k for k, v in numbers.items() if not 0 <= v < 2**53]
+        wrong = [k for k, v in numbers.items() if not 0 <= v <= MAX_RESOURCE or v % 1]
         if wrong:
-            raise ValueError(f"resources must be neither negative nor endless: {', '.join(wrong)}")
-        whole = [k for k in WHOLE if numbers.get(k, 0) % 1]
-        if whole:  # Ray's own command line takes no other
-            raise ValueError(f"{', '.join(whole)} of a node must be a whole number")
+            raise ValueError(f"resources are whole numbers from 0 to 10^14: {', '.join(wrong)}")
+        if 0 < numbers.get("object_store_memory", 0) < MIN_OBJECT_STORE:
+            raise ValueError("object_store_memory is at least 75Mi")
         reserved = [k for k in parsed if k.startswith("system_reserved_")]
         if reserved:  # Ray would take it for a custom resource
             raise ValueError(f"{', '.join(reserved)} is not supported: Ray decides what it keeps for itself")
         return parsed
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: dict[str, str]) -> dict[str, str]:
+        for key, text in value.items():
+            if not LABEL_KEY.fullmatch(key) or not LABEL_VALUE.fullmatch(text):
+                raise ValueError(f"label {key!r}: keys and values are up to 63 letters, digits, '-', '_' and '.'")
+        return value
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:

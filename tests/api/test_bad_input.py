@@ -73,6 +73,8 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
         "compute_config.head_node.resources.GPU", "1 GPUs; cloud local has 0",
     ),
     ("clusters", group(resources={"CPU": 0.5}), 422, "invalid_request", f"{W}.resources", "whole number"),
+    ("clusters", group(resources={"object_store_memory": 1}), 422, "invalid_request", f"{W}.resources", "75Mi"),
+    ("clusters", group(labels={"a": "b,c=d"}), 422, "invalid_request", f"{W}.labels", "label 'a'"),
     ("clusters", group(market_type="SPOT"), 422, "invalid_request", f"{W}.market_type", "SPOT"),
     ("clusters", group(min_nodes=3, max_nodes=2), 422, "invalid_request", W, "min_nodes (3)"),
     ("clusters", {"compute_config": {"head_node": 3}}, 422, "invalid_request", "compute_config.head_node", ""),
