@@ -112,14 +112,26 @@ async def _ensure_search_attributes(client: Client) -> None:
     except RPCError as error:
         if error.status == RPCStatusCode.ALREADY_EXISTS:
             return  # another worker was quicker
-        if error.status in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED):
+        if error.status not in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED):
+            raise
+        # Temporal Cloud lets nobody list or add them here: what counts is whether they can be asked for.
+        lacking = [name for name in wanted if not await _can_be_asked_for(client, name)]
+        if lacking:
             raise Unavailable(
-                f"the namespace {client.namespace} does not let us look at its search attributes ({error.message})",
-                remedy=f"Give it the keyword search attributes {', '.join(wanted)} by the means of your Temporal, "
-                "and give this key the right to read them.",
+                f"The namespace {client.namespace} lacks search attributes, and we may not add them ({error.message}).",
+                remedy=f"Give it the keyword search attributes {', '.join(lacking)} by the means of your Temporal.",
                 resource=client.namespace,
             ) from error
+
+
+async def _can_be_asked_for(client: Client, name: str) -> bool:
+    try:
+        await client.count_workflows(f"{name} = 'x'")
+    except RPCError as error:
+        if error.status == RPCStatusCode.INVALID_ARGUMENT:
+            return False
         raise
+    return True
 
 
 async def _ensure_sweep(client: Client, settings: Settings) -> None:

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
+from temporalio.common import SearchAttributeKey
+from temporalio.service import OperatorService, RPCError, RPCStatusCode
 from temporalio.testing import WorkflowEnvironment
 
 from heliostat.errors import Unavailable
@@ -79,6 +81,24 @@ async def test_the_namespace_is_made_ready_and_again(client: Client) -> None:
     assert (monitor.workflow_type, monitor.task_queue) == ("MonitorWorkflow", "q1")
     schedule = (await client.get_schedule_handle(SWEEP_SCHEDULE_ID).describe()).schedule
     assert schedule.spec.intervals[0].every == timedelta(seconds=300)
+
+
+async def test_where_nobody_may_list_search_attributes_only_missing_ones_stop_us(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Temporal Cloud."""
+
+    async def denied(*_: object, **__: object) -> None:
+        raise RPCError("no such service here", RPCStatusCode.UNIMPLEMENTED, b"")
+
+    await ensure_namespace_ready(client, Settings())
+    monkeypatch.setattr(OperatorService, "list_search_attributes", denied)
+    await ensure_namespace_ready(client, Settings())
+    unknown = SearchAttributeKey.for_keyword("HeliostatNobodyHasThis")
+    monkeypatch.setattr("runtime.temporal.SEARCH_ATTRIBUTES", (*SEARCH_ATTRIBUTES, unknown))
+    with pytest.raises(Unavailable, match="lacks search attributes") as raised:
+        await ensure_namespace_ready(client, Settings())
+    assert "attributes HeliostatNobodyHasThis by" in raised.value.remedy
 
 
 async def test_a_changed_interval_is_taken_over_and_a_pause_is_kept(client: Client) -> None:
