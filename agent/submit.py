@@ -25,6 +25,8 @@ def job_spec(run_id: str, args: dict[str, Any], packages: Packages) -> dict[str,
     """Ray's job spec. Raises Refusal or PackageFailed."""
     runtime_env: dict[str, Any] = {
         "env_vars": {
+            # At its limit Ray's autoscaler says in the job's log every second that nothing can be added.
+            "RAY_SCHEDULER_EVENTS": "0",
             **{str(k): str(v) for k, v in (args.get("env_vars") or {}).items()},
             "HELIOSTAT_RUN_ID": run_id,
             "HELIOSTAT_JOB_ID": run_id.rpartition("-")[0] or run_id,

@@ -64,7 +64,8 @@ class _Ticking:
     def __rich__(self) -> Any:
         from rich.text import Text
 
-        return Text(self.text + (f" · {age(self.since)}" if self.since else ""), no_wrap=True, overflow="ellipsis")
+        # The time stands first: a narrow terminal cuts the end off.
+        return Text((f"{age(self.since)} · " if self.since else "") + self.text, no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
