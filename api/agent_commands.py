@@ -7,6 +7,7 @@ costs no query of its own.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -36,6 +37,9 @@ router = APIRouter()
 
 POLL_S = 0.04
 """Between two looks while somebody waits: what it adds to a command's way, half of it on average."""
+REST_POLL_S = 0.2
+REST_AFTER_S = 60.0
+"""Between two looks once nothing new has been found for so long: an idle cluster costs next to nothing."""
 MAX_WAIT_S = 30.0
 PACKAGE_URL_S = 3600
 """A package's URL is good for so long after hand-over: the agent fetches it at once and keeps the bytes."""
@@ -161,6 +165,7 @@ class Polls:
     _commands: set[_Waiter] = field(default_factory=set)
     _heads: set[_Waiter] = field(default_factory=set)
     _somebody: asyncio.Event = field(default_factory=asyncio.Event)
+    _found_at: float = field(default_factory=time.monotonic)
 
     async def commands(self, node_id: str, known: frozenset[str], wait_s: float) -> list[OpenCommand]:
         await self._wait(self._commands, node_id, known, wait_s)
@@ -192,7 +197,8 @@ class Polls:
                 self._tell_all(e)
             if not self._commands and not self._heads:
                 self._somebody.clear()
-            await asyncio.sleep(POLL_S)
+            busy = bool(self._heads) or time.monotonic() - self._found_at < REST_AFTER_S
+            await asyncio.sleep(POLL_S if busy else REST_POLL_S)
 
     def _tell_all(self, error: HeliostatError) -> None:
         for waiter in (*self._commands, *self._heads):
@@ -210,6 +216,7 @@ class Polls:
             for waiter in self._commands:
                 if not waiter.done.done() and open_ids.get(waiter.key, set()) - waiter.known:
                     waiter.done.set_result(None)
+                    self._found_at = time.monotonic()
         if self._heads:
             found = await self._look_for_heads([w.key for w in self._heads])
             for waiter in self._heads:

@@ -296,3 +296,24 @@ async def test_nothing_is_asked_while_nobody_waits(world: World, http: httpx.Asy
     async with asyncio.timeout(2):
         while polls._somebody.is_set():
             await asyncio.sleep(0.02)
+
+
+async def test_the_poller_rests_when_nothing_has_come_for_long(
+    world: World, head: Agent, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polls = http.app.state.polls  # type: ignore[attr-defined]
+    looks: list[float] = []
+    look = polls._look
+
+    async def counted() -> None:
+        looks.append(time.monotonic())
+        await look()
+
+    monkeypatch.setattr(polls, "_look", counted)
+    polls._found_at = time.monotonic() - 61
+    assert await take(head, wait=1.5) == []
+    assert len(looks) <= 10, "every 0.2 s, not every 0.04 s"
+    waiting = asyncio.create_task(take(head, wait=10))
+    command_id = await give(world, head)
+    assert [c["id"] for c in await waiting] == [command_id]
+    assert time.monotonic() - polls._found_at < 10
