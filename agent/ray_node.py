@@ -61,6 +61,8 @@ def environment(boot: Boot, group: str, head_address: str, autoscaling: bool) ->
         "RAY_health_check_failure_threshold": "3",
         "RAY_health_check_initial_delay_ms": "1000",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Else a program's log says every second that nothing can be added, as long as a group is at its maximum.
+        "RAY_SCHEDULER_EVENTS": "0",
         # pip tries a network's errors again itself; a requirement that does not exist would be told after three
         # copies of the whole environment instead of one.
         "RUNTIME_ENV_RETRY_TIMES": "1",

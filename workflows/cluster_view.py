@@ -82,14 +82,10 @@ def cluster_details(request: ClusterInput, s: ClusterData) -> str:
         )
     if s.phase_seconds:
         lines.append("- phases: " + ", ".join(f"{k} {v:.1f} s" for k, v in s.phase_seconds.items()))
-    lines += ["", "| node | state | address | machine |", "| --- | --- | --- | --- |"]
-    for node in s.nodes.values():
-        lines.append(
-            f"| {node.group} {node.slot}.{node.generation} | {node.state} | {node.ip or ''} | {node.machine_id or ''} |"
-        )
-    why = [
-        f"- {node.group} {node.slot}.{node.generation}: {' '.join(node.reason.split())}"
-        for node in s.nodes.values()
-        if node.reason
-    ]
-    return "\n".join([*lines, "", *why] if why else lines)
+    lines.append("")
+    for node in s.nodes.values():  # a list: the UI's tables have no space between their columns
+        where = f", {node.ip}" if node.ip else ""
+        machine = f", machine `{node.machine_id}`" if node.machine_id else ""
+        why = f": {' '.join(node.reason.split())}" if node.reason else ""
+        lines.append(f"- {node.group} {node.slot}.{node.generation} **{node.state}**{where}{machine}{why}")
+    return "\n".join(lines)

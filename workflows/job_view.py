@@ -15,13 +15,10 @@ def job_details(job: Job) -> str:
         f"- `{job.config.entrypoint[:200]}`",
         f"- cluster `{job.cluster_id}`" if job.cluster_id else "- no cluster yet",
         "",
-        "| run | state | exit code | began | ended |",
-        "| --- | --- | --- | --- | --- |",
     ]
-    for run in job.runs:
-        ended = f"{run.ended_at:%H:%M:%S}" if run.ended_at else ""
-        code = "" if run.exit_code is None else str(run.exit_code)
-        lines.append(f"| {run.number} | {run.state} | {code} | {run.started_at:%H:%M:%S} | {ended} |")
-    # Below the table: the panel of the UI is half a page wide, and a reason may hold anything.
-    why = [f"- run {run.number}: {run.cause}: {' '.join(run.reason.split())}" for run in job.runs if run.cause]
-    return "\n".join([*lines, "", *why] if why else lines)
+    for run in job.runs:  # a list: the UI's tables have no space between their columns
+        code = "" if run.exit_code is None else f", exit code {run.exit_code}"
+        until = f" to {run.ended_at:%H:%M:%S}" if run.ended_at else ""
+        why = f": {run.cause}: {' '.join(run.reason.split())}" if run.cause else ""
+        lines.append(f"- run {run.number} **{run.state}**{code}, from {run.started_at:%H:%M:%S}{until}{why}")
+    return "\n".join(lines)
