@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clouds.base import Bucket, Machines
@@ -34,6 +34,8 @@ class Installation:
     bundles: Bundles
     machines: dict[str, Machines]
     buckets: dict[str, Bucket]
+    cloud_names: dict[str, str] = field(default_factory=dict)
+    """By id, for metrics: people know a cloud by its name."""
 
 
 @asynccontextmanager
@@ -62,6 +64,7 @@ async def opened(settings: Settings) -> AsyncIterator[Installation]:
             keys=keys,
             db=db,
             bundles=Bundles(settings.home / "bundles"),
+            cloud_names={cloud_id: provider.value},
             machines={cloud_id: telemetry.traced(machines, provider.value, settings)},
             buckets={cloud_id: bucket},
         )

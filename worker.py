@@ -93,10 +93,10 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
     commands = CommandActivities(db)
     leases = LeaseActivities(db, client, settings.task_queue)
     monitor = MonitorActivities(db, client, settings)
-    nodes = NodeActivities(mine.machines, mine.keys, installation)
+    nodes = NodeActivities(mine.machines, mine.keys, installation, mine.cloud_names)
     records = RecordActivities(db, boot)
     schedules = ScheduleActivities(db)
-    sweep = SweepActivities(db, client, mine.machines, mine.buckets, settings, installation)
+    sweep = SweepActivities(db, client, mine.machines, mine.buckets, settings, installation, mine.cloud_names)
     activities: list[Callable[..., Any]] = [
         commands.run_command,
         leases.start_job_cluster,

@@ -86,7 +86,14 @@ def as_failure(error: CloudError) -> ApplicationError:
 class NodeActivities:
     """Carries the clouds by id, and what user-data is made of."""
 
-    def __init__(self, machines: Mapping[str, Machines], keys: Keys, installation_id: str) -> None:
+    def __init__(
+        self,
+        machines: Mapping[str, Machines],
+        keys: Keys,
+        installation_id: str,
+        cloud_names: Mapping[str, str] | None = None,
+    ) -> None:
+        self._cloud_names = cloud_names or {}
         self._machines = machines
         self._keys = keys
         self._installation_id = installation_id
@@ -131,12 +138,13 @@ class NodeActivities:
                 NODE_TAG: node.node_id,
             },
         )
+        cloud = self._cloud_names.get(node.cloud_id, node.cloud_id)
         try:
             machine = self._cloud(node.cloud_id).launch(spec)
         except CloudError as error:
-            LAUNCHES.labels(cloud=node.cloud_id, outcome=error.code).inc()
+            LAUNCHES.labels(cloud=cloud, outcome=error.code).inc()
             raise as_failure(error) from error
-        LAUNCHES.labels(cloud=node.cloud_id, outcome="launched").inc()
+        LAUNCHES.labels(cloud=cloud, outcome="launched").inc()
         return machine
 
     @activity.defn

@@ -47,7 +47,9 @@ class SweepActivities:
         buckets: Mapping[str, Bucket],
         settings: Settings,
         installation_id: str,
+        cloud_names: Mapping[str, str] | None = None,
     ) -> None:
+        self._cloud_names = cloud_names or {}
         self._db = db
         self._client = client
         self._machines = machines
@@ -72,7 +74,7 @@ class SweepActivities:
             for machine in orphans:
                 log.error("ending a machine that nobody owns", machine=machine.machine_id, cluster=machine.cluster_id)
             await asyncio.to_thread(cloud.terminate, [m.machine_id for m in orphans])
-            SWEEP_FOUND.labels(cloud=cloud_id).inc(len(orphans))
+            SWEEP_FOUND.labels(cloud=self._cloud_names.get(cloud_id, cloud_id)).inc(len(orphans))
             await projection.add_events(self._db, [self._event(m) for m in orphans if m.cluster_id])
         ended = [m.machine_id for m in orphans]
         async with self._db.begin() as conn:

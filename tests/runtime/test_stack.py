@@ -41,6 +41,17 @@ def test_metrics_of_every_process(running: StackUnderTest) -> None:
     assert "temporal_worker_task_slots_available" in text["worker_sdk"]
 
 
+def test_metrics_name_clouds_as_people_do(running: StackUnderTest) -> None:
+    running.api("POST", "/v1/clusters", json={"name": "counted"}).raise_for_status()
+
+    def counted() -> str:
+        text = httpx.get(running.state["metrics_urls"]["worker"], trust_env=False).text
+        return next((line for line in text.splitlines() if line.startswith("heliostat_launches_total")), "")
+
+    assert 'cloud="fake",outcome="launched"' in eventually(counted)
+    running.api("POST", "/v1/clusters/counted/terminate").raise_for_status()
+
+
 def test_secrets_are_in_no_command_line_and_no_log(running: StackUnderTest) -> None:
     running.api("GET", "/v1/clusters")
     secrets = [running.token, running.home.secret_key.read_text().strip()]
