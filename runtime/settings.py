@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field
@@ -101,3 +103,12 @@ class Settings(BaseSettings):
     def public_bucket_url(self) -> str:
         """How users and nodes reach the local cloud's bucket."""
         return self.bucket_url or f"http://127.0.0.1:{self.bucket_port}"
+
+
+def misspelt(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables that are no setting but nearly one → the one that is probably meant. Others with our prefix belong to
+    the client, to nodes and to the parts of a stack."""
+    names = [f"HELIOSTAT_{name.upper()}" for name in Settings.model_fields]
+    ours = [name for name in environ if name.startswith("HELIOSTAT_") and name not in names]
+    near = {name: difflib.get_close_matches(name, names, n=1, cutoff=0.9) for name in ours}
+    return {name: found[0] for name, found in near.items() if found}

@@ -26,7 +26,7 @@ from runtime.backup import backup, restore
 from runtime.demo import demo
 from runtime.home import Home, end_processes
 from runtime.parts import ROOT, VERSION, WORKER_STOP_S, Layout, migrate, parts, set_retention
-from runtime.settings import Settings
+from runtime.settings import Settings, misspelt
 from runtime.supervisor import Supervisor, rotate, say, tail
 from runtime.teardown import down
 
@@ -158,6 +158,8 @@ Ctrl-C stops the control plane only: clusters and jobs go on. `make down` ends t
 
 
 def up(settings: Settings, home: Home, *, detach: bool) -> int:
+    for name, meant in misspelt(os.environ).items():
+        say(f"warning: there is no setting {name}; {meant} is probably meant")
     home.create()
     if detach:
         return _up_detached(home)

@@ -8,6 +8,7 @@ nobody logs one.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
@@ -19,7 +20,7 @@ from opentelemetry import trace
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
-from runtime.settings import Settings
+from runtime.settings import Settings, misspelt
 
 # ── metrics ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -225,4 +226,6 @@ def traced(target: Traced, name: str, settings: Settings) -> Traced:
 def setup(settings: Settings, service: str) -> None:
     """Logs and traces of one process; call it first."""
     setup_logging(settings)
+    for name, meant in misspelt(os.environ).items():
+        structlog.get_logger(__name__).warning("there is no such setting", variable=name, probably_meant=meant)
     setup_tracing(settings, service)
