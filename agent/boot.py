@@ -68,6 +68,11 @@ class Boot:
         return self.ports.base is not None
 
     @property
+    def mark(self) -> str:
+        """In the environment of all that runs on this node, and of nothing else on this machine."""
+        return f"HELIOSTAT_NODE_DIR={self.node_dir}"
+
+    @property
     def ray_dir(self) -> Path:
         """Where Ray's session really lies."""
         return self.node_dir / "ray"

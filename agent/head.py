@@ -40,7 +40,7 @@ class Head:
         self.api = RayApi(f"{boot.ip}:{boot.ports.dashboard}", config["ray_token"])
         self.runs = Runs(
             self.api, node.facts, node.logs, self.packages, Journal(boot.node_dir / "runs.journal"), boot.constants,
-            ray.logs_dir,
+            ray.logs_dir, boot.mark,
         )  # fmt: skip
         self.activity = Activity(self.api, node.facts, boot.constants, self.runs.busy)
         self.members = Members(self.api, node.facts, self.scaling, boot.constants)

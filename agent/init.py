@@ -3,7 +3,7 @@ when the agent ends, however it ends, everything below dies at once, job drivers
 sessions of their own, so a process group is not enough).
 
 As PID 1 of a PID namespace it kills the whole namespace. Elsewhere it is a child subreaper and kills its
-descendants and whatever carries this node's id in its environment. If this process itself is killed, the agent
+descendants and whatever carries this node's directory in its environment. If this process itself is killed, the agent
 dies with it (and in a namespace the kernel ends the rest; elsewhere Ray's leader has the same arrangement).
 """
 
@@ -77,7 +77,7 @@ def run(boot: Boot, agent: Callable[[], int]) -> int:
     if me == 1:
         _kill_namespace()
     else:
-        processes.kill_tree(me, f"HELIOSTAT_NODE_ID={boot.node_id}")
+        processes.kill_tree(me, boot.mark)
     _tidy(boot)
     return code if code >= 0 else 128 - code
 

@@ -49,15 +49,16 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def with_environ(entry: str) -> Iterator[int]:
-    """Living processes that were started with ``NAME=value`` in their environment (as far as we may read it)."""
-    needle = entry.encode() + b"\0"
+def with_environ(*entries: str) -> Iterator[int]:
+    """Living processes that were started with all of these ``NAME=value`` in their environment (as far as we may
+    read it)."""
+    needles = [b"\0" + entry.encode() + b"\0" for entry in entries]
     for pid in pids():
         try:
-            environ = (PROC / str(pid) / "environ").read_bytes()
+            environ = b"\0" + (PROC / str(pid) / "environ").read_bytes()
         except OSError:
             continue  # gone, or another user's: not ours
-        if environ.startswith(needle) or b"\0" + needle in environ:
+        if all(needle in environ for needle in needles):
             yield pid
 
 

@@ -50,7 +50,8 @@ def environment(boot: Boot, group: str, head_address: str, autoscaling: bool) ->
     env.setdefault("HOME", str(boot.node_dir))
     env.setdefault("LANG", "C.UTF-8")
     env |= {
-        "HELIOSTAT_NODE_ID": boot.node_id,  # by which all of this node's processes are found
+        "HELIOSTAT_NODE_ID": boot.node_id,
+        "HELIOSTAT_NODE_DIR": str(boot.node_dir),  # by which all of this node's processes are found
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path(boot)),
         "RAY_CLOUD_INSTANCE_ID": boot.node_id,
@@ -194,7 +195,7 @@ class RayNode:
                 leader.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 log.warning("Ray did not end within %.0f s of SIGTERM; it is killed", timeout_s)
-        left = processes.kill_tree(leader.pid, f"HELIOSTAT_NODE_ID={self._boot.node_id}")
+        left = processes.kill_tree(leader.pid, self._boot.mark)
         if leader.poll() is None:
             leader.kill()
             leader.wait()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Run:
 class Runs:
     def __init__(
         self, ray: RayApi, facts: Facts, logs: LogShipper, packages: Packages, journal: Journal, constants: Constants,
-        logs_dir: Path,
+        logs_dir: Path, mark: str,
     ) -> None:  # fmt: skip
         self._ray = ray
         self._facts = facts
@@ -72,6 +72,7 @@ class Runs:
         self._journal = journal
         self._constants = constants
         self._logs_dir = logs_dir
+        self._mark = mark
         self._lock = threading.Lock()
         self._submitting: dict[str, threading.Lock] = {}
         self._active: dict[str, Run] = {}
@@ -212,7 +213,7 @@ class Runs:
         asked = run.stop_asked_at or at
         if at - asked > self._constants.stop_kill_s:
             log.warning("run %s did not end within %.0f s of its stop; killed", run.id, at - asked)
-            processes.kill(list(processes.with_environ(f"HELIOSTAT_RUN_ID={run.id}")))
+            processes.kill(list(self._processes(run.id)))
             if at - asked > 2 * self._constants.stop_kill_s:
                 self._end(run, "STOPPED", None, "killed: Ray did not end it", "")
         elif at >= run.next_scan:
@@ -224,7 +225,7 @@ class Runs:
         if at < run.next_scan:
             return
         run.next_scan = at + self._constants.driver_scan_s
-        if next(processes.with_environ(f"HELIOSTAT_RUN_ID={run.id}"), None) is not None:
+        if next(self._processes(run.id), None) is not None:
             run.empty_scans = 0
             return
         run.empty_scans += 1
@@ -253,10 +254,13 @@ class Runs:
         )  # fmt: skip
         run.ended.set()
 
+    def _processes(self, run_id: str) -> Iterator[int]:
+        return processes.with_environ(self._mark, f"HELIOSTAT_RUN_ID={run_id}")
+
     def _kill_leftovers(self, run_id: str) -> None:
         for _ in range(20):
             left = [
-                pid for pid in processes.with_environ(f"HELIOSTAT_RUN_ID={run_id}")
+                pid for pid in self._processes(run_id)
                 if processes.alive(pid) and not processes.command(pid).startswith("ray::")
             ]  # fmt: skip
             if not left:

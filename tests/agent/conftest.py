@@ -63,6 +63,11 @@ class AgentNode:
         """All living processes of this node, as seen from here."""
         return [self.process.pid, *processes.descendants(self.process.pid)]
 
+    def marked(self, *entries: str) -> list[int]:
+        """Living processes that carry this node's mark and ``entries``."""
+        found = processes.with_environ(f"HELIOSTAT_NODE_DIR={self.folder}", *entries)
+        return [p for p in found if processes.alive(p)]
+
     def init_pid(self) -> int:
         """Below ``unshare``, which blocks SIGTERM, where there is one."""
         pid = self.process.pid
@@ -146,8 +151,7 @@ class Nodes:
                 node.kill()
                 processes.kill(left)
         for node in self.started:
-            strays = list(processes.with_environ(f"HELIOSTAT_NODE_ID={node.node_id}"))
-            processes.kill(strays)
+            processes.kill(node.marked())
 
 
 def until(what: Any, timeout_s: float = 10.0, why: str = "") -> Any:

@@ -34,8 +34,7 @@ def ask(node: AgentNode, what: str) -> None:
 
 
 def everything_gone(node: AgentNode) -> None:
-    needle = f"HELIOSTAT_NODE_ID={node.node_id}"
-    until(lambda: not [p for p in processes.with_environ(needle) if processes.alive(p)], why="nothing left")
+    until(lambda: not node.marked(), why="nothing left")
 
 
 @pytest.mark.parametrize("protocol", [0, 1])
@@ -69,7 +68,11 @@ def test_the_environment_is_scrubbed_and_no_secret_is_in_argv_or_logs(
     head = start()
     plane.fact("ray_ready")
     ray = json.loads((head.folder / "fake-environ.json").read_text())
-    assert {k for k in ray if k.startswith("HELIOSTAT_")} == {"HELIOSTAT_NODE_ID", "HELIOSTAT_MACHINE_ID"}
+    assert {k for k in ray if k.startswith("HELIOSTAT_")} == {
+        "HELIOSTAT_NODE_ID",
+        "HELIOSTAT_NODE_DIR",
+        "HELIOSTAT_MACHINE_ID",
+    }
     assert ray["RAY_AUTH_MODE"] == "token"
     assert "RAY_AUTH_TOKEN" not in ray
     assert ray["PATH"].split(":")[0] == str(Path(fake_python[0]).parent)
@@ -106,9 +109,9 @@ def test_stop_kills_what_the_driver_left_behind_and_the_id_never_starts_again(st
     plane.do("submit_run", run_id="j-1", entrypoint="setsid sleep 4321 & sleep 4321")
     plane.fact("run_running", run_id="j-1")
     needle = "HELIOSTAT_RUN_ID=j-1"
-    until(lambda: sum(processes.command(p) == "sleep 4321" for p in processes.with_environ(needle)) == 2)
+    until(lambda: sum(processes.command(p) == "sleep 4321" for p in head.marked(needle)) == 2)
     assert plane.do("stop_run", run_id="j-1")["result"] == {"status": "STOPPED", "exit_code": None}
-    assert not list(processes.with_environ(needle))
+    assert not head.marked(needle)
     assert plane.fact("run_ended", run_id="j-1")["data"]["status"] == "STOPPED"
     assert plane.do("stop_run", run_id="j-1")["result"]["status"] == "STOPPED"
     again = plane.do("submit_run", run_id="j-1", entrypoint="true")
@@ -124,15 +127,15 @@ def test_a_run_that_ignores_its_stop_is_killed(start: Any, plane: ControlPlane) 
     plane.do("submit_run", run_id="j-1", entrypoint="trap '' TERM; while true; do sleep 0.1; done")
     plane.fact("run_running")
     assert plane.do("stop_run", run_id="j-1")["result"]["status"] == "STOPPED"
-    assert not list(processes.with_environ("HELIOSTAT_RUN_ID=j-1"))
+    assert not head.marked("HELIOSTAT_RUN_ID=j-1")
 
 
 def test_the_timeout_holds_while_the_control_plane_is_away(start: Any, plane: ControlPlane) -> None:
-    start()
+    head = start()
     plane.result(plane.command("submit_run", run_id="j-1", entrypoint="sleep 4321", timeout_s=1.0))
     plane.fact("run_running")
     plane.down = True
-    until(lambda: not list(processes.with_environ("HELIOSTAT_RUN_ID=j-1")), why="the run's time is over")
+    until(lambda: not head.marked("HELIOSTAT_RUN_ID=j-1"), why="the run's time is over")
     plane.down = False
     ended = plane.fact("run_ended")["data"]
     assert (ended["status"], ended["timed_out"], ended["error"]) == ("FAILED", True, "")
@@ -234,11 +237,11 @@ def test_a_proxy_of_the_host_is_not_asked_for_what_is_on_this_machine(
 
 
 def test_an_api_that_goes_and_comes_loses_no_fact(start: Any, plane: ControlPlane) -> None:
-    start()
+    head = start()
     plane.do("submit_run", run_id="j-1", entrypoint="sleep 0.5; echo done")
     plane.fact("run_running")
     plane.down = True
-    until(lambda: not list(processes.with_environ("HELIOSTAT_RUN_ID=j-1")), why="the run ends unheard")
+    until(lambda: not head.marked("HELIOSTAT_RUN_ID=j-1"), why="the run ends unheard")
     plane.failing, plane.lose_answers, plane.down = 2, 1, False
     plane.fact("run_ended", run_id="j-1", status="SUCCEEDED")
     kinds = [f["kind"] for f in plane.facts]

@@ -21,7 +21,7 @@ from agent.boot import Boot, Ports
 from agent.constants import Constants
 boot = Boot("http://127.0.0.1:1", "nd_init_{tag}", 1, "x", "127.0.0.1", Ports.of(20000), Path({folder!r}), Constants())
 def agent():
-    env = {{**os.environ, "HELIOSTAT_NODE_ID": boot.node_id}}
+    env = {{**os.environ, "HELIOSTAT_NODE_DIR": str(boot.node_dir)}}
     bare = {{"PATH": os.environ["PATH"]}}
     # an orphan in a session of its own, as Ray starts job drivers, with a child of its own
     subprocess.Popen(["sh", "-c", "sleep 1234 & exec sleep 1234"], env=env, start_new_session=True)
@@ -42,7 +42,7 @@ class Started:
         prefix = UNSHARE if isolate else []
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         if supervised:  # by a process with the same mark, as on the local cloud
-            env["HELIOSTAT_NODE_ID"] = f"nd_init_{self.tag}"
+            env["HELIOSTAT_NODE_DIR"] = str(folder)
             prefix = ["sh", "-c", '"$@"; exit $?', "sh"]
         self.process = subprocess.Popen([*prefix, sys.executable, str(script)], env=env)
         until((folder / "ready").exists, why="the agent's children")
@@ -123,7 +123,7 @@ def test_init_takes_in_orphans(tmp_path: Path, isolate: bool) -> None:
 
 
 def test_processes_of_others_are_spared(tmp_path: Path) -> None:
-    other = subprocess.Popen(["sleep", "1234"], env={**os.environ, "HELIOSTAT_NODE_ID": "nd_other"})
+    other = subprocess.Popen(["sleep", "1234"], env={**os.environ, "HELIOSTAT_NODE_DIR": str(tmp_path / "other")})
     started = Started(tmp_path, isolate=False)
     try:
         os.kill(started.agent, signal.SIGKILL)

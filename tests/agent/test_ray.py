@@ -65,6 +65,10 @@ class Cluster:
         assert answer["ok"], answer
         return dict(self.plane.fact("run_ended", timeout_s, run_id=run_id)["data"])
 
+    def marked(self, *entries: str) -> list[int]:
+        """Living processes of all nodes that carry ``entries`` in their environment."""
+        return [p for node in (self.head, *self.workers.values()) for p in node.marked(*entries)]
+
     def log(self, run_id: str) -> str:
         return self.plane.log("nd_head", f"runs/{run_id}.log").decode()
 
@@ -148,17 +152,17 @@ def test_exit_code_and_stop_and_timeout(cluster: Cluster) -> None:
     program = "python hold.py"
     cluster.plane.do("submit_run", run_id="j-3", entrypoint=f"setsid sleep 4321 & {program}", working_dir=code)
     needle = "HELIOSTAT_RUN_ID=j-3"
-    until(lambda: [p for p in processes.with_environ(needle) if processes.command(p).startswith("ray::f")], 30)
+    until(lambda: [p for p in cluster.marked(needle) if processes.command(p).startswith("ray::f")], 30)
     cluster.plane.fact("run_running", run_id="j-3")
     fenced = cluster.plane.do("fence")["result"]
     assert fenced["activity"] == "busy"
     assert cluster.plane.do("submit_run", run_id="j-4", entrypoint="true")["error"] == "fenced"
     cluster.plane.do("unfence")
     assert cluster.plane.do("stop_run", run_id="j-3")["result"] == {"status": "STOPPED", "exit_code": None}
-    left = [processes.command(p) for p in processes.with_environ("HELIOSTAT_RUN_ID=j-3")]
+    left = [processes.command(p) for p in cluster.marked("HELIOSTAT_RUN_ID=j-3")]
     assert not [c for c in left if not c.startswith("ray::")], left
     # Ray's own workers of the job, on whatever node, are Ray's to end
-    until(lambda: not [p for p in processes.with_environ("HELIOSTAT_RUN_ID=j-3") if processes.alive(p)], 20)
+    until(lambda: not [p for p in cluster.marked("HELIOSTAT_RUN_ID=j-3") if processes.alive(p)], 20)
     command = cluster.plane.command("submit_run", run_id="j-5", entrypoint="sleep 4321", timeout_s=1)
     assert cluster.plane.result(command)["ok"]
     ended = cluster.plane.fact("run_ended", 60, run_id="j-5")["data"]
@@ -178,12 +182,12 @@ def test_a_driver_whose_supervisor_dies_is_over(cluster: Cluster) -> None:
     cluster.plane.fact("run_running", run_id="j-7")
     needle = "HELIOSTAT_RUN_ID=j-7"
     supervisor = until(
-        lambda: next((p for p in processes.with_environ(needle) if "JobSupervisor" in processes.command(p)), None)
+        lambda: next((p for p in cluster.marked(needle) if "JobSupervisor" in processes.command(p)), None)
     )
     os.kill(supervisor, signal.SIGKILL)
     ended = cluster.plane.fact("run_ended", 60, run_id="j-7")["data"]
     assert (ended["status"], ended["error"]) == ("FAILED", "supervisor")
-    assert not [p for p in processes.with_environ(needle) if processes.alive(p)]
+    assert not [p for p in cluster.marked(needle) if processes.alive(p)]
 
 
 SCALE = """
@@ -256,7 +260,7 @@ def test_kill_9_of_the_heads_agent_leaves_nothing(cluster: Cluster) -> None:
     os.kill(cluster.head.agent_pid(), signal.SIGKILL)
     cluster.head.process.wait(10)
     until(lambda: not [p for p in pids if processes.alive(p)], why="everything is dead")
-    assert not [p for p in processes.with_environ("HELIOSTAT_NODE_ID=nd_head") if processes.alive(p)]
+    assert not cluster.head.marked()
 
 
 def test_without_namespaces_kill_9_leaves_nothing_either(nodes: Nodes, plane: ControlPlane) -> None:
@@ -269,4 +273,4 @@ def test_without_namespaces_kill_9_leaves_nothing_either(nodes: Nodes, plane: Co
     os.kill(head.agent_pid(), signal.SIGKILL)
     head.process.wait(15)
     until(lambda: not [p for p in pids if processes.alive(p)], why="everything is dead")
-    assert not [p for p in processes.with_environ("HELIOSTAT_NODE_ID=nd_plain") if processes.alive(p)]
+    assert not head.marked()
