@@ -57,6 +57,8 @@ def main() -> int:
             ALL[name].run(pairs=args.pairs, seconds=args.seconds, jobs=args.jobs, clusters=args.clusters)
         )
         found |= {
+            "options": {"pairs": args.pairs, "seconds": args.seconds, "jobs": args.jobs, "clusters": args.clusters},
+            "cores": os.cpu_count(),
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "took_s": round(time.monotonic() - began),
             "load_before": round(load, 2),
@@ -82,11 +84,13 @@ def page(results: Path) -> str:
         if not path.exists():
             continue
         found = json.loads(path.read_text())
-        first_line = str(module.__doc__).strip()
+        options = ", ".join(f"{k} {v:g}" for k, v in found["options"].items())
+        busy = found["load_before"] > found["cores"] / 2
+        warning = "\n**The machine was busy with other work: measure this one again.**\n" if busy else ""
         parts.append(
-            f"## {name}\n\n{first_line}\n\n{module.show(found)}\n\n"
+            f"## {name}\n\n{str(module.__doc__).strip()}\n\n{module.show(found)}\n{warning}\n"
             f"{found['at']}, {found['machine']}, load before and after {found['load_before']} and "
-            f"{found['load_after']}, {found['took_s']} s.\n"
+            f"{found['load_after']}, {found['took_s']} s; {options}.\n"
         )
     return "\n".join(parts)
 

@@ -26,9 +26,13 @@ def test_a_table_is_markdown() -> None:
 
 
 def test_the_page_shows_what_was_measured_and_nothing_else(tmp_path: Path) -> None:
-    common = {"at": "2026-01-01T00:00:00+00:00", "took_s": 5, "load_before": 0.1, "load_after": 0.2, "machine": "m"}
+    common: dict[str, object] = {"at": "2026-01-01T00:00:00+00:00", "took_s": 5, "load_before": 0.1, "load_after": 0.2}
+    common |= {"machine": "m", "cores": 2, "options": {"pairs": 1}}
     numbers = {"ours_s": [2.0], "bare_s": [1.9], "ratios": [1.05], "phases": [{}]}
     (tmp_path / "cluster_start.json").write_text(json.dumps(common | numbers))
     written = page(tmp_path)
     assert "| 2.00 s (2.00 – 2.00) | 1.90 s (1.90 – 1.90) | 1.05 × | ≤ 1.25 × |" in written
     assert "## warm_job" not in written
+    assert "busy" not in written
+    (tmp_path / "cluster_start.json").write_text(json.dumps(common | numbers | {"load_before": 9.0}))
+    assert "busy with other work" in page(tmp_path)
