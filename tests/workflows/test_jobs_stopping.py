@@ -117,7 +117,11 @@ async def test_terminate_at_every_moment(world: World, moment: Callable[[World],
     assert (await world.job(job_id)).reason == "terminated by user:ann: changed my mind"
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment",
+    [m if m in (at_once, cluster_launching, submitting, running) else pytest.param(m, marks=pytest.mark.long)
+     for m in MOMENTS],
+)  # fmt: skip
 async def test_cancel_in_the_ui_at_every_moment(world: World, moment: Callable[[World], Awaitable[str]]) -> None:
     job_id = await moment(world)
     await world.handle(job_id).cancel()

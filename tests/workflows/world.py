@@ -57,7 +57,7 @@ from worker import make_worker
 TEMPORAL = Path(sys.executable).parent / "temporal"
 KEYS = Keys(b"k" * 32)
 WAIT_S = 30.0
-LOOK_S = 0.01
+LOOK_S = 0.03
 T = TypeVar("T")
 
 FLAGS = {
@@ -609,8 +609,9 @@ class World:
         return self.fleet.heads[cluster_id]
 
     async def kill_machine(self, node: Node) -> None:
-        assert node.machine_id is not None
-        await asyncio.to_thread(self.machines.kill, node.machine_id)
+        """By node, for an agent may be up before the launch's answer has told the machine's id."""
+        (machine,) = [m for m in self.machines.list_owned(KEYS.installation_id()) if m.node_id == node.id]
+        await asyncio.to_thread(self.machines.kill, machine.machine_id)
 
     async def skip(self, id: str, seconds: float) -> None:
         """Moves this workflow's clock by so much, firing its timers in between; waits for that. Its end is the end."""
