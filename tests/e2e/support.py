@@ -192,7 +192,10 @@ class Stack:
     def await_cluster(self, ref: str, *states: str, timeout: float = 120) -> dict[str, Any]:
         def look() -> dict[str, Any] | None:
             cluster = self.get(f"/v1/clusters/{ref}")
-            return cluster if cluster["state"] in states else None
+            if cluster["state"] in states:
+                return dict(cluster)
+            assert cluster["state"] not in ("TERMINATED", "FAILED"), f"{cluster['state']}: {cluster['reason']}"
+            return None
 
         return until(f"cluster {ref} to be {'/'.join(states)}", look, timeout) or {}
 

@@ -74,13 +74,13 @@ def test_an_idle_cluster_ends_by_itself_and_a_busy_one_does_not(stack: Stack) ->
 
 @pytest.mark.long
 def test_maximum_uptime_ends_it_whatever_it_does(stack: Stack) -> None:
-    config = {"head_node": {"resources": {"CPU": 1}}, "worker_nodes": [], "maximum_uptime_minutes": 0.5}
+    config = {"head_node": {"resources": {"CPU": 1}}, "worker_nodes": [], "maximum_uptime_minutes": 1.5}
     made = stack.ask("cluster", "create", "-n", "short-lived", "-f", stack.config_file(config))
     began = time.monotonic()
     stack.await_cluster(made["id"], "RUNNING")
     job = stack.submit("sleep 600", options=("--cluster", "short-lived"))
-    ended = stack.await_cluster(made["id"], "TERMINATED", timeout=90)
+    ended = stack.await_cluster(made["id"], "TERMINATED", timeout=120)
     assert "maximum uptime" in ended["reason"].lower().replace("_", " "), ended["reason"]
-    assert time.monotonic() - began >= 28
+    assert time.monotonic() - began >= 85
     done = stack.await_job(job, "FAILED", timeout=60)
     assert "maximum" in done["reason"], done["reason"]
