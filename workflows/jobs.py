@@ -177,6 +177,7 @@ class JobWorkflow:
             if now - self.s.infrastructure_since >= limit:
                 self._end(JobState.FAILED, f"the infrastructure failed for {limit}: {outcome.reason}")
         elif outcome.cause in (RunCause.APPLICATION, RunCause.TIMEOUT):
+            self.s.infrastructure_since = None  # it carried a run to its end
             self.s.failures += 1
             if self.s.failures > self.input.config.max_retries:
                 self._end(JobState.FAILED, f"run {run.number} failed, no retries left: {outcome.reason}")

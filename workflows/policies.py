@@ -19,8 +19,9 @@ RECORD: dict[str, Any] = {
 }
 
 LAUNCH: dict[str, Any] = {
-    # One API call. EC2's RunInstances takes up to tens of seconds when busy; the token makes a repeat safe.
-    "start_to_close_timeout": timedelta(minutes=2),
+    # One API call. EC2's RunInstances takes up to tens of seconds when busy; the token makes a repeat safe. A worker
+    # that is killed in the middle costs this long.
+    "start_to_close_timeout": timedelta(minutes=1),
     # Throttling and passing errors are met with back-off; what outlives this is the cluster's to decide.
     "schedule_to_close_timeout": timedelta(minutes=15),
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60)),

@@ -153,6 +153,20 @@ async def test_an_infrastructure_that_keeps_failing_has_a_deadline(world: World)
     assert 4 <= len(job.runs) <= 9, "back-off between them"
 
 
+async def test_a_run_that_got_to_its_end_shows_that_the_infrastructure_works(world: World) -> None:
+    world.fleet.run_plans = [RunPlan(error="driver_lost"), RunPlan(hold=True), RunPlan(error="driver_lost")]
+    cluster_id = await world.running_cluster()
+    job_id = await world.start_job(cluster_id)
+    run_id = await world.until_run(job_id, 2)
+    await world.until_job(job_id, JobState.RUNNING)
+    await world.until_quiet(job_id)
+    await world.skip(job_id, 2 * 3600)
+    await world.head(cluster_id).end_run(run_id, exit_code=1)
+    job = await world.until_job(job_id, JobState.SUCCEEDED)
+    i, a = RunCause.INFRASTRUCTURE, RunCause.APPLICATION
+    assert [r.cause for r in job.runs] == [i, a, i, None]
+
+
 async def test_a_runtime_environment_that_cannot_be_made_fails_at_once(world: World) -> None:
     world.fleet.run_plans = [RunPlan(exit_code=1, error="runtime_env")]
     job = await world.until_job(await world.start_job(max_retries=5), JobState.FAILED)
