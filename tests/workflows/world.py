@@ -380,6 +380,7 @@ class World:
     worker_client: Client
     """The worker's: may carry interceptors."""
     bucket: FakeBucket = field(default_factory=FakeBucket)
+    sandboxed: bool = True
     limits: Limits = field(default_factory=Limits)
     ids: list[str] = field(default_factory=list)
     clouds: dict[str, Machines] = field(init=False)
@@ -399,7 +400,7 @@ class World:
             buckets={"cloud_1": self.bucket},
             bundles=Bundles(self.settings.home / "bundles"),
         )
-        self._worker = make_worker(self.worker_client, mine, self.threads)
+        self._worker = make_worker(self.worker_client, mine, self.threads, sandboxed=self.sandboxed)
         self._running = asyncio.create_task(self._worker.run())
 
     async def stop_worker(self) -> None:
@@ -415,9 +416,10 @@ class World:
     # -- asking for things, as the API does
 
     def cluster_input(self, config: ComputeConfig | None = None, **more: Any) -> ClusterInput:
+        cluster_id = new_id("cl")
         values: dict[str, Any] = {
-            "cluster_id": new_id("cl"),
-            "name": f"c-{len(self.ids)}",
+            "cluster_id": cluster_id,
+            "name": f"c-{cluster_id[-10:]}",
             "project_id": "prj_1",
             "project": "default",
             "cloud_id": "cloud_1",
@@ -665,7 +667,13 @@ async def _records(folder: Path) -> Database:
 
 @asynccontextmanager
 async def make_world(
-    client: Client, folder: Path, *, interceptors: Sequence[Interceptor] = (), worker: bool = True, **settings: Any
+    client: Client,
+    folder: Path,
+    *,
+    interceptors: Sequence[Interceptor] = (),
+    worker: bool = True,
+    sandboxed: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[World]:
     """Ends what it started; fails when an agent saw an error or a machine was launched twice."""
     db = await _records(folder)
@@ -684,7 +692,16 @@ async def make_world(
         config["interceptors"] = [*config["interceptors"], *interceptors]
         worker_client = Client(**config)
     with ThreadPoolExecutor(8) as threads:
-        world = World(client, db, Settings(**(values | settings)), machines, fleet, threads, worker_client)
+        world = World(
+            client,
+            db,
+            Settings(**(values | settings)),
+            machines,
+            fleet,
+            threads,
+            worker_client,
+            sandboxed=sandboxed,
+        )
         serving = asyncio.create_task(fleet.serve())
         if worker:
             await world.start_worker()
