@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from heliostat.models.common import utcnow
 from store.database import Database, insert
-from store.tables import commands
+from store.tables import commands, nodes
 
 _NODE_ENDED = {"ok": False, "result": {}, "error": "its node has ended", "retryable": False}
 
@@ -30,7 +30,8 @@ async def put_command(
     db: Database, id: str, cluster_id: str, node_id: str, kind: str, args: dict[str, Any], task_token: bytes
 ) -> dict[str, Any] | None:
     """Gives a command, or tells whom to answer now (the activity was tried again). The result, if it is done
-    for good; a command that its agent could not even try (not ok, retryable) is opened again instead."""
+    for good; a command that its agent could not even try (not ok, retryable) is opened again instead.
+    To a node that has ended none is given."""
     async with db.begin() as conn:
         row = insert(conn, commands).values(
             id=id,
@@ -49,6 +50,9 @@ async def put_command(
         )
         if result is not None and (result.get("ok") or not result.get("retryable")):
             return result
+        if await conn.scalar(select(nodes.c.ended_at).where(nodes.c.id == node_id)) is not None:
+            await close_commands(conn, [node_id])
+            return _NODE_ENDED
         await conn.execute(
             update(commands)
             .where(commands.c.id == id)

@@ -104,6 +104,10 @@ async def test_an_ended_nodes_commands_are_closed(db: Database, project: str) ->
     assert len(await open_commands(db, ["node_1"])) == 1
     await projection.write_cluster(db, a_cluster(revision=3), [a_node(state=NodeState.TERMINATED)], {}, [])
     assert await open_commands(db, ["node_1"]) == []
+    late = await put_command(db, "c2", "clu_1", "node_1", "stop_run", {}, b"t")
+    assert late is not None
+    assert (late["ok"], late["error"]) == (False, "its node has ended")
+    assert await open_commands(db, ["node_1"]) == []
 
 
 async def test_an_ended_cluster_frees_its_name(db: Database, project: str) -> None:
