@@ -77,7 +77,8 @@ async def test_a_lost_head_is_replaced_and_lease_holders_are_told(world: World) 
 
     async def recovered() -> bool:
         cluster = await world.cluster(cluster_id)
-        return cluster.state == ClusterState.RUNNING and (await world.node(cluster_id)).generation == 2
+        heads = [n for n in await world.nodes(cluster_id) if n.group == "head" and n.state == NodeState.RUNNING]
+        return cluster.state == ClusterState.RUNNING and [n.generation for n in heads] == [2]
 
     await world.until(recovered, "the second head")
     job = await world.until_job(job_id, JobState.SUCCEEDED)
