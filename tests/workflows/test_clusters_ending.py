@@ -13,7 +13,7 @@ from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import Activity, ClusterState, NodeState
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
 from runtime.messages import LeaseAnswer, LeaseRequest, LimitsUpdate, Release
-from tests.workflows.world import NodePlan, World
+from tests.workflows.world import NodePlan, RunPlan, World
 from workflows import policies
 
 TWO_WORKERS = [WorkerNodeGroupConfig(name="w", min_nodes=2, max_nodes=3)]
@@ -58,9 +58,8 @@ async def throttled(world: World) -> str:
 
     async def refused() -> bool:
         d = await world.handle(cluster_id).describe()
-        return any(
-            a.activity_type.name == "launch_node" and a.attempt > 1 for a in d.raw_description.pending_activities
-        )
+        launches = [a for a in d.raw_description.pending_activities if a.activity_type.name == "launch_node"]
+        return len(launches) == 3 and all(a.attempt > 1 for a in launches)
 
     await world.until(refused, "a launch in back-off")
     world.machines.throttle(0)
@@ -294,7 +293,6 @@ async def test_a_lease_whose_holder_has_ended_is_dropped(world: World) -> None:
 
 
 async def test_a_lease_whose_holder_lives_is_kept(world: World) -> None:
-    from tests.workflows.world import RunPlan
 
     world.fleet.run_plans = [RunPlan(hold=True)]
     cluster_id = await idle_cluster(world)
@@ -331,3 +329,42 @@ async def test_a_head_that_stops_its_machine_by_itself_ends_the_cluster(world: W
     await world.head(cluster_id).tell(FactKind.STOPPING, reason="no contact for 30 minutes")
     await ended_clean(world, cluster_id)
     assert (await world.cluster(cluster_id)).reason == "no contact for 30 minutes"
+
+
+# --- what a lost answer or a slow neighbour hides -------------------------------------------------------------------
+
+
+async def test_a_launch_in_back_off_is_not_tried_again_once_nobody_wants_it(world: World) -> None:
+    cluster_id = await throttled(world)
+    tried = world.machines.calls["launch"]
+    await world.terminate(cluster_id)
+    await ended_clean(world, cluster_id)
+    assert world.machines.calls["launch"] == tried
+
+
+async def test_a_machine_whose_launch_was_never_answered_is_ended_by_its_token(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(policies.LAUNCH, "schedule_to_close_timeout", timedelta(seconds=0.5))
+    world.fleet.node_plan = lambda spec: NodePlan(register=False)
+    world.machines.lose_answers(None)
+    cluster_id = await world.start_cluster()
+
+    async def given_up() -> bool:
+        return "launch_failed" in await world.kinds(cluster_id)
+
+    await world.until(given_up, "the launch to be given up")
+    assert sum(world.machines.boots.values()) == 1
+    await world.terminate(cluster_id)
+    await ended_clean(world, cluster_id)
+
+
+async def test_the_records_learn_of_an_end_that_came_while_a_holder_was_told(world: World) -> None:
+    """A node that ends between a write and the telling after it is in the next write."""
+    world.fleet.run_plans = [RunPlan(hold=True)]
+    cluster_id = await running(world)
+    job_id = await world.start_job(cluster_id)
+    await world.until_run(job_id)
+    await world.until_quiet(cluster_id, job_id)
+    await world.terminate(cluster_id)
+    await ended_clean(world, cluster_id)
