@@ -228,7 +228,7 @@ async def _say_what_clusters_wait_for(conn: AsyncConnection, found: list[Job]) -
     what = {r.id: r.doc["waits_for"] for r in rows}
     for job in waiting:
         if text := what.get(job.cluster_id):
-            job.waits_for += f" (the cluster waits for {text})"
+            job.waits_for += f"; the cluster waits for {text}"
 
 
 @router.post("/{ref}/terminate")

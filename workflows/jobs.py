@@ -222,7 +222,9 @@ class JobWorkflow:
             ended = self._cluster_ended()
             if ended is not None:
                 return ended
-            self._say(f"cluster {self.cluster_id} to be ready" + (f" ({self.cluster.reason})" if self.cluster else ""))
+            starts = self.cluster is None or self.cluster.state == ClusterState.STARTING
+            why = "" if starts or self.cluster is None else f" ({self.cluster.reason})"
+            self._say(f"cluster {self.cluster_id} to be ready{why}")
             await self._flush()
             changed = await self._until(self._cluster_news(), policies.LEASE_RECHECK, "ask the cluster again")
             if not changed and (failure := await self._ask_lease()) is not None:

@@ -221,7 +221,7 @@ async def test_a_waiting_job_says_what_its_cluster_waits_for(world: World) -> No
             listed = (await http.get("/v1/jobs")).json()["items"]
             return [j["waits_for"] for j in [(await http.get(f"/v1/jobs/{job.id}")).json(), *listed]]
 
-        both = "cluster c to be ready (the cluster waits for Ray to start)"
+        both = "cluster c to be ready; the cluster waits for Ray to start"
         assert await waits_for("Ray to start", "cluster c to be ready") == [both, both]
         assert await waits_for("", "cluster c to be ready") == ["cluster c to be ready"] * 2
         assert await waits_for("Ray to start", "") == ["", ""]
