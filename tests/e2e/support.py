@@ -163,13 +163,13 @@ class Stack:
         return str(path)
 
     def job(self, ref: str) -> dict[str, Any]:
-        return dict(self.ask("job", "status", ref))
+        return dict(self.get(f"/v1/jobs/{ref}"))
 
     def cluster(self, ref: str) -> dict[str, Any]:
-        return dict(self.ask("cluster", "get", ref))
+        return dict(self.get(f"/v1/clusters/{ref}"))
 
     def nodes(self, ref: str) -> list[dict[str, Any]]:
-        return list(self.ask("cluster", "nodes", ref))
+        return list(self.get(f"/v1/clusters/{ref}/nodes", params={"limit": 100})["items"])
 
     def log(self, ref: str, *more: str) -> str:
         done = self.cli("job", "logs", ref, *more)

@@ -46,7 +46,7 @@ def test_own_cluster_whole_life_and_no_secret_anywhere(stack: Stack, tmp_path: P
     assert "first line" in lines, done.stdout
     assert "length 32" in lines, done.stdout
     assert "data there: False" in lines, done.stdout
-    job = stack.job("whole")
+    job = stack.ask("job", "status", "whole")
     assert job["state"] == "SUCCEEDED"
     assert [(r["state"], r["exit_code"], r["cause"]) for r in job["runs"]] == [("SUCCEEDED", 0, None)]
     assert job["config"]["env_vars"] == {"E2E_SECRET": "********"}

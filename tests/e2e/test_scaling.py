@@ -48,7 +48,7 @@ def test_workers_come_by_demand_and_go_without_it(stack: Stack, tmp_path: Path) 
     )
     stack.await_job(job, "RUNNING")
     cluster = stack.job(job)["cluster_id"]
-    until("two workers, no more than are needed", lambda: len(workers(stack, cluster)) == 2, 120)
+    until("two workers, no more than are needed", lambda: len(workers(stack, cluster)) == 2, 180)
     free.touch()
     until("the workers to go, idle for a minute", lambda: not workers(stack, cluster), 180)
     assert stack.cluster(cluster)["state"] == "RUNNING"
