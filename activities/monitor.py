@@ -83,8 +83,10 @@ class MonitorActivities:
             )
         self._alarm = mass
         again = timedelta(seconds=self._settings.silence_s)
-        self._told = {node: at for node, at in self._told.items() if any(node == n for _, n, _ in found.silent)}
-        for cluster_id, node_id, since in found.silent:
+        # One that boots is no sign of a deaf control plane: it does not count towards a mass silence.
+        silent = found.silent + await projection.unheard_heads(self._db, now, self._settings.silence_s)
+        self._told = {node: at for node, at in self._told.items() if any(node == n for _, n, _ in silent)}
+        for cluster_id, node_id, since in silent:
             last = self._told.get(node_id)
             if last is not None and now - last < again:
                 continue

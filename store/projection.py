@@ -265,6 +265,35 @@ async def silent_heads(db: Database, now: datetime, silence_s: float) -> SilentH
     return SilentHeads(heard.since, len(newest), silent)
 
 
+async def unheard_heads(db: Database, now: datetime, silence_s: float) -> list[tuple[str, str, datetime]]:
+    """Heads whose machine was launched longer than ``silence_s`` ago and from which no report has come since, while
+    we could hear: (cluster, node, since). A machine may have died before its agent said a word."""
+    launched = (NodeState.LAUNCHED, NodeState.REGISTERED)
+    async with db.read() as conn:
+        heard = (await conn.execute(select(hearing.c.since, hearing.c.last))).first()
+        limit = now - timedelta(seconds=silence_s)
+        if heard is None or (now - heard.last).total_seconds() > HEARING_GAP_S or heard.since > limit:
+            return []
+        last = func.coalesce(reports.c.at, nodes.c.created_at)
+        rows = await conn.execute(
+            select(nodes.c.cluster_id, nodes.c.id, last.label("at"))
+            .select_from(
+                nodes.join(clusters, clusters.c.id == nodes.c.cluster_id).outerjoin(
+                    reports, reports.c.node_id == nodes.c.id
+                )
+            )
+            .where(
+                clusters.c.state.in_((ClusterState.STARTING, ClusterState.RECOVERING)),
+                clusters.c.ended_at.is_(None),
+                nodes.c.role == NodeRole.HEAD,
+                nodes.c.state.in_(launched),
+                nodes.c.ended_at.is_(None),
+                last < limit,
+            )
+        )
+        return [(row.cluster_id, row.id, max(row.at, heard.since)) for row in rows]
+
+
 _TABLES = {"cluster": clusters, "job": jobs}
 
 

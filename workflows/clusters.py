@@ -488,6 +488,8 @@ class ClusterWorkflow:
         found = machines[0] if machines else None
         if found is None or found.state in (MachineState.GONE, MachineState.STOPPING):
             self._lose(head, (found.reason if found else "") or "its machine is gone", failed=False)
+        elif head.state != NodeState.RUNNING:
+            pass  # it boots: its own deadline says for how long it may
         elif message.silent_s >= policies.HEAD_SILENCE.total_seconds() and not message.mass:
             self._lose(head, f"silent since {message.since:%H:%M:%S} UTC though its machine runs", failed=False)
         self._wake()

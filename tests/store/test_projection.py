@@ -239,6 +239,21 @@ async def test_a_replaced_head_is_not_silent(db: Database, project: str) -> None
     assert (await projection.silent_heads(db, NOW, 20)).silent == []
 
 
+async def test_a_launched_head_that_never_reported_is_unheard(db: Database, project: str) -> None:
+    """Its machine may have died before its agent said a word; only heads, only while we could hear."""
+    made = NOW - timedelta(seconds=60)
+    await put_cluster(db, project, a_cluster(name="clu_1"))
+    starting = a_cluster(name="clu_1", state=ClusterState.STARTING, revision=1)
+    head = a_node(state=NodeState.LAUNCHED).model_copy(update={"created_at": made})
+    await projection.write_cluster(db, starting, [head], {}, [])
+    await hear(db, since=3600)
+    assert await projection.unheard_heads(db, NOW, 20) == [("clu_1", "node_1", made)]
+    assert await projection.unheard_heads(db, NOW, 90) == []
+    assert (await projection.silent_heads(db, NOW, 20)).silent == [], "it never ran"
+    await hear(db, since=10)
+    assert await projection.unheard_heads(db, NOW, 20) == []
+
+
 async def test_retention_forgets_what_has_ended_and_nothing_else(db: Database, project: str) -> None:
     keys = Keys(b"k" * 32)
     await put_cluster(db, project, a_cluster())
