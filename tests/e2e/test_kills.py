@@ -67,7 +67,8 @@ def settle(stack: Stack, job_id: str, script: Script, executed: int = 1) -> dict
     assert log.count("ended well") == 1, log
     assert "tick" in log[log.index("began") : log.index("ended well")], log
     stack.await_cluster(job["cluster_id"], "TERMINATED", timeout=60)
-    stack.await_no_nodes()
+    machines = [n["machine_id"] for n in stack.nodes(job["cluster_id"]) if n["machine_id"]]
+    until("the cluster's processes to be gone", lambda: not any(map(stack.node_processes, machines)), 40)
     return job
 
 
@@ -169,7 +170,11 @@ def test_a_worker_node_is_killed_and_replaced(fragile: Stack, script: Script, wh
 
 def kill_node(stack: Stack, machine_id: str, what: str) -> None:
     """``machine``: a power cut, its first process; ``agent``: our program on it, whose Ray must die with it."""
-    pid = stack.agent_pid(machine_id) if what == "agent" else min(stack.node_processes(machine_id))
+    if what == "agent":
+        pid = until("the agent to run", lambda: stack.agent_pid(machine_id), 30)
+    else:
+        pid = min(stack.node_processes(machine_id))
+    assert pid is not None
     os.kill(pid, signal.SIGKILL)
     until("the node's processes to be gone", lambda: not stack.node_processes(machine_id), 20)
     assert not is_alive(pid)
