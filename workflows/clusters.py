@@ -91,9 +91,9 @@ class ClusterWorkflow:
         self._unwritten = 0
         # Nobody is told what it knows: a job that makes a cluster knows that it starts, and one run of the workflow
         # ends only when all was told.
-        self._told: tuple[object, ...] = (self.s.phase, self.s.head_generation, self.s.ready)
-        self._shown_state = "" if request.state is not None else ClusterState.STARTING.value
         self._fencing = False
+        self._told = self._news()
+        self._shown_state = "" if request.state is not None else ClusterState.STARTING.value
         self._bug: Exception | None = None
 
     # --- what others say ----------------------------------------------------------------------------------
@@ -730,8 +730,13 @@ class ClusterWorkflow:
     def _flush_is_held(self) -> bool:
         return self._retry_flush_at is not None and workflow.now() < self._retry_flush_at
 
+    def _news(self) -> tuple[object, ...]:
+        """What a holder acts on. A new head is news once it can be used, not when it is up and its workers aren't."""
+        ready = self.s.ready and not self._fencing
+        return self.s.phase, ready, self.s.head_generation if ready else None
+
     async def _tell_holders(self) -> None:
-        news = (self.s.phase, self.s.head_generation, self.s.ready and not self._fencing)
+        news = self._news()
         if news == self._told:
             return
         self._told = news

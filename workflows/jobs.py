@@ -370,8 +370,8 @@ class JobWorkflow:
                 self._enter(JobState.RUNNING, f"run {run.number} is running")
                 self._event("run_running", f"run {run.number} on cluster {run.cluster_id}")
                 await self._flush()
-            elif not running and not self.s.waits_for.startswith("Ray"):
-                self._say("Ray to start the entry point (packages and requirements are set up first)")
+            elif not running and self._has_setup() and not self.s.waits_for.startswith("Ray"):
+                self._say("Ray to set up the code and the requirements, then to start the entry point")
                 await self._flush()
                 continue
             limit = None
@@ -396,6 +396,11 @@ class JobWorkflow:
             reason = self.cluster.reason if self.cluster else "the cluster is gone"
             return ended or Outcome(state=RunState.FAILED, cause=RunCause.INFRASTRUCTURE, reason=reason)
         return await self._stop(run)
+
+    def _has_setup(self) -> bool:
+        """Without any, the entry point starts within a second or two: not worth an event to say what it waits for."""
+        config = self.input.config
+        return bool(config.working_dir or config.py_modules or config.requirements)
 
     def _refused(self, error: ActivityError) -> Outcome:
         """The head did not take the run: a fence that is being lifted, a head that is going. Not the user's doing."""
