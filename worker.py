@@ -28,8 +28,8 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from activities.commands import CommandActivities
 from activities.leases import LeaseActivities
 from activities.monitor import MonitorActivities
-from activities.nodes import NodeActivities
-from activities.records import BootFacts, RecordActivities
+from activities.nodes import BootFacts, NodeActivities
+from activities.records import RecordActivities
 from activities.schedules import ScheduleActivities
 from activities.sweep import SweepActivities
 from heliostat.errors import HeliostatError

@@ -117,6 +117,3 @@ class LeaseActivities:
             if description.status != WorkflowExecutionStatus.RUNNING:
                 ended.append(holder)
         return ended
-
-
-__all__ = ["AcquireLease", "ClusterForJob", "LeaseActivities", "ReleaseLease"]

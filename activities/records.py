@@ -5,7 +5,7 @@ from __future__ import annotations
 from temporalio import activity
 
 from activities.nodes import BootFacts
-from heliostat.models.clusters import Cluster, ClusterState, Node
+from heliostat.models.clusters import Cluster, Node
 from heliostat.models.common import Event, Model
 from heliostat.models.jobs import Job
 from runtime.telemetry import CLUSTER_READY_SECONDS, RUNS
@@ -57,6 +57,3 @@ class RecordActivities:
                 run = record.job.runs[-1]
                 RUNS.labels(state=run.state, cause=run.cause or "").inc()
         return Recorded(wanted=wanted)
-
-
-__all__ = ["BootFacts", "ClusterRecord", "ClusterState", "JobRecord", "RecordActivities", "Recorded"]

@@ -11,7 +11,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.commands import CommandActivities, CommandRequest
-from activities.records import BootFacts, ClusterRecord, JobRecord, RecordActivities
+from activities.nodes import BootFacts
+from activities.records import ClusterRecord, JobRecord, RecordActivities
 from heliostat.models.agents import CommandKind
 from heliostat.models.clusters import Cluster, ClusterState
 from heliostat.models.common import Event, utcnow
