@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from uuid import uuid4
 
 import structlog
 from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
@@ -29,7 +30,9 @@ _AWAY = {
     RPCStatusCode.CANCELLED,
     RPCStatusCode.RESOURCE_EXHAUSTED,
     RPCStatusCode.ABORTED,
+    RPCStatusCode.FAILED_PRECONDITION,  # its last workflow task failed (a slow machine is enough) and is tried again
 }
+_AGAIN_S = 0.2
 
 
 @asynccontextmanager
@@ -64,12 +67,19 @@ def _away(cause: Exception) -> Unavailable:
 async def update(client: Client, id: str, name: str, message: Model, key: str | None, noun: str) -> None:
     """Executes an update of workflow ``id``. Raises NotFound when it is not running, the error that the workflow
     answered with, or Unavailable. ``key``: an Idempotency-Key; a repeat under it is carried out once."""
-    update_id = hashlib.sha256(f"{name}/{key}".encode()).hexdigest() if key else None
+    update_id = hashlib.sha256(f"{name}/{key}".encode()).hexdigest() if key else uuid4().hex
     try:
         async with calling(UPDATE_S + 2):
-            await client.get_workflow_handle(id).execute_update(
-                name, message, id=update_id, rpc_timeout=timedelta(seconds=UPDATE_S)
-            )
+            while True:
+                try:
+                    await client.get_workflow_handle(id).execute_update(
+                        name, message, id=update_id, rpc_timeout=timedelta(seconds=UPDATE_S)
+                    )
+                    return
+                except RPCError as e:
+                    if e.status != RPCStatusCode.FAILED_PRECONDITION:
+                        raise
+                await asyncio.sleep(_AGAIN_S)
     except WorkflowUpdateFailedError as e:
         raise _answered(e, id, noun) from e
 

@@ -106,7 +106,7 @@ async def recovering(world: World) -> str:
 async def told_bounds(world: World) -> str:
     cluster_id = await running(world)
     world.head(cluster_id).deaf = True
-    await world.handle(cluster_id).execute_update("set_limits", LimitsUpdate(actor="user:ann", group="w", max_nodes=2))
+    await world.update(cluster_id, "set_limits", LimitsUpdate(actor="user:ann", group="w", max_nodes=2))
     return cluster_id
 
 
@@ -257,10 +257,7 @@ async def test_zero_minutes_mean_never(world: World) -> None:
 
 
 async def lease(world: World, cluster_id: str, holder: str) -> LeaseAnswer:
-    answer: LeaseAnswer = await world.handle(cluster_id).execute_update(
-        "acquire", LeaseRequest(holder=holder), result_type=LeaseAnswer
-    )
-    return answer
+    return await world.update(cluster_id, "acquire", LeaseRequest(holder=holder), LeaseAnswer)
 
 
 async def test_a_lease_blocks_and_its_release_starts_the_clock(world: World) -> None:

@@ -35,7 +35,7 @@ async def until_running(world: World, cluster_id: str, **counts: int) -> None:
 
 
 async def limits(world: World, cluster_id: str, group: str, **bounds: int) -> None:
-    await world.handle(cluster_id).execute_update("set_limits", LimitsUpdate(actor="user:ann", group=group, **bounds))
+    await world.update(cluster_id, "set_limits", LimitsUpdate(actor="user:ann", group=group, **bounds))
 
 
 async def test_the_autoscalers_counts_are_followed_within_our_bounds(world: World) -> None:

@@ -503,7 +503,18 @@ class World:
         return self.client.get_workflow_handle(id)
 
     async def terminate(self, id: str, reason: str = "enough") -> None:
-        await self.handle(id).execute_update("terminate", TerminateRequest(actor="user:ann", reason=reason))
+        await self.update(id, "terminate", TerminateRequest(actor="user:ann", reason=reason))
+
+    async def update(self, id: str, name: str, message: Any, result: type[T] | None = None) -> T:
+        """Said again where the workflow's task failed beneath it (a slow machine's deadlock alarm), as the API does."""
+        while True:
+            try:
+                answer: T = await self.handle(id).execute_update(name, message, result_type=result)
+                return answer
+            except RPCError as error:
+                if error.status != RPCStatusCode.FAILED_PRECONDITION:
+                    raise
+            await asyncio.sleep(LOOK_S)
 
     # -- looking
 
