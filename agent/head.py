@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -22,10 +23,15 @@ from agent.ray_api import RayApi, RayAway
 from agent.ray_node import RayFailed, RayNode
 from agent.runs import Runs
 from agent.server import Server
-from agent.submit import Refusal
 
 if TYPE_CHECKING:
     from agent.node import Node
+
+log = logging.getLogger("agent.head")
+
+
+class Unjudged(RayFailed):
+    """Ray's reader did not say in time whether the config is good."""
 
 
 class Head:
@@ -47,11 +53,13 @@ class Head:
         self.commands = Commands(
             node.channel, Journal(boot.node_dir / "commands.journal"),
             {"submit_run": self.runs.submit, "stop_run": lambda args: self.runs.stop(str(args["run_id"])),
-             "fence": self._fence, "unfence": self._unfence, "set_bounds": self._set_bounds},
+             "fence": self._fence, "unfence": self._unfence},
             boot.constants, node.gone,
         )  # fmt: skip
         self._poke_activity = threading.Event()
         self.runs.began = self._poke_activity.set
+        self._refused: list[dict[str, Any]] | None = None
+        self._setting_bounds = False
         self._config_file = boot.node_dir / "autoscaling.yaml"
         self._provider_dir = boot.node_dir / "provider"
 
@@ -113,13 +121,13 @@ class Head:
         )  # fmt: skip
 
     def _judge(self, check: subprocess.Popen[bytes]) -> None:
-        """Raises RayFailed with Ray's reason when the config is bad."""
+        """Raises RayFailed with Ray's reason when the config is bad, Unjudged when that is not known."""
         try:
             _, errors = check.communicate(timeout=self._boot.constants.validate_timeout_s)
         except subprocess.TimeoutExpired:
             check.kill()
             check.communicate()
-            raise RayFailed("the autoscaling config could not be checked: Ray's reader took too long") from None
+            raise Unjudged("the autoscaling config could not be checked: Ray's reader took too long") from None
         if check.returncode != 0:
             reason = (errors.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
             raise RayFailed(f"the worker groups give an autoscaling config that Ray refuses: {reason[:500]}")
@@ -135,21 +143,38 @@ class Head:
         self.runs.fence(False)
         return {}
 
-    def _set_bounds(self, args: dict[str, Any]) -> dict[str, Any]:
-        """The autoscaler reads its config again each second; a bad one never gets there."""
-        groups = list(args["groups"])
-        if self.scaling is None:
-            raise Refusal("this cluster was made without worker groups: it has no autoscaler; make a new cluster")
+    # -- reports ------------------------------------------------------------------------------------------------
+
+    def heard(self, answer: dict[str, Any]) -> None:
+        """A report's answer. At once: the check of new bounds takes seconds, and a report that waits is silence."""
+        if self.scaling is None or answer.get("nodes") is None:
+            return
+        self.scaling.update(answer["nodes"], answer.get("desired"))
+        groups = answer.get("groups")
+        if groups is None or groups == self.groups or groups == self._refused:
+            return
+        if self._node.ray_up and not self._setting_bounds:  # else the next answer has them still
+            self._setting_bounds = True
+            self._node.thread("bounds", self._set_bounds, self.scaling, groups)
+
+    def _set_bounds(self, scaling: Scaling, groups: list[dict[str, Any]]) -> None:
+        """The autoscaler reads its config again each second; a bad one never gets there, for it would end the head."""
         trial = self._config_file.with_name("autoscaling-trial.yaml")
-        write_config(trial, self._autoscaling(groups))
         try:
+            write_config(trial, self._autoscaling(groups))
             self._judge(self._validator(trial))
-        except RayFailed as error:
-            raise Refusal(str(error)) from None
-        self.scaling.set_groups(groups)
-        self.groups = groups
-        trial.rename(self._config_file)
-        return {}
+            trial.replace(self._config_file)
+        except (Unjudged, OSError) as error:
+            log.warning("the new bounds of the worker groups wait for the next report: %s", error)
+        except (RayFailed, LookupError, TypeError, ValueError) as error:
+            self._refused = groups
+            log.warning("new bounds of the worker groups are not taken, the old ones hold: %s", error)
+        else:
+            scaling.set_groups(groups)
+            self.groups, self._refused = groups, None
+            log.info("bounds: %s", ", ".join(f"{g['name']} {g['min_nodes']} to {g['max_nodes']}" for g in groups))
+        finally:
+            self._setting_bounds = False
 
     def snapshot(self) -> dict[str, Any]:
         return {"gcs_address": self.gcs_address, "workers_alive": self.members.workers_alive,

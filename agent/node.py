@@ -256,8 +256,8 @@ class Node:
         self.logs.following(bool(answer.get("follow")))  # protocol 0 has none
         if "maximum_uptime_at" in answer:
             self.deadman.maximum_uptime_at = answer["maximum_uptime_at"]
-        if self.head and self.head.scaling and answer.get("nodes") is not None:
-            self.head.scaling.update(answer["nodes"], answer.get("desired"))
+        if self.head:
+            self.head.heard(answer)
 
 
 def _ray_version() -> str:

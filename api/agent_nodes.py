@@ -17,11 +17,12 @@ from fastapi import Depends, Request
 from sqlalchemy import select
 
 from heliostat.errors import Gone, PermissionDenied, Unauthenticated
-from heliostat.models.agents import NodeBrief
+from heliostat.models.agents import GroupConfig, NodeBrief
 from heliostat.models.clusters import Cluster, NodeRole, NodeState
 from heliostat.models.common import utcnow
 from store.database import Database
 from store.tables import clusters, commands, followers, nodes
+from workflows.cluster_state import resources_of
 
 FRESH_S = 0.5
 """How old a cluster's view may be when a node is answered from it."""
@@ -58,6 +59,7 @@ class ClusterView:
     workers: list[NodeBrief]
     desired: dict[str, int]
     """Workers wanted now by group, after our bounds."""
+    groups: list[GroupConfig]
     maximum_uptime_at: datetime | None
     """When agents stop their machines by themselves; see UPTIME_GRACE."""
     follow: bool = False
@@ -181,13 +183,14 @@ class Fleet:
         if changed:
             for cluster_id in changed:
                 self._views[cluster_id] = ClusterView(
-                    cluster_id, "", "", revisions.get(cluster_id, -1), {}, [], {}, None
+                    cluster_id, "", "", revisions.get(cluster_id, -1), {}, [], {}, [], None
                 )
             for d in docs:
                 view = self._views[d.id]
                 view.project_id, view.cloud_id = d.project_id, d.cloud_id
                 cluster = Cluster.model_validate(d.doc)
-                view.desired, view.maximum_uptime_at = cluster.desired, maximum_uptime_at(cluster)
+                view.desired, view.groups = cluster.desired, worker_groups(cluster)
+                view.maximum_uptime_at = maximum_uptime_at(cluster)
             for m in members:
                 view, node_state = self._views[m.cluster_id], NodeState(m.state)
                 view.states[m.id] = node_state
@@ -225,6 +228,21 @@ class Fleet:
         if found is not None:
             self._runs.add((cluster_id, run_id))
         return found is not None
+
+
+def worker_groups(cluster: Cluster) -> list[GroupConfig]:
+    """With the bounds of now. A head is told them when it registers and in each report's answer, and checks them anew
+    when they differ: the two must be made alike."""
+    return [
+        GroupConfig(
+            name=group.name,
+            resources=resources_of(group),
+            labels=group.labels,
+            min_nodes=group.min_nodes,
+            max_nodes=group.max_nodes,
+        )
+        for group in cluster.compute_config.worker_nodes
+    ]
 
 
 def maximum_uptime_at(cluster: Cluster) -> datetime | None:

@@ -77,7 +77,7 @@ async def report(request: Request, body: ReportRequest, node: AnyNode) -> JSONRe
         maximum_uptime_at=view.maximum_uptime_at,
     )
     if node.role == NodeRole.HEAD:
-        answer.nodes, answer.desired = view.workers, view.desired
+        answer.nodes, answer.desired, answer.groups = view.workers, view.desired, view.groups
     return JSONResponse(answer.model_dump(mode="json", exclude={"follow"} if body.protocol == 0 else None))
 
 

@@ -20,16 +20,15 @@ from api import agent_commands, agent_logs, agent_reports
 from api.agent_commands import Polls
 from api.agent_logs import log_prefix
 from api.agent_messages import told
-from api.agent_nodes import ENDED, Fleet, gone, maximum_uptime_at, sha256
+from api.agent_nodes import ENDED, Fleet, gone, maximum_uptime_at, sha256, worker_groups
 from api.agent_reports import Facts, Reports, check_protocol
 from heliostat.errors import NotFound, Unauthenticated, Unavailable
-from heliostat.models.agents import GroupConfig, NodeConfigAnswer, RegisterRequest
+from heliostat.models.agents import NodeConfigAnswer, RegisterRequest
 from heliostat.models.clusters import Cluster, NodeRole, NodeState
 from runtime.keys import Keys
 from runtime.messages import NodeRegistered
 from store.database import Database
 from store.tables import clusters, nodes
-from workflows.cluster_state import resources_of
 
 log = structlog.get_logger(__name__)
 
@@ -180,17 +179,7 @@ async def _config(state: Any, row: Any, token: str) -> NodeConfigAnswer:
         log_prefix=log_prefix(row.cluster_id, row.id),
     )
     if role == NodeRole.HEAD:
-        answer.groups = [
-            GroupConfig(
-                name=group.name,
-                resources=resources_of(group),
-                labels=group.labels,
-                min_nodes=group.min_nodes,
-                max_nodes=group.max_nodes,
-            )
-            for group in cluster.compute_config.worker_nodes
-        ]
-        answer.desired = cluster.desired
+        answer.groups, answer.desired = worker_groups(cluster), cluster.desired
     return answer
 
 

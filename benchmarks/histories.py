@@ -75,7 +75,11 @@ def show(found: dict[str, Any]) -> str:
                 events(found["cluster_per_job"]),
                 "≤ 40",
             ],
-            ["one change that the head is told of (limits set)", events(found["per_change"]), "≤ 10"],
+            [
+                "one change that the head is told of (limits set; it learns them with its next report)",
+                events(found["per_change"]),
+                "≤ 10",
+            ],
             ["a cluster from POST to RUNNING with one worker", found["cluster_until_running"], "—"],
         ],
     )

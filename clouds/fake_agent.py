@@ -149,6 +149,8 @@ class FakeAgent:
     ended_runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     fenced: bool = False
     desired: dict[str, int] | None = None
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    """Heads: the worker groups and their bounds, by the last report's answer."""
 
     def __post_init__(self) -> None:
         self.node_id: str = self.boot["node_id"]
@@ -269,6 +271,7 @@ class FakeAgent:
                 self._facts.pop(fact_id, None)
             if self.is_head:
                 self.nodes, self.desired = answer.get("nodes") or [], answer.get("desired")
+                self.groups = answer.get("groups") or []
             with suppress(TimeoutError):
                 async with asyncio.timeout(answer["interval_s"]):
                     await self._news.wait()
@@ -315,8 +318,6 @@ class FakeAgent:
         if kind in ("fence", "unfence"):
             self.fenced = kind == "fence"
             return {"ok": True, "result": {"activity": "busy" if self.runs else "idle", "reason": "fake"}}
-        if kind == "set_bounds":
-            return {"ok": True, "result": {}}
         return {"ok": False, "error": f"The fake agent does not know the command {kind}."}
 
     def _start(self, args: dict[str, Any]) -> None:

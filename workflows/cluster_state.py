@@ -88,8 +88,6 @@ class ClusterData(Model):
     """Group → nodes in a row that died soon after they were up."""
     bounds: dict[str, Bounds] = {}
     desired: dict[str, int] = {}
-    bounds_stale: bool = False
-    """The head has not been told the newest bounds."""
     remove: list[str] = []
     """Nodes that the autoscaler has drained and wants ended."""
     leases: dict[str, datetime] = {}

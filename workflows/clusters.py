@@ -175,6 +175,7 @@ class ClusterWorkflow:
 
     @workflow.update(description="Change the bounds of a worker group")
     def set_limits(self, request: LimitsUpdate) -> None:
+        """The head learns them from the records, in the answer of its next report."""
         bounds = self.s.bounds[request.group]
         if request.min_nodes is not None:
             bounds.min_nodes = request.min_nodes
@@ -182,7 +183,6 @@ class ClusterWorkflow:
             bounds.max_nodes = request.max_nodes
         text = f"{request.group}: {bounds.min_nodes} to {bounds.max_nodes} nodes"
         self._event("limits_changed", text, actor=request.actor)
-        self.s.bounds_stale = True
         self._wake()
 
     @set_limits.validator
@@ -271,12 +271,6 @@ class ClusterWorkflow:
             self._want_workers(now)
             self._check_ready(now)
             self._check_idle(now)
-            head = self.s.head
-            up = head is not None and head.state == NodeState.RUNNING
-            if self.s.bounds_stale and up and "bounds" not in self._tasks:  # else once more when that one is through
-                assert head is not None
-                self.s.bounds_stale = False
-                self._start("bounds", self._send_bounds(head))
         self._start_launches(now)
         self._start_ends()
         if self.s.phase == ClusterState.TERMINATING and not self._unended() and not self._tasks:
@@ -527,14 +521,6 @@ class ClusterWorkflow:
             self._event("scale", f"autoscaler wants {text}", actor=f"agent:{fact.node_id}")
         self.s.desired = wanted
         self.s.remove += [n for n in remove if n not in self.s.remove]
-
-    async def _send_bounds(self, head: NodeEntry) -> None:
-        await self._command(
-            head,
-            CommandKind.SET_BOUNDS,
-            {"groups": [self._group_config(g).model_dump(mode="json") for g in self.s.bounds]},
-            policies.BOUNDS_TIMEOUT,
-        )
 
     # --- ending -------------------------------------------------------------------------------------------
 

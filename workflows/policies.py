@@ -68,8 +68,6 @@ head is as good as lost."""
 FENCE_TIMEOUT = timedelta(seconds=60)
 """A head that does not answer to the fence is not known to be idle: unknown counts as busy."""
 
-BOUNDS_TIMEOUT = timedelta(minutes=5)
-
 COMMAND: dict[str, Any] = {
     # One attempt only says where the answer is to go (store.commands.put_command); the agent works on through many.
     # A worker that dies between taking the task and writing the command down costs this long, not the whole limit.

@@ -143,6 +143,8 @@ class ReportAnswer(Result):
     """Heads: every worker that is asked for and not ended (the autoscaler's node list)."""
     desired: dict[str, int] | None = None
     """Heads: workers wanted now by group, after our bounds."""
+    groups: list[GroupConfig] | None = None
+    """Heads: the worker groups with their bounds of now, for the autoscaling config. A head compares."""
     follow: bool = False
     """Somebody follows a log: ship at least every second."""
     maximum_uptime_at: datetime | None = None
@@ -159,8 +161,6 @@ class CommandKind(StrEnum):
     """Heads. From now on no new run is accepted; the answer is the activity asked afresh:
     ``{"activity": "idle|busy|unknown", "reason": …}``."""
     UNFENCE = "unfence"
-    SET_BOUNDS = "set_bounds"
-    """Heads. args: ``groups`` [GroupConfig]: new bounds for the autoscaler."""
 
 
 class Command(Result):

@@ -37,6 +37,8 @@ class ControlPlane:
         self.interval_s = 0.5
         self.on_fact: Callable[[dict[str, Any]], None] = lambda fact: None
         # knobs
+        self.groups: list[dict[str, Any]] | None = None
+        """Told to the head with each report's answer, as in ``ReportAnswer``."""
         self.down = False
         """Every connection is cut before it is heard."""
         self.failing = 0
@@ -242,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
         if plane.protocol >= 1:
             answer["follow"] = plane.follow
         if node["config"]["role"] == "head":
-            answer |= {"nodes": list(plane.listed.values()), "desired": plane.desired}
+            answer |= {"nodes": list(plane.listed.values()), "desired": plane.desired, "groups": plane.groups}
         if node["config"]["maximum_uptime_at"]:
             answer["maximum_uptime_at"] = node["config"]["maximum_uptime_at"]
         return answer

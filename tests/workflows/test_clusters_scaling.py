@@ -6,7 +6,7 @@ import pytest
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
-from heliostat.models.agents import CommandKind, FactKind
+from heliostat.models.agents import FactKind
 from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
 from runtime.messages import LimitsUpdate
@@ -90,14 +90,12 @@ async def test_garbage_from_a_node_neither_stops_nor_changes_the_cluster(world: 
     assert (await world.cluster(cluster_id)).activity == "unknown"
 
 
-async def test_set_limits_scales_and_tells_the_head_the_newest_bounds(world: World) -> None:
+async def test_set_limits_scales_and_shows_the_newest_bounds_where_the_head_is_told_them(world: World) -> None:
     cluster_id = await world.running_cluster(UP_TO_3)
     await limits(world, cluster_id, "w", min_nodes=2)
     await limits(world, cluster_id, "w", max_nodes=5)
     await limits(world, cluster_id, "x", min_nodes=1, max_nodes=1)
     await until_running(world, cluster_id, w=2, x=1)
-    told = [c.args["groups"] for c in world.head(cluster_id).commands if c.kind == CommandKind.SET_BOUNDS]
-    assert {g["name"]: (g["min_nodes"], g["max_nodes"]) for g in told[-1]} == {"w": (2, 5), "x": (1, 1)}
     config = (await world.cluster(cluster_id)).compute_config
     assert [(g.min_nodes, g.max_nodes) for g in config.worker_nodes] == [(2, 5), (1, 1)]
     await limits(world, cluster_id, "w", min_nodes=0, max_nodes=1)
@@ -127,12 +125,9 @@ async def test_bounds_that_cannot_be_are_refused(world: World, bounds: dict[str,
     assert await world.events_of(cluster_id) == before, "a refusal leaves no trace"
 
 
-async def test_a_new_head_learns_bounds_that_were_changed_while_there_was_none(world: World) -> None:
+async def test_bounds_that_were_changed_while_there_was_no_head_hold(world: World) -> None:
     cluster_id = await world.start_cluster(UP_TO_3)
     await limits(world, cluster_id, "w", max_nodes=2)  # most likely before the head is up
     await world.until_cluster(cluster_id, ClusterState.RUNNING)
-
-    async def told() -> bool:
-        return any(c.kind == CommandKind.SET_BOUNDS for c in world.head(cluster_id).commands)
-
-    await world.until(told, "the bounds to be told")
+    await world.head(cluster_id).tell(FactKind.DESIRED, desired={"w": 9, "x": 0}, remove=[])
+    await until_running(world, cluster_id, w=2, x=0)

@@ -90,7 +90,7 @@ async def test_per_change(world: World) -> None:
     await until_running(world, cluster_id, w=2)
     await cost("one worker more: wanted, launched, registered, up", 3)
     await limits(world, cluster_id, "w", max_nodes=2)
-    await cost("new bounds, told to the head", 2)
+    await cost("new bounds")
     await head.tell(FactKind.DESIRED, desired={"w": 1}, remove=[])
     await until_running(world, cluster_id, w=1)
     await cost("one worker less: unwanted, ended", 2)

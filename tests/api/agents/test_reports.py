@@ -81,8 +81,11 @@ async def test_a_head_sees_its_workers_and_what_is_wanted_a_worker_does_not(
 
     answer = await seen(news, 2)
     assert answer["nodes"] == [{"id": worker.node.id, "group": "small", "state": "RUNNING", "ip": "127.0.9.2"}]
+    assert [(g["name"], g["max_nodes"]) for g in answer["groups"]] == [
+        (g.name, g.max_nodes) for g in cluster.compute_config.worker_nodes
+    ]
     answer = (await worker.report()).json()
-    assert (answer["nodes"], answer["desired"]) == (None, None)
+    assert (answer["nodes"], answer["desired"], answer["groups"]) == (None, None, None)
 
 
 async def test_somebody_follows(world: World, http: httpx.AsyncClient) -> None:
