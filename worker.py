@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
+import uvloop
 from prometheus_client import start_http_server
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
@@ -149,8 +150,8 @@ def _deployment(settings: Settings) -> WorkerDeploymentConfig | None:
 
 if __name__ == "__main__":
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(main())
+        with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
     except HeliostatError as error:
         log.error("the worker can't start", error=str(error))
         sys.exit(error.exit_code)

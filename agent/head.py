@@ -172,7 +172,7 @@ class Head:
         else:
             scaling.set_groups(groups)
             self.groups, self._refused = groups, None
-            log.info("bounds: %s", ", ".join(f"{g['name']} {g['min_nodes']} to {g['max_nodes']}" for g in groups))
+            log.info("the worker groups have new bounds: %s", groups)
         finally:
             self._setting_bounds = False
 

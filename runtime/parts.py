@@ -98,7 +98,8 @@ def parts(layout: Layout) -> list[Part]:
         _part(layout, "temporal", temporal_argv(layout), _answers(f"{layout.ui_url}/api/v1/namespaces/default")),
         _part(layout, "bucket", [python, "-m", "clouds.local.bucket_server"], _answers(f"{bucket}/healthz")),
         _part(layout, "api", [python, "serve.py"], _answers(f"{layout.api_here}/readyz")),
-        _part(layout, "worker", [python, "worker.py"], _answers(worker), stop_s=WORKER_STOP_S),
+        # People wait for the API's answers, nobody for a workflow's next step: the worker gives way.
+        _part(layout, "worker", ["nice", "-n", "5", python, "worker.py"], _answers(worker), stop_s=WORKER_STOP_S),
     ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from activities.nodes import BootFacts
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
-from heliostat.models.common import Condition, Model
+from heliostat.models.common import Condition, Result
 from heliostat.models.compute_configs import ComputeConfig, NodeConfig
 from runtime.messages import TerminateRequest
 
@@ -24,7 +24,7 @@ later; 500 facts are hours of one cluster's changes."""
 LIVE = (NodeState.REQUESTED, NodeState.LAUNCHED, NodeState.REGISTERED, NodeState.RUNNING)
 
 
-class NodeEntry(Model):
+class NodeEntry(Result):
     id: str
     role: NodeRole
     group: str
@@ -57,13 +57,14 @@ class NodeEntry(Model):
         return self.state in LIVE
 
 
-class Bounds(Model):
+class Bounds(Result):
     min_nodes: int
     max_nodes: int
 
 
-class ClusterData(Model):
-    """See the fields. Times are workflow time."""
+class ClusterData(Result):
+    """See the fields. Times are workflow time. It goes from one run of the workflow to the next, and may come from an
+    older release: a field that is no more is passed over."""
 
     phase: ClusterState = ClusterState.STARTING
     reason: str = "asked for"
