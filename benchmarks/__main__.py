@@ -86,7 +86,11 @@ def page(results: Path) -> str:
         found = json.loads(path.read_text())
         options = ", ".join(f"{k} {v:g}" for k, v in found["options"].items())
         busy = found["load_before"] > found["cores"] / 2
-        warning = "\n**The machine was busy with other work: measure this one again.**\n" if busy else ""
+        warning = (
+            "\n*The load average was above half the processors when this one began; in a row of benchmarks that is the one before.*\n"
+            if busy
+            else ""
+        )
         parts.append(
             f"## {name}\n\n{str(module.__doc__).strip()}\n\n{module.show(found)}\n{warning}\n"
             f"{found['at']}, {found['machine']}, load before and after {found['load_before']} and "

@@ -143,15 +143,18 @@ class Supervisor:
 
     async def _await_ready(self, part: Part, began: float) -> None:
         last_word, pause = began, 0.05
-        while not await part.is_ready():
+        while True:
+            answers = await part.is_ready()
             spent = time.monotonic() - began
-            if self._keepers[part.name].done():
+            if self._keepers[part.name].done():  # whatever answers there, it is not this part
                 self._keepers[part.name].result()
                 raise PartFailed(
                     f"{part.name} does not start: it ended {part.deaths} times. It wrote last:\n{tail(part.log)}",
                     remedy=f"The whole log is in {part.log}.",
                     resource=part.name,
                 )
+            if answers:
+                break
             if spent > part.ready_s:
                 raise PartFailed(
                     f"{part.name} runs but was not ready within {part.ready_s:.0f} s. It wrote last:\n{tail(part.log)}",

@@ -123,13 +123,28 @@ async def test_a_part_that_keeps_dying_is_started_ever_more_slowly(
         await real(0 if seconds >= 0.2 else seconds)
 
     flag = bench.folder / "one.ready"
-    part = bench.part("one", "import os, pathlib; os.path.exists({flag!r}) or (pathlib.Path({flag!r}).touch())")
+    # The first one lives until it was seen to be ready; those after it die at once.
+    code = "import os, pathlib, time; os.path.exists({flag!r}) or (pathlib.Path({flag!r}).touch(), time.sleep(60))"
+    part = bench.part("one", code)
     monkeypatch.setattr(module.asyncio, "sleep", sleep)
     await bench.supervisor.start(part)
+    assert part.process is not None
+    part.process.kill()
     await until(lambda: flag.exists() and part.deaths >= 10)
     backoffs = [pause for pause in pauses if pause >= 0.2]
     assert backoffs[:4] == [0.2, 0.4, 0.8, 1.6]
     assert max(backoffs) == module.MAX_BACKOFF_S
+
+
+async def test_a_part_that_gave_up_is_not_ready_though_something_answers_in_its_place(bench: Bench) -> None:
+    part = bench.part("one", "raise SystemExit(3)")
+
+    async def stranger() -> bool:
+        return part.deaths >= module.START_TRIES
+
+    part.is_ready = stranger
+    with pytest.raises(module.PartFailed, match="ended 3 times"):
+        await bench.supervisor.start(part)
 
 
 def test_logs_are_rotated(tmp_path: Path) -> None:
