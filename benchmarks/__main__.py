@@ -23,6 +23,8 @@ from types import ModuleType
 from benchmarks import accept, cluster_start, histories, idle_clusters, lifecycles, many_jobs, warm_job
 from benchmarks.stack import ROOT
 
+BUSY = "*The machine had been busy when this began (of a row: with the one before it); alone it may do better.*"
+
 ALL: dict[str, ModuleType] = {
     "cluster_start": cluster_start,
     "warm_job": warm_job,
@@ -86,11 +88,7 @@ def page(results: Path) -> str:
         found = json.loads(path.read_text())
         options = ", ".join(f"{k} {v:g}" for k, v in found["options"].items())
         busy = found["load_before"] > found["cores"] / 2
-        warning = (
-            "\n*The load average was above half the processors when this one began; in a row of benchmarks that is the one before.*\n"
-            if busy
-            else ""
-        )
+        warning = f"\n{BUSY}\n" if busy else ""
         parts.append(
             f"## {name}\n\n{str(module.__doc__).strip()}\n\n{module.show(found)}\n{warning}\n"
             f"{found['at']}, {found['machine']}, load before and after {found['load_before']} and "
