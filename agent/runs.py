@@ -36,6 +36,10 @@ ERRORS = {
 """Ray's ``error_type`` → ours; every other one is ``supervisor``."""
 
 
+MAX_FAILED_LOOKS = 20
+"""Then the agent fails, and with it the node: its cluster heals, and the job runs again."""
+
+
 @dataclass
 class Run:
     id: str
@@ -51,6 +55,8 @@ class Run:
     next_look: float = 0.0
     next_scan: float = 0.0
     empty_scans: int = 0
+    failed_looks: int = 0
+    """In a row, by a fault of ours or an answer of Ray's that we don't understand."""
     ended: threading.Event = field(default_factory=threading.Event)
     result: dict[str, Any] | None = None
 
@@ -160,11 +166,17 @@ class Runs:
                 if now >= run.next_look:
                     try:
                         self._look(run)
+                        run.failed_looks = 0
                     except RayAway as error:
                         log.warning("run %s can't be looked at: %s", run.id, error)
                         run.next_look = time.monotonic() + self._constants.run_poll_old_s
                     except Exception:
-                        log.exception("run %s can't be looked at", run.id)
+                        # Not at once: the other runs and the node would go down with it. Not for ever: a run that
+                        # nobody sees ends never, while a lost head is healed.
+                        run.failed_looks += 1
+                        if run.failed_looks >= MAX_FAILED_LOOKS:
+                            raise
+                        log.exception("run %s can't be looked at (%d times in a row)", run.id, run.failed_looks)
                         run.next_look = time.monotonic() + self._constants.run_poll_old_s
             soonest = min((r.next_look for r in runs), default=now)
             self._wake.wait(max(0.01, soonest - time.monotonic()))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +17,7 @@ from agent.facts import Facts
 from agent.journal import Journal
 from agent.members import Members
 from agent.ray_api import RayApi, RayAway
+from agent.runs import MAX_FAILED_LOOKS, Run, Runs
 
 
 class Ray(RayApi):
@@ -207,3 +210,26 @@ def test_maximum_uptime_ends_it_whatever_it_does() -> None:
     assert switch.check(1e12, "busy") == ""
     switch.maximum_uptime_at = (datetime.now(UTC) - timedelta(seconds=1)).isoformat().replace("+00:00", "Z")
     assert "maximum uptime" in switch.check(1e12, "busy")
+
+
+def test_a_run_that_can_never_be_looked_at_ends_the_node_and_not_at_once(
+    facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = replace(Constants(), run_poll_old_s=0.001)
+    unused = cast(Any, None)
+    runs = Runs(Ray(), facts, unused, unused, Journal(tmp_path / "r"), constants, tmp_path, "mark")
+    sick, well = Run("j-1", None, [], given=True), Run("j-2", None, [], given=True)
+    runs._active = {run.id: run for run in (sick, well)}
+    looks: list[str] = []
+
+    def look(run: Run) -> None:
+        looks.append(run.id)
+        run.next_look = 0
+        if run is sick:
+            raise KeyError("status")
+
+    monkeypatch.setattr(runs, "_look", look)
+    with pytest.raises(KeyError):
+        runs.watch(threading.Event())
+    assert looks.count("j-1") == MAX_FAILED_LOOKS
+    assert looks.count("j-2") >= MAX_FAILED_LOOKS - 1, "the others are looked after meanwhile"
