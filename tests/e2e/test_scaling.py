@@ -16,12 +16,13 @@ import pathlib, sys, time, ray
 ray.init()
 
 @ray.remote(num_cpus=1)
-def hold(flag):
+def hold(flag, number):
+    pathlib.Path(f"{flag}-{number}").touch()
     while not pathlib.Path(flag).exists():
         time.sleep(0.2)
     return ray.get_runtime_context().get_node_id()
 
-nodes = set(ray.get([hold.remote(sys.argv[1]) for _ in range(2)]))
+nodes = set(ray.get([hold.remote(sys.argv[1], number) for number in range(2)]))
 print("nodes", len(nodes), flush=True)
 while not pathlib.Path(sys.argv[2]).exists():
     time.sleep(0.2)
@@ -49,6 +50,8 @@ def test_workers_come_by_demand_and_go_without_it(stack: Stack, tmp_path: Path) 
     stack.await_job(job, "RUNNING")
     cluster = stack.job(job)["cluster_id"]
     until("two workers, no more than are needed", lambda: len(workers(stack, cluster)) == 2, 180)
+    # Else the first worker, freed, could take the second task too before the second one does.
+    until("both tasks to run", lambda: all((tmp_path / f"free-{n}").exists() for n in range(2)), 60)
     free.touch()
     until("the workers to go, idle for a minute", lambda: not workers(stack, cluster), 180)
     assert stack.cluster(cluster)["state"] == "RUNNING"
