@@ -33,6 +33,7 @@ _AWAY = {
     RPCStatusCode.FAILED_PRECONDITION,  # its last workflow task failed (a slow machine is enough) and is tried again
 }
 _AGAIN_S = 0.2
+"""Between tries of an update over which a workflow task failed; ``UPDATE_S`` bounds them."""
 
 
 @asynccontextmanager
