@@ -12,6 +12,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from pydantic import Field
+
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Capabilities, Market
 from heliostat.models.clusters import NodeRole
@@ -180,4 +182,88 @@ class Bucket(Protocol):
     def presign_put(self, key: str, expires_in_s: int, *, size: int | None = None, sha256: str | None = None) -> str:
         """URL that anyone may PUT one object to until it expires. With ``size``/``sha256`` the bucket refuses
         other bytes (HTTP 400); a full disk is 507."""
+        ...
+
+
+class EndpointSpec(Model):
+    """One service's endpoint. The same service always gives the same bytes, but for ``grpc``."""
+
+    service_id: str
+    service_name: str
+    installation_id: str
+    grpc: bool = False
+    """Some application of it speaks gRPC: requests of content type ``application/grpc`` go to the gRPC addresses."""
+
+
+class Endpoint(Result):
+    service_id: str
+    url: str
+    """Where people reach it, without a slash at its end: ``http://…`` or ``https://…``; gRPC at the same host and
+    port."""
+    state: str = "ready"
+    """``ready``, or what it waits for."""
+
+
+class Backend(Model):
+    """One cluster of one version: its head's proxy."""
+
+    id: str
+    """The cluster's."""
+    version_id: str
+    http: str
+    """``ip:port``."""
+    grpc: str = ""
+    weight: int = Field(ge=0)
+    """Of this backend's *version*, the same for each of its clusters: the version's share is weight / sum over
+    versions;
+    its clusters share it alike. 0: no traffic but that which names the backend (``BACKEND_HEADER``)."""
+
+
+class BackendCounters(Result):
+    """Since the load balancer's start; a smaller number than before means that it has started anew. An attempt that is
+    retried on another backend counts at both."""
+
+    backend_id: str
+    version_id: str
+    requests: dict[str, int] = {}
+    """By status code, e.g. ``{"200": 17}``."""
+    up: bool = True
+    """By the load balancer's own health checks."""
+
+
+class LoadBalancer(Protocol):
+    """Endpoints of one cloud's services, in the data plane: they answer on while the control plane is away.
+
+    What every implementation does with a request: it is sent to one of the backends by weight, or to the one that
+    ``heliostat.models.services.BACKEND_HEADER`` names (503 when there is none such); one whose backend does not take it
+    (connection refused or reset before the answer began) is tried on another if its method is idempotent; streams,
+    websockets, large bodies and gRPC pass; a backend that does not answer ``GET /-/healthz`` gets no traffic. Tokens
+    are checked by the backends.
+    """
+
+    def ensure(self, spec: EndpointSpec) -> Endpoint:
+        """Makes the endpoint, or starts what of it does not run. Its URL stays the same for the service's life.
+        Without backends it answers 503. Raises BadConfig (its port is taken by another program, its certificate is
+        unreadable),
+        Denied, Throttled; any other CloudError may be tried again."""
+        ...
+
+    def set_backends(self, service_id: str, revision: int, backends: list[Backend]) -> None:
+        """Replaces all backends and weights at once; returns when new requests go by them. Requests that are under way
+        are not touched. A revision that is not greater than the last one's changes nothing, unless it is that one's
+        repeat. Raises Gone when there is no such endpoint."""
+        ...
+
+    def counters(self, service_id: str) -> list[BackendCounters]:
+        """Of the backends that it has now. Raises Gone."""
+        ...
+
+    def describe(self, service_id: str) -> Endpoint | None: ...
+
+    def remove(self, service_id: str) -> None:
+        """Ends it and all that belongs to it. Already gone is done."""
+        ...
+
+    def list_owned(self, installation_id: str) -> list[str]:
+        """Service ids of every endpoint that carries our owner tag with this installation's id."""
         ...

@@ -25,6 +25,7 @@ from heliostat.models.clusters import ClusterState
 from heliostat.models.common import Model, Result
 from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.jobs import JobConfig
+from heliostat.models.services import ProbeConfig, RolloutAction, RolloutConfig
 
 KIND = SearchAttributeKey.for_keyword("HeliostatKind")
 STATE = SearchAttributeKey.for_keyword("HeliostatState")
@@ -58,9 +59,16 @@ class ClusterInput(Model):
     tags: dict[str, str] = {}
     job_id: str | None = None
     """The job that it is made for, which holds its first lease."""
+    service_id: str | None = None
+    """The service that it is made for, likewise."""
     limits: Limits = Limits()
     state: dict[str, Any] | None = None
     """The workflow's own state over continue-as-new; None at first start."""
+
+    @property
+    def made_for(self) -> str | None:
+        """Workflow id of the one that it is made for."""
+        return self.job_id or self.service_id
 
 
 class JobInput(Model):
@@ -83,6 +91,92 @@ class JobInput(Model):
     schedule_id: str | None = None
     limits: Limits = Limits()
     state: dict[str, Any] | None = None
+
+
+class GateTokens(Model):
+    """What the proxies of a service ask for. ``hashes``: sha256 of each valid token, hex; of 256 random bits, so
+    no secret and no salt."""
+
+    enabled: bool = True
+    hashes: list[str] = []
+
+
+class VersionSpec(Model):
+    """One version as its service's workflow needs it; its whole config stands in the records (``service_versions``)."""
+
+    id: str
+    name: str
+    number: int
+    """Counts the service's versions from 1."""
+    compute_config: ComputeConfig
+    """Resolved; of each of its clusters."""
+    cluster_replicas: int = 1
+    probes: dict[str, ProbeConfig] = {}
+    """By application, with the path filled in; those that HTTP does not reach have none."""
+    grpc: bool = False
+    rollout: RolloutConfig = RolloutConfig()
+    idle_termination_minutes: float | None = None
+    created_by: str
+    created_at: datetime
+    tags: dict[str, str] = {}
+
+
+class DeployRequest(Model):
+    """Signal ``deploy`` of a service, which also starts its workflow: new versions to go to."""
+
+    id: str
+    """Of this deploy: the same again changes nothing."""
+    actor: str
+    versions: list[VersionSpec] = []
+    """One, unless ``weights`` are given."""
+    in_place: bool = False
+    canary_percent: int | None = None
+    max_surge_percent: int = 100
+    weights: dict[str, int] = {}
+    """Version id → percent, static; empty: a rollout to the one version."""
+    gate: GateTokens | None = None
+    """With a service's first deploy, and its first after it was terminated."""
+
+
+class ServiceInput(Model):
+    service_id: str
+    name: str
+    project_id: str
+    project: str
+    cloud_id: str
+    cloud: str
+    created_by: str
+    created_at: datetime
+    tags: dict[str, str] = {}
+    limits: Limits = Limits()
+    state: dict[str, Any] | None = None
+    """The workflow's own state over continue-as-new; None at first start."""
+    revision: int = 0
+    """Of the records, when a terminated service is started again: the workflow goes on from it."""
+
+
+class RolloutOrder(Model):
+    """Update ``rollout`` of a service."""
+
+    actor: str
+    action: RolloutAction
+    percent: int | None = None
+
+
+class RollbackOrder(Model):
+    """Update ``rollback`` of a service: the running rollout is abandoned or, when there is none, the version before
+    comes
+    back."""
+
+    actor: str
+    reason: str = ""
+
+
+class GateOrder(Model):
+    """Update ``set_gate`` of a service."""
+
+    actor: str
+    gate: GateTokens
 
 
 class NodeFact(Model):
@@ -207,9 +301,31 @@ async def _start(
         pass  # it has run to its end already
 
 
+def service_attributes(arg: ServiceInput) -> TypedSearchAttributes:
+    return _attributes("service", "STARTING", arg.project, arg.name)
+
+
+async def deploy_service(client: Client, task_queue: str, arg: ServiceInput, deploy: DeployRequest) -> None:
+    """Gives a deploy to ``ServiceWorkflow`` with id = service id, which is started if it does not run: a signal, so no
+    worker need be there. Repeatable while the workflow runs: it knows a deploy by its id. Raises RPCError when Temporal
+    is away."""
+    await client.start_workflow(
+        "ServiceWorkflow",
+        arg,
+        id=arg.service_id,
+        task_queue=task_queue,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        search_attributes=service_attributes(arg),
+        static_summary=f"service {arg.name} on {arg.cloud}",
+        start_signal="deploy",
+        start_signal_args=[deploy],
+    )
+
+
 async def start_cluster(client: Client, task_queue: str, arg: ClusterInput) -> None:
     """Starts ``ClusterWorkflow`` with id = cluster id. Repeatable. Raises RPCError when Temporal is away."""
-    made_for = f" for job {arg.job_id}" if arg.job_id else ""
+    made_for = f" for job {arg.job_id}" if arg.job_id else f" for service {arg.service_id}" if arg.service_id else ""
     await _start(
         client,
         "ClusterWorkflow",

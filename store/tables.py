@@ -153,6 +153,7 @@ clusters = Table(
     # runtime.messages.ClusterInput as accepted: whoever starts the workflow starts it with this.
     Column("input", JSON, nullable=False),
     Column("job_id", String(40)),  # made for this job
+    Column("service_id", String(40)),  # made for this service
     _when("created_at", nullable=False), _when("ended_at"),
     UniqueConstraint("project_id", "live_name"),
 )  # fmt: skip
@@ -228,6 +229,52 @@ jobs = Table(
 Index("ix_jobs_project_name", jobs.c.project_id, jobs.c.name)
 Index("ix_jobs_started", jobs.c.started)
 Index("ix_jobs_schedule", jobs.c.schedule_id)
+
+services = Table(
+    "services", metadata, _id(), _project(),
+    Column("cloud_id", String(40), ForeignKey("clouds.id"), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("live_name", String(63)),  # the name until it is deleted: a terminated service keeps its name and its URL
+    Column("state", String(20), nullable=False),
+    Column("withdrawn", Boolean, nullable=False, default=False),
+    Column("revision", Integer, nullable=False, default=0),
+    Column("doc", JSON, nullable=False),  # heliostat.models.services.Service without versions and tokens
+    # runtime.messages.ServiceInput: whoever starts the workflow starts it with this, at the row's revision.
+    Column("input", JSON, nullable=False),
+    # [{id, created_at, sealed: row of `sealed` that holds {"token": …}, sha256}], the primary one first.
+    Column("tokens", JSON, nullable=False),
+    _when("created_at", nullable=False), _when("ended_at"),
+    UniqueConstraint("project_id", "live_name"),
+)  # fmt: skip
+Index("ix_services_project_state", services.c.project_id, services.c.state)
+
+service_versions = Table(
+    "service_versions", metadata, _id(), _project(),
+    Column("service_id", String(40), ForeignKey("services.id"), nullable=False),
+    Column("deploy_id", String(40), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("config", JSON, nullable=False),  # ServiceConfig, env values masked
+    Column("env_ref", String(40)),  # row of `sealed`: ServiceConfig.secrets()
+    Column("spec", JSON, nullable=False),  # runtime.messages.VersionSpec
+    Column("revision", Integer, nullable=False, default=0),
+    Column("doc", JSON, nullable=False),  # heliostat.models.services.ServiceVersion without config
+    _when("created_at", nullable=False), _when("ended_at"),
+    UniqueConstraint("service_id", "number"),
+    UniqueConstraint("service_id", "name", name="uq_service_versions_name"),
+)  # fmt: skip
+
+service_deploys = Table(
+    # Each accepted deploy, until its service's workflow has taken it up.
+    "service_deploys", metadata, _id(), _project(),
+    Column("service_id", String(40), ForeignKey("services.id"), nullable=False),
+    Column("started", Boolean, nullable=False, default=False),  # its workflow has it; False: the monitor tells it
+    Column("withdrawn", Boolean, nullable=False, default=False),  # refused after all: the workflow passes it over
+    Column("request", JSON, nullable=False),  # runtime.messages.DeployRequest
+    _when("created_at", nullable=False),
+)  # fmt: skip
+Index("ix_service_deploys_started", service_deploys.c.started)
 
 log_streams = Table(
     # Which node shipped a stream, so that a run's log is found without listing the bucket of every node.

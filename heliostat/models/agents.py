@@ -66,6 +66,8 @@ class NodeConfigAnswer(Result):
     maximum_uptime_at: datetime | None = None
     report_interval_s: float = 2.0
     log_prefix: str = ""
+    service_id: str = ""
+    """The service that this cluster serves, if any: then Serve's proxies get our gate."""
 
 
 class HeadAddress(Result):
@@ -95,8 +97,76 @@ class FactKind(StrEnum):
     ``data.error`` (``runtime_env``|``entrypoint``|``supervisor``|``driver_lost``|""), ``data.timed_out``."""
     NODE_FAILED = "node_failed"
     """This node can't start Ray: ``data.reason``. Followed by its end."""
+    SERVE = "serve"
+    """Heads of a service's cluster, on change: ``data`` is a dumped :class:`ServeStatus`. Goes to the service."""
     STOPPING = "stopping"
     """The dead-man switch or maximum uptime ends this machine: ``data.reason``."""
+
+
+class ServeDeployment(Result):
+    status: str
+    """Serve's: ``UPDATING HEALTHY UNHEALTHY DEPLOY_FAILED UPSCALING DOWNSCALING``."""
+    message: str = ""
+    replicas: int = 0
+    """RUNNING ones."""
+
+
+class ServeApplication(Result):
+    status: str
+    """Serve's: ``NOT_STARTED DEPLOYING RUNNING DEPLOY_FAILED DELETING UNHEALTHY``."""
+    message: str = ""
+    """Serve's own; where that is empty or general, the deployments' messages."""
+    deployments: dict[str, ServeDeployment] = {}
+
+
+class ServeStatus(Result):
+    """What Serve says on a head, of the deploy that was given last."""
+
+    version_id: str = ""
+    """Of the last ``serve_deploy`` that Serve took."""
+    deploy: str = ""
+    """Id of that command: a status that tells of an earlier one is old."""
+    healthy: bool = False
+    """Every application of that deploy is RUNNING and the head's proxy is HEALTHY."""
+    failed: bool = False
+    """Some application is DEPLOY_FAILED: Serve has given it up."""
+    message: str = ""
+    """Why it is not healthy, for people: application, deployment and Serve's words."""
+    applications: dict[str, ServeApplication] = {}
+    http: str = ""
+    """``ip:port`` of the head's proxy."""
+    grpc: str = ""
+    """The same for gRPC; "" when it is off."""
+
+
+class ServeTraffic(Result):
+    """In the reports of a service's heads: what the gate in the head's proxies has seen, HTTP and gRPC together.
+    Counters grow from the proxy's start on; a smaller one than before means that it has started anew."""
+
+    version_id: str = ""
+    requests: int = 0
+    """Whose answer has ended; probes (``probes`` below) are not counted here."""
+    errors: int = 0
+    """Of them: answered 5xx, or broken off by the application."""
+    refused: int = 0
+    """401 and 403 by the gate; not in ``requests``."""
+    probes: int = 0
+    buckets: list[int] = []
+    """Histogram of the time until the answer began, by ``LATENCY_BOUNDS_MS`` and one more."""
+    ongoing: int = 0
+    oldest_s: float = 0
+    """For how long the oldest request that has had no byte of an answer waits."""
+    connections: int = 0
+    """Open TCP connections to the proxy's ports; its own process' and the agent's not counted."""
+    draining: bool = False
+    last_request_at: datetime | None = None
+    window_s: float = 0
+    """Of the three below: the last 60 s, or as far back as the proxy goes."""
+    window_requests: int = 0
+    window_errors: int = 0
+    window_buckets: list[int] = []
+    alive: bool = True
+    """False: the proxy did not answer the agent; the rest is of the last time that it did."""
 
 
 class Fact(Result):
@@ -123,6 +193,8 @@ class ReportRequest(Result):
     """Heads: node ids that Ray says are alive."""
     resources: dict[str, Any] = {}
     """Heads: totals and usage for people; never decided on."""
+    serve: ServeTraffic | None = None
+    """Heads of a service's cluster."""
     facts: list[Fact] = []
     log_bytes_pending: int = 0
 
@@ -161,6 +233,29 @@ class CommandKind(StrEnum):
     """Heads. From now on no new run is accepted; the answer is the activity asked afresh:
     ``{"activity": "idle|busy|unknown", "reason": …}``."""
     UNFENCE = "unfence"
+    SERVE_DEPLOY = "serve_deploy"
+    """Heads of a service's cluster. Given as ``version_id``, ``target_capacity`` (percent or null) and ``gate``;
+    the API
+    fills in ``config`` when it hands it over: Serve's multi-application config without host and port, in which
+    ``working_dir`` and ``py_modules`` are packages as in SUBMIT_RUN. Replaces all that is deployed. Result, once Serve
+    has taken it: ``{"http": "ip:port", "grpc": "ip:port"|""}``; what becomes of it is told by SERVE facts."""
+    SERVE_PROBE = "serve_probe"
+    """args: ``url`` (the endpoint's), ``cluster_id``, ``version_id``, ``probes`` [{application, path, method, body,
+    headers, expected_status, timeout_s}], ``give_up_s``. Sends each through the load balancer, which is told by
+    BACKEND_HEADER to come back to this cluster, with a token of the agent's own, again and again until each was
+    answered
+    as expected three times in a row or ``give_up_s`` passed. Result: ``{"healthy": bool, "message": str,
+    "applications": {name:
+    {"status": int|null, "ms": float, "message": str}}}``."""
+    SERVE_GATE = "serve_gate"
+    """args: ``gate`` {"enabled": bool, "hashes": [sha256 hex]}, ``draining`` (false takes a drain back). Result ``{}``
+    once the proxies go by it. The head keeps it on its disk."""
+    SERVE_DRAIN = "serve_drain"
+    """args: ``timeout_s``. The proxies say ``Connection: close`` with each answer from now on. Result when no
+    request is
+    ongoing and no connection open for one second, or at the timeout: ``{"drained": bool, "ongoing": int,
+    "connections": int,
+    "seconds": float}``. Nothing is ended here: the cluster's end does."""
 
 
 class Command(Result):
