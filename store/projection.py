@@ -21,13 +21,13 @@ from runtime.keys import Keys
 from runtime.messages import ClusterInput, JobInput
 from store.commands import close_commands
 from store.database import Database, insert, insert_new
-from store.tables import clusters, events, hearing, jobs, nodes, reports, sealed
+from store.tables import clusters, events, hearing, jobs, nodes, reports, sealed, services
 
 HEARING_GAP_S = 5.0
 """The API notes every second or so that it can hear. Not noted for so long: it can't, silence counts for nothing."""
 
 
-def _newer(table: Table) -> Update:
+def newer(table: Table) -> Update:
     """Of a row that takes writes, by one that is not older. Built once: these are the hottest statements."""
     c = table.c
     return update(table).where(
@@ -35,8 +35,8 @@ def _newer(table: Table) -> Update:
     )
 
 
-_UPDATE_JOB = _newer(jobs)
-_UPDATE_CLUSTER = _newer(clusters)
+_UPDATE_JOB = newer(jobs)
+_UPDATE_CLUSTER = newer(clusters)
 _END_CLUSTER = _UPDATE_CLUSTER.values(live_name=null())
 
 
@@ -46,6 +46,7 @@ class ClusterRow:
     project_id: str
     cloud_id: str
     job_id: str | None
+    service_id: str | None
     started: bool
     withdrawn: bool
     revision: int
@@ -95,9 +96,9 @@ async def write_cluster(
         wrote = await conn.execute(_END_CLUSTER if cluster.state.settled else _UPDATE_CLUSTER, values)
         if wrote.rowcount:
             await _write_nodes(conn, cluster.revision, nodes, node_configs)
-        elif not await _takes_writes(conn, clusters, cluster.id):
+        elif not await takes_writes(conn, clusters, cluster.id):
             return False
-        await _insert_events(conn, events)
+        await insert_events(conn, events)
         return True
 
 
@@ -113,16 +114,16 @@ async def write_job(db: Database, job: Job, events: list[Event]) -> bool:
             "ended_at": job.ended_at,
         }
         wrote = await conn.execute(_UPDATE_JOB, values)
-        if not wrote.rowcount and not await _takes_writes(conn, jobs, job.id):
+        if not wrote.rowcount and not await takes_writes(conn, jobs, job.id):
             return False
-        await _insert_events(conn, events)
+        await insert_events(conn, events)
         return True
 
 
 async def add_events(db: Database, events: list[Event]) -> None:
     """Repeatable: an event's id is written once."""
     async with db.begin() as conn:
-        await _insert_events(conn, events)
+        await insert_events(conn, events)
 
 
 async def insert_cluster(conn: AsyncConnection, cluster: Cluster, arg: ClusterInput) -> bool:
@@ -138,13 +139,15 @@ async def insert_cluster(conn: AsyncConnection, cluster: Cluster, arg: ClusterIn
         "doc": cluster.model_dump(mode="json"),
         "input": arg.model_dump(mode="json"),
         "job_id": arg.job_id,
+        "service_id": arg.service_id,
         "created_at": cluster.created_at,
     }
     return await insert_new(conn, clusters, row)
 
 
-async def insert_cluster_for_job(db: Database, cluster: Cluster, arg: ClusterInput) -> None:
-    """The row of a job's own cluster; its id is derived from the job's, so a repeat changes nothing."""
+async def insert_made_cluster(db: Database, cluster: Cluster, arg: ClusterInput) -> None:
+    """The row of a cluster that was made for a job or a service; its id is derived from theirs, so a repeat changes
+    nothing."""
     async with db.begin() as conn:
         await insert_cluster(conn, cluster, arg)
 
@@ -187,16 +190,19 @@ async def unstarted(db: Database, older_than_s: float) -> tuple[list[ClusterRow]
 
 
 async def mark_started(db: Database, kind: str, id: str) -> None:
-    """Its workflow exists. ``kind``: ``cluster`` or ``job``."""
+    """Its workflow exists. ``kind``: ``cluster`` or ``job``; of a service nothing is noted, its deploys are
+    (:func:`store.services.claim_deploy`)."""
     table = _TABLES[kind]
+    if "started" not in table.c:
+        return
     async with db.begin() as conn:
         await conn.execute(update(table).where(table.c.id == id).values(started=True))
 
 
 async def is_withdrawn(db: Database, kind: str, id: str) -> bool:
-    """True too when there is no such row."""
+    """True too when there is no such row. ``kind``: ``cluster``, ``job`` or ``service``."""
     async with db.read() as conn:
-        return not await _takes_writes(conn, _TABLES[kind], id)
+        return not await takes_writes(conn, _TABLES[kind], id)
 
 
 async def load_cluster(db: Database, id: str) -> ClusterRow | None:
@@ -294,10 +300,10 @@ async def unheard_heads(db: Database, now: datetime, silence_s: float) -> list[t
         return [(row.cluster_id, row.id, max(row.at, heard.since)) for row in rows]
 
 
-_TABLES = {"cluster": clusters, "job": jobs}
+_TABLES = {"cluster": clusters, "job": jobs, "service": services}
 
 
-async def _takes_writes(conn: AsyncConnection, table: Any, id: str) -> bool:
+async def takes_writes(conn: AsyncConnection, table: Any, id: str) -> bool:
     withdrawn = await conn.scalar(select(table.c.withdrawn).where(table.c.id == id))
     return withdrawn is False or withdrawn == 0
 
@@ -325,7 +331,7 @@ async def _write_nodes(
         await close_commands(conn, ended)
 
 
-async def _insert_events(conn: AsyncConnection, items: list[Event]) -> None:
+async def insert_events(conn: AsyncConnection, items: list[Event]) -> None:
     for event in items:
         await insert_new(conn, events, event.model_dump())
 
@@ -336,6 +342,7 @@ def _cluster_row(r: Row[Any]) -> ClusterRow:
         project_id=r.project_id,
         cloud_id=r.cloud_id,
         job_id=r.job_id,
+        service_id=r.service_id,
         started=r.started,
         withdrawn=r.withdrawn,
         revision=r.revision,

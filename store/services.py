@@ -1,0 +1,491 @@
+"""Services, their versions, deploys and tokens in the records.
+
+The row of a service and those of its versions are written by its workflow under the service's revision, as all
+projections are (``store/projection.py``). The API writes what is accepted: a new service, versions and the deploy that
+brings them, tokens. Each of its transactions locks the service's row first, so that two deploys at the same moment get
+different numbers. A deleted service is withdrawn: it is seen by nobody, and retention takes its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, bindparam, delete, func, null, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from heliostat.models.agents import ServeTraffic
+from heliostat.models.clusters import NodeRole
+from heliostat.models.common import Event, Result, utcnow
+from heliostat.models.services import Service, ServiceConfig, ServiceState, ServiceVersion, ServiceVersionState
+from runtime.messages import DeployRequest, GateTokens, ServiceInput, VersionSpec
+from store.database import Database, insert_new
+from store.projection import insert_events, newer, takes_writes
+from store.tables import nodes, reports, sealed, service_deploys, service_versions, services
+
+_UPDATE_SERVICE = newer(services)
+_UPDATE_VERSION = update(service_versions).where(
+    service_versions.c.id == bindparam("its_id"),
+    service_versions.c.service_id == bindparam("its_service"),
+    service_versions.c.revision <= bindparam("its_revision"),
+)
+_NOT_IN_DOC = {"versions", "query_auth_token", "query_auth_tokens"}
+
+
+class StoredToken(Result):
+    """One of the services' ``tokens``. The token itself lies in ``sealed`` under ``id``."""
+
+    id: str
+    created_at: datetime
+    sha256: str
+    told: bool = False
+    """The workflow knows of it; False: it is to be told the whole set again."""
+    deleted: bool = False
+    """It is no more, but the workflow does not know that yet."""
+
+
+@dataclass(frozen=True)
+class ServiceRow:
+    id: str
+    project_id: str
+    cloud_id: str
+    name: str
+    withdrawn: bool
+    revision: int
+    service: Service
+    """Without versions and tokens."""
+    input: ServiceInput
+    """What its workflow is started with; ``revision`` is the row's."""
+    told_revision: int
+    """The row's when the service was made or started again: the same as ``revision`` until its workflow has written."""
+    tokens: list[StoredToken]
+    """The primary one first; see ``valid_tokens``."""
+
+    @property
+    def state(self) -> ServiceState:
+        return self.service.state
+
+    @property
+    def valid_tokens(self) -> list[StoredToken]:
+        return [t for t in self.tokens if not t.deleted]
+
+    @property
+    def gate(self) -> GateTokens:
+        """What its proxies are to ask for: nothing, for a service without tokens."""
+        valid = self.valid_tokens
+        return GateTokens(enabled=bool(valid), hashes=[t.sha256 for t in valid])
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    id: str
+    service_id: str
+    deploy_id: str
+    number: int
+    name: str
+    state: ServiceVersionState
+    env_ref: str | None
+    spec: VersionSpec
+    version: ServiceVersion
+    """With its config, env values masked."""
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class ServiceNames:
+    id: str
+    name: str
+    project: str
+    cloud_id: str
+    versions: dict[str, str] = field(default_factory=dict)
+    """Names of those that have not ended, by id."""
+
+
+# --- what the workflow writes and asks --------------------------------------------------------------------
+
+
+async def write_service(db: Database, service: Service, versions: list[ServiceVersion], events: list[Event]) -> bool:
+    """The service, those of its versions that are given (their config is not touched), and what happened. A smaller
+    revision than the row's changes nothing. False: there is no such row, or it was withdrawn."""
+    async with db.begin() as conn:
+        values = {
+            "its_id": service.id,
+            "its_revision": service.revision,
+            "state": service.state,
+            "revision": service.revision,
+            "doc": _doc(service),
+            "ended_at": service.ended_at,
+        }
+        wrote = await conn.execute(_UPDATE_SERVICE, values)
+        if not wrote.rowcount and not await takes_writes(conn, services, service.id):
+            return False
+        for version in versions:
+            await conn.execute(
+                _UPDATE_VERSION,
+                {
+                    "its_id": version.id,
+                    "its_service": service.id,
+                    "its_revision": service.revision,
+                    "state": version.state,
+                    "revision": service.revision,
+                    "doc": _version_doc(version),
+                    "ended_at": version.ended_at,
+                },
+            )
+        await insert_events(conn, events)
+        return True
+
+
+async def claim_deploy(db: Database, deploy_id: str) -> bool:
+    """Says that its service's workflow has it, after which its acceptance can't be taken back. False: it was taken back
+    before, or there is no such deploy. Repeatable."""
+    d = service_deploys.c
+    async with db.begin() as conn:
+        done = await conn.execute(
+            update(service_deploys).where(d.id == deploy_id, d.withdrawn.is_(False)).values(started=True)
+        )
+        return bool(done.rowcount)
+
+
+async def unstarted_deploys(
+    db: Database, older_than_s: float, service_id: str | None = None
+) -> list[tuple[ServiceInput, DeployRequest]]:
+    """Accepted deploys (of one service) that are not known to have reached their workflow, oldest first.
+    ``older_than_s`` leaves those alone that the API is about to tell it itself."""
+    d = service_deploys.c
+    query = (
+        select(d.request, services.c.input, services.c.revision)
+        .select_from(service_deploys.join(services, services.c.id == d.service_id))
+        .where(
+            d.started.is_(False),
+            d.withdrawn.is_(False),
+            services.c.withdrawn.is_(False),
+            d.created_at <= utcnow() - timedelta(seconds=older_than_s),
+        )
+        .order_by(d.created_at, d.id)
+        .limit(1000)
+    )
+    if service_id is not None:
+        query = query.where(d.service_id == service_id)
+    async with db.read() as conn:
+        rows = (await conn.execute(query)).all()
+    return [(_input(r.input, r.revision), DeployRequest.model_validate(r.request)) for r in rows]
+
+
+async def latest_traffic(db: Database, cluster_ids: Collection[str]) -> dict[str, tuple[ServeTraffic, datetime]]:
+    """What the newest head of each cluster reported last of its proxies, and when. A cluster is left out whose newest
+    head has not spoken of them."""
+    if not cluster_ids:
+        return {}
+    async with db.read() as conn:
+        rows = await conn.execute(
+            select(nodes.c.cluster_id, reports.c.doc, reports.c.at)
+            .select_from(nodes.outerjoin(reports, reports.c.node_id == nodes.c.id))
+            .where(nodes.c.cluster_id.in_(cluster_ids), nodes.c.role == NodeRole.HEAD)
+            .order_by(nodes.c.generation)
+        )
+        newest = {r.cluster_id: r for r in rows}
+    told = {id: r for id, r in newest.items() if r.doc and r.doc.get("serve")}
+    return {id: (ServeTraffic.model_validate(r.doc["serve"]), r.at) for id, r in told.items()}
+
+
+async def untold_gates(db: Database) -> list[tuple[str, GateTokens]]:
+    """(service, its tokens) where the workflow may not know of a change; call ``gate_told`` after telling it."""
+    async with db.read() as conn:
+        rows = await conn.execute(
+            select(services).where(services.c.withdrawn.is_(False), services.c.state != ServiceState.TERMINATED)
+        )
+        found = [_row(r) for r in rows]
+    return [(row.id, row.gate) for row in found if any(t.deleted or not t.told for t in row.tokens)]
+
+
+async def gate_told(db: Database, service_id: str, gate: GateTokens) -> None:
+    """The workflow was told exactly this. What has changed since stays untold."""
+    async with db.begin() as conn:
+        row = await lock_service(conn, service_id)
+        if row is None:
+            return
+        kept, gone = [], []
+        for token in row.tokens:
+            known = token.sha256 in gate.hashes
+            if token.deleted and not known:
+                gone.append(token.id)
+            else:
+                kept.append(token if token.deleted or not known else token.model_copy(update={"told": True}))
+        if kept != row.tokens:
+            await write_tokens(conn, service_id, kept)
+            await conn.execute(delete(sealed).where(sealed.c.id.in_(gone)))
+
+
+async def names(db: Database) -> list[ServiceNames]:
+    """Of all services that have not ended, for labels of metrics."""
+    async with db.read() as conn:
+        rows = await conn.execute(
+            select(services.c.id, services.c.name, services.c.doc, services.c.cloud_id).where(
+                services.c.withdrawn.is_(False), services.c.ended_at.is_(None)
+            )
+        )
+        found = {r.id: ServiceNames(id=r.id, name=r.name, project=r.doc["project"], cloud_id=r.cloud_id) for r in rows}
+        v = service_versions.c
+        for r in await conn.execute(
+            select(v.id, v.service_id, v.name).where(v.service_id.in_(found), v.ended_at.is_(None))
+        ):
+            found[r.service_id].versions[r.id] = r.name
+    return list(found.values())
+
+
+# --- what is looked at ------------------------------------------------------------------------------------
+
+
+async def load_service(db: Database, id: str) -> ServiceRow | None:
+    async with db.read() as conn:
+        row = (await conn.execute(select(services).where(services.c.id == id))).first()
+        return _row(row) if row else None
+
+
+async def load_version(db: Database, id: str) -> VersionRow | None:
+    async with db.read() as conn:
+        row = (await conn.execute(select(service_versions).where(service_versions.c.id == id))).first()
+        return version_row(row) if row else None
+
+
+async def living_named(conn: AsyncConnection, project_id: str, name: str) -> ServiceRow | None:
+    """The service that has this name now, terminated or not."""
+    found = await conn.execute(
+        select(services).where(services.c.project_id == project_id, services.c.live_name == name)
+    )
+    row = found.first()
+    return _row(row) if row else None
+
+
+async def versions_of(conn: AsyncConnection, service_id: str, ended: int | None = None) -> list[VersionRow]:
+    """Newest first; ``ended``: only so many of those that have ended."""
+    v = service_versions.c
+    mine = select(service_versions).where(v.service_id == service_id)
+    if ended is None:
+        return [version_row(r) for r in await conn.execute(mine.order_by(v.number.desc()))]
+    living = await conn.execute(mine.where(v.ended_at.is_(None)))
+    over = await conn.execute(mine.where(v.ended_at.is_not(None)).order_by(v.number.desc()).limit(ended))
+    return sorted((version_row(r) for r in [*living, *over]), key=lambda row: -row.number)
+
+
+# --- what is accepted -------------------------------------------------------------------------------------
+
+
+async def insert_service(conn: AsyncConnection, service: Service, arg: ServiceInput, tokens: list[StoredToken]) -> bool:
+    """Insert-or-ignore by id and by name; False: nothing was inserted."""
+    row = {
+        "id": service.id,
+        "project_id": arg.project_id,
+        "cloud_id": arg.cloud_id,
+        "name": service.name,
+        "live_name": service.name,
+        "state": service.state,
+        "revision": service.revision,
+        "doc": _doc(service),
+        "input": arg.model_dump(mode="json"),
+        "tokens": [t.model_dump(mode="json") for t in tokens],
+        "created_at": service.created_at,
+    }
+    return await insert_new(conn, services, row)
+
+
+async def lock_service(conn: AsyncConnection, id: str) -> ServiceRow | None:
+    """Until the transaction ends nobody else writes it. None: there is none, or it was withdrawn."""
+    query = select(services).where(services.c.id == id, services.c.withdrawn.is_(False)).with_for_update()
+    row = (await conn.execute(query)).first()
+    return _row(row) if row else None
+
+
+async def reopen_service(conn: AsyncConnection, row: ServiceRow, arg: ServiceInput, at: datetime) -> ServiceRow:
+    """A terminated service is to start again, under the next revision: what its former workflow may still have on the
+    way changes nothing. Call with the row locked."""
+    revision = row.revision + 1
+    arg = arg.model_copy(update={"revision": revision})
+    reopened = {
+        "state": ServiceState.STARTING,
+        "reason": "asked for again",
+        "waits_for": "",
+        "state_since": at,
+        "ended_at": None,
+        "primary_version": None,
+        "canary_version": None,
+        "rollout": None,
+        "gate_hashes": [],
+        "tags": arg.tags,
+        "revision": revision,
+    }
+    service = row.service.model_copy(update=reopened)
+    await _put(conn, service, arg)
+    return _replaced(row, service, arg)
+
+
+async def _put(conn: AsyncConnection, service: Service, arg: ServiceInput) -> None:
+    await conn.execute(
+        update(services)
+        .where(services.c.id == service.id)
+        .values(
+            state=service.state,
+            revision=service.revision,
+            doc=_doc(service),
+            input=arg.model_dump(mode="json"),
+            ended_at=service.ended_at,
+        )
+    )
+
+
+async def write_tokens(conn: AsyncConnection, service_id: str, tokens: list[StoredToken]) -> None:
+    """Call with the row locked."""
+    value = [t.model_dump(mode="json") for t in tokens]
+    await conn.execute(update(services).where(services.c.id == service_id).values(tokens=value))
+
+
+async def next_number(conn: AsyncConnection, service_id: str) -> int:
+    """Call with the row locked."""
+    v = service_versions.c
+    return (await conn.scalar(select(func.max(v.number)).where(v.service_id == service_id)) or 0) + 1
+
+
+async def insert_version(
+    conn: AsyncConnection,
+    project_id: str,
+    deploy_id: str,
+    spec: VersionSpec,
+    version: ServiceVersion,
+    env_ref: str | None,
+) -> None:
+    """``version.config`` must be masked. Call with the service's row locked."""
+    await conn.execute(
+        service_versions.insert().values(
+            id=version.id,
+            project_id=project_id,
+            service_id=version.service_id,
+            deploy_id=deploy_id,
+            number=version.number,
+            name=version.name,
+            state=version.state,
+            config=version.config.model_dump(mode="json"),
+            env_ref=env_ref,
+            spec=spec.model_dump(mode="json"),
+            doc=_version_doc(version),
+            created_at=version.created_at,
+        )
+    )
+
+
+async def insert_deploy(conn: AsyncConnection, project_id: str, service_id: str, request: DeployRequest) -> None:
+    await conn.execute(
+        service_deploys.insert().values(
+            id=request.id,
+            project_id=project_id,
+            service_id=service_id,
+            request=request.model_dump(mode="json"),
+            created_at=utcnow(),
+        )
+    )
+
+
+async def withdraw_deploy(conn: AsyncConnection, deploy_id: str, before: ServiceRow | None) -> bool:
+    """Takes back a deploy that its workflow does not have: its versions go, and so does its service, if this deploy
+    made it and no other has come since. ``before``: the service as it was when this deploy started it again, which it
+    becomes again. False: the workflow has it already."""
+    d = service_deploys.c
+    service_id = await conn.scalar(select(d.service_id).where(d.id == deploy_id))
+    row = await lock_service(conn, service_id) if service_id is not None else None
+    mine = update(service_deploys).where(d.id == deploy_id, d.started.is_(False), d.withdrawn.is_(False))
+    if row is None or not (await conn.execute(mine.values(withdrawn=True))).rowcount:
+        return False
+    v = service_versions.c
+    env = select(v.env_ref).where(v.deploy_id == deploy_id, v.env_ref.is_not(None))
+    await conn.execute(delete(sealed).where(sealed.c.id.in_(env)))
+    await conn.execute(delete(service_versions).where(v.deploy_id == deploy_id))
+    since = before.service.ended_at if before is not None else None
+    others = select(d.id).where(d.service_id == row.id, d.withdrawn.is_(False)).limit(1)
+    if since is not None:
+        others = others.where(d.created_at > since)
+    if row.revision != row.told_revision or await conn.scalar(others) is not None:
+        return True
+    if before is None:
+        await _withdraw(conn, row)
+    else:
+        service = before.service.model_copy(update={"revision": row.revision})
+        await _put(conn, service, before.input.model_copy(update={"revision": before.told_revision}))
+    return True
+
+
+async def delete_service(conn: AsyncConnection, row: ServiceRow) -> None:
+    """Nobody sees it any more, its name is free, and its secrets are gone at once. Call with the row locked."""
+    await _withdraw(conn, row)
+    v = service_versions.c
+    env = select(v.env_ref).where(v.service_id == row.id, v.env_ref.is_not(None))
+    await conn.execute(delete(sealed).where(sealed.c.id.in_(env)))
+
+
+async def _withdraw(conn: AsyncConnection, row: ServiceRow) -> None:
+    await conn.execute(
+        update(services).where(services.c.id == row.id).values(withdrawn=True, live_name=null(), tokens=[])
+    )
+    await conn.execute(delete(sealed).where(sealed.c.id.in_([t.id for t in row.tokens])))
+
+
+# --- rows -------------------------------------------------------------------------------------------------
+
+
+def _doc(service: Service) -> dict[str, Any]:
+    return service.model_dump(mode="json", exclude=_NOT_IN_DOC)
+
+
+def _version_doc(version: ServiceVersion) -> dict[str, Any]:
+    return version.model_dump(mode="json", exclude={"config", "traffic"})
+
+
+def _input(stored: dict[str, Any], revision: int) -> ServiceInput:
+    return ServiceInput.model_validate({**stored, "revision": revision})
+
+
+def _row(r: Row[Any]) -> ServiceRow:
+    return ServiceRow(
+        id=r.id,
+        project_id=r.project_id,
+        cloud_id=r.cloud_id,
+        name=r.name,
+        withdrawn=r.withdrawn,
+        revision=r.revision,
+        service=Service.model_validate(r.doc),
+        input=_input(r.input, r.revision),
+        told_revision=r.input["revision"],
+        tokens=[StoredToken.model_validate(t) for t in r.tokens],
+    )
+
+
+def _replaced(row: ServiceRow, service: Service, arg: ServiceInput) -> ServiceRow:
+    return ServiceRow(
+        id=row.id,
+        project_id=row.project_id,
+        cloud_id=row.cloud_id,
+        name=row.name,
+        withdrawn=False,
+        revision=service.revision,
+        service=service,
+        input=arg,
+        told_revision=service.revision,
+        tokens=row.tokens,
+    )
+
+
+def version_row(r: Row[Any]) -> VersionRow:
+    config = ServiceConfig.model_validate(r.config)
+    return VersionRow(
+        id=r.id,
+        service_id=r.service_id,
+        deploy_id=r.deploy_id,
+        number=r.number,
+        name=r.name,
+        state=ServiceVersionState(r.state),
+        env_ref=r.env_ref,
+        spec=VersionSpec.model_validate(r.spec),
+        version=ServiceVersion.model_validate({**r.doc, "config": config}),
+        ended_at=r.ended_at,
+    )
