@@ -19,6 +19,7 @@ import httpx
 
 from clouds.base import Machine, MachineSpec
 from clouds.fake import Boot, PowerOff
+from clouds.fake_serve import FakeServe
 
 PROTOCOL = 1
 LONG_POLL_S = 25
@@ -40,6 +41,10 @@ class Behaviour:
     """The agent falls silent so long after its registration, as after a power cut."""
     damp_s: float = 2.0
     """A change of activity is told after it has held for so long."""
+    serve_healthy_s: float = 0
+    """From a deploy of Serve until it is healthy."""
+    serve_requests_per_s: float = 10
+    """That each head of a service says it answers."""
 
 
 class Ended(Exception):
@@ -164,6 +169,13 @@ class FakeAgent:
         self._ray_up = False
         self._activity, self._activity_since = "unknown", _now()
         self._damping: asyncio.TimerHandle | None = None
+        how = self.fleet.behaviour
+        self.serve = FakeServe(
+            f"{self.ip}:8000",
+            how.serve_healthy_s,
+            how.serve_requests_per_s,
+            lambda status: self.tell("serve", **status),
+        )
         self.task = asyncio.get_running_loop().create_task(self._live(), name=f"fake agent {self.node_id}")
 
     @property
@@ -238,6 +250,7 @@ class FakeAgent:
             run.timer.cancel()
         if self._damping is not None:
             self._damping.cancel()
+        self.serve.stop()
         if self.fleet.agents.get(self.node_id) is self:
             del self.fleet.agents[self.node_id]
         head = self.fleet.heads.get(self.config.get("cluster_id", ""))
@@ -265,6 +278,7 @@ class FakeAgent:
                 "gcs_address": f"{self.ip}:6379" if self.is_head else "",
                 "workers_alive": sorted(self.workers),
                 "facts": list(self._facts.values()),
+                "serve": self.serve.traffic(),
             }
             answer = (await self._call("POST", "/report", json=report)).json()
             for fact_id in answer["acked"]:
@@ -298,7 +312,10 @@ class FakeAgent:
 
     async def _carry_out(self, command: dict[str, Any]) -> None:
         if command["id"] not in self._journal:
-            self._journal[command["id"]] = self._result(command["kind"], command["args"])
+            serves = command["kind"].startswith("serve_")
+            self._journal[command["id"]] = (
+                self.serve.result(command) if serves else self._result(command["kind"], command["args"])
+            )
         result = self._journal[command["id"]]
         await self._call("POST", f"/commands/{command['id']}/result", json=result, quiet=(404,))
 

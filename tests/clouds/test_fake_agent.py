@@ -33,8 +33,11 @@ from heliostat.models.agents import (
     RegisterRequest,
     ReportAnswer,
     ReportRequest,
+    ServeStatus,
+    ServeTraffic,
 )
 from heliostat.models.clusters import NodeRole, NodeState
+from heliostat.models.services import LATENCY_BOUNDS_MS, quantile
 from tests.clouds.support import Cloud
 
 
@@ -294,6 +297,55 @@ async def test_machines_of_the_fake_cloud_boot_agents(api: Api, fleet: FakeFleet
         await asyncio.to_thread(machines.terminate, [machine.machine_id])
         await asyncio.wait_for(agent.task, 10)
         watching.cancel()
+
+
+async def test_serve_is_deployed_probed_and_drained(api: Api, fleet: FakeFleet) -> None:
+    fleet.behaviour.serve_healthy_s = 0.2
+    fleet.behaviour.serve_requests_per_s = 500
+    head = fleet.start(script("c1-head"), "10.0.0.1")
+    await api.when(lambda: "c1-head" in api.reports)
+    assert api.reports["c1-head"].serve is None, "before the first deploy there is no proxy"
+    gate = {"enabled": True, "hashes": ["ab" * 32]}
+    api.give("c1-head", CommandKind.SERVE_DEPLOY, "d", version_id="sv_1", target_capacity=None, gate=gate)
+    await api.when(lambda: api.results["d"])
+    assert api.results["d"] == [CommandResult(ok=True, result={"http": "10.0.0.1:8000", "grpc": ""})]
+    probe = {"version_id": "sv_1", "url": "http://x", "cluster_id": "c1", "probes": [{"application": "default"}]}
+    api.give("c1-head", CommandKind.SERVE_PROBE, "p1", **probe)
+    await api.when(lambda: api.results["p1"])
+
+    def told() -> list[ServeStatus]:
+        return [ServeStatus.model_validate(f.data) for f in api.facts["c1-head"] if f.kind == FactKind.SERVE]
+
+    await api.when(lambda: len(told()) == 2)
+    deploying, healthy = told()
+    assert (deploying.healthy, deploying.version_id, deploying.deploy) == (False, "sv_1", "d")
+    assert deploying.message
+    assert (healthy.healthy, healthy.http, healthy.failed) == (True, "10.0.0.1:8000", False)
+    api.give("c1-head", CommandKind.SERVE_PROBE, "p2", **probe)
+    await api.when(lambda: api.results["p2"])
+    assert api.results["p2"][0].result["healthy"]
+    assert api.results["p2"][0].result["applications"]["default"]["status"] == 200
+    assert head.serve.gate == gate
+
+    def traffic() -> ServeTraffic:
+        found = api.reports["c1-head"].serve
+        assert found is not None
+        return found
+
+    await api.when(lambda: traffic().requests > 20)
+    assert traffic().version_id == "sv_1"
+    assert sum(traffic().buckets) == traffic().requests
+    assert len(traffic().buckets) == len(LATENCY_BOUNDS_MS) + 1
+    assert 10 <= (quantile(traffic().window_buckets, 0.5) or 0) <= 15
+    api.give("c1-head", CommandKind.SERVE_DRAIN, "e", timeout_s=60)
+    await api.when(lambda: api.results["e"])
+    assert api.results["e"][0].result["drained"]
+    await api.when(lambda: traffic().draining and traffic().connections == 0)
+    seen, seq = traffic().requests, api.reports["c1-head"].seq
+    await api.when(lambda: api.reports["c1-head"].seq > seq + 1)
+    assert traffic().requests == seen, "nobody sends what is drained anything"
+    api.give("c1-head", CommandKind.SERVE_GATE, "g", gate=gate, draining=False)
+    await api.when(lambda: traffic().requests > seen)
 
 
 async def test_two_thousand_runs_at_once(api: Api, fleet: FakeFleet) -> None:
