@@ -1,5 +1,5 @@
-"""Heliostat: Ray clusters and jobs on your own machines. What is not listed here or in ``heliostat.models`` and
-``heliostat.errors`` may change without notice."""
+"""Heliostat: Ray clusters, jobs and services on your own machines. What is not listed here or in ``heliostat.models``
+and ``heliostat.errors`` may change without notice."""
 
 from __future__ import annotations
 
@@ -22,6 +22,22 @@ if TYPE_CHECKING:
     )
     from heliostat.models.jobs import Job, JobConfig, JobState, Run, RunCause, RunState
     from heliostat.models.schedules import OverlapPolicy, Schedule, ScheduleConfig, ScheduleState
+    from heliostat.models.services import (
+        ApplicationConfig,
+        ProbeConfig,
+        QueryToken,
+        Rollout,
+        RolloutAction,
+        RolloutConfig,
+        Service,
+        ServiceConfig,
+        ServiceDeploy,
+        ServiceState,
+        ServiceVersion,
+        ServiceVersionState,
+        Traffic,
+        VersionWeight,
+    )
 
 __version__ = "0.1.0"
 
@@ -42,10 +58,27 @@ _HOME = {
     ],
     "heliostat.models.jobs": ["Job", "JobConfig", "JobState", "Run", "RunCause", "RunState"],
     "heliostat.models.schedules": ["OverlapPolicy", "Schedule", "ScheduleConfig", "ScheduleState"],
+    "heliostat.models.services": [
+        "ApplicationConfig",
+        "ProbeConfig",
+        "QueryToken",
+        "Rollout",
+        "RolloutAction",
+        "RolloutConfig",
+        "Service",
+        "ServiceConfig",
+        "ServiceDeploy",
+        "ServiceState",
+        "ServiceVersion",
+        "ServiceVersionState",
+        "Traffic",
+        "VersionWeight",
+    ],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "ApplicationConfig",
     "AsyncClient",
     "Client",
     "Cluster",
@@ -64,6 +97,11 @@ __all__ = [
     "Node",
     "OverlapPolicy",
     "PhysicalResources",
+    "ProbeConfig",
+    "QueryToken",
+    "Rollout",
+    "RolloutAction",
+    "RolloutConfig",
     "Run",
     "RunCause",
     "RunState",
@@ -71,6 +109,14 @@ __all__ = [
     "Schedule",
     "ScheduleConfig",
     "ScheduleState",
+    "Service",
+    "ServiceConfig",
+    "ServiceDeploy",
+    "ServiceState",
+    "ServiceVersion",
+    "ServiceVersionState",
+    "Traffic",
+    "VersionWeight",
     "WorkerNodeGroupConfig",
     "__version__",
 ]

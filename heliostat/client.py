@@ -24,6 +24,7 @@ from heliostat.calls.clusters import Clusters
 from heliostat.calls.compute_configs import ComputeConfigs
 from heliostat.calls.jobs import Jobs
 from heliostat.calls.schedules import Schedules
+from heliostat.calls.services import Services
 from heliostat.calls.uploads import Uploads
 from heliostat.calls.users import Projects, Tokens, Users
 from heliostat.config import resolve
@@ -36,6 +37,7 @@ class _Root(Group[M]):
     def __init__(self, driver: M, api: Api) -> None:
         super().__init__(driver, api)
         self.jobs: Jobs[M] = Jobs(driver, api)
+        self.services: Services[M] = Services(driver, api)
         self.clusters: Clusters[M] = Clusters(driver, api)
         self.compute_configs: ComputeConfigs[M] = ComputeConfigs(driver, api)
         self.schedules: Schedules[M] = Schedules(driver, api)

@@ -1,4 +1,4 @@
-"""YAML files in the shapes of ``JobConfig``, ``ComputeConfig`` and ``ScheduleConfig``.
+"""YAML files in the shapes of ``JobConfig``, ``ServiceConfig``, ``ComputeConfig`` and ``ScheduleConfig``.
 
 A field that we know of but do not carry out is refused by name with the reason, an unknown one with the nearest name
 that exists; nothing is accepted and ignored. Relative paths in a file are taken from the current directory, as the
@@ -25,6 +25,13 @@ from heliostat.models.compute_configs import (
 )
 from heliostat.models.jobs import NOT_HONOURED_JOB, JobConfig
 from heliostat.models.schedules import ScheduleConfig
+from heliostat.models.services import (
+    NOT_HONOURED_SERVICE,
+    ApplicationConfig,
+    ProbeConfig,
+    RolloutConfig,
+    ServiceConfig,
+)
 
 AnyModel = TypeVar("AnyModel", bound=Model)
 
@@ -53,16 +60,45 @@ def job_config(fields: Mapping[str, Any], source: str) -> JobConfig:
     """Checks and builds; ``source`` (a file's name, "the command line") is named in errors."""
     fields = dict(fields)
     _check(fields, JobConfig, source, "", NOT_HONOURED_JOB)
-    if isinstance(fields.get("requirements"), str):
-        fields["requirements"] = read_requirements(fields["requirements"])
-    if isinstance(fields.get("env_vars"), dict):
-        fields["env_vars"] = {
-            name: from_shell(name) if value is None else value for name, value in fields["env_vars"].items()
-        }
-    if isinstance(fields.get("compute_config"), dict):
-        checked = _checked_compute(fields["compute_config"], source, "compute_config.")
-        fields["compute_config"] = build(ComputeConfig, checked, source, "compute_config.")
+    _workload(fields, source)
     return build(JobConfig, fields, source)
+
+
+def service_config(fields: Mapping[str, Any], source: str) -> ServiceConfig:
+    """Likewise. What is null says nothing, except a ``route_prefix``."""
+    fields = {name: value for name, value in fields.items() if value is not None}
+    _check(fields, ServiceConfig, source, "", NOT_HONOURED_SERVICE)
+    _workload(fields, source)
+    if isinstance(fields.get("rollout"), dict):
+        fields["rollout"] = _part(fields["rollout"], RolloutConfig, source, "rollout.")
+    if isinstance(fields.get("applications"), list):
+        fields["applications"] = [
+            _application(app, source, f"applications.{i}.") if isinstance(app, dict) else app
+            for i, app in enumerate(fields["applications"])
+        ]
+    return build(ServiceConfig, fields, source)
+
+
+def _application(fields: Mapping[str, Any], source: str, prefix: str) -> dict[str, Any]:
+    app = {name: value for name, value in fields.items() if value is not None or name == "route_prefix"}
+    _check(app, ApplicationConfig, source, prefix, {})
+    if isinstance(app.get("probe"), dict):
+        app["probe"] = _part(app["probe"], ProbeConfig, source, f"{prefix}probe.")
+    if isinstance(app.get("runtime_env"), dict):
+        app["runtime_env"] = env = dict(app["runtime_env"])
+        if isinstance(env.get("env_vars"), dict):
+            env["env_vars"] = _env_vars(env["env_vars"])
+            for name, value in env["env_vars"].items():
+                if not isinstance(value, str):  # the model can't tell: Serve's field takes anything
+                    path = f"{prefix}runtime_env.env_vars.{name}"
+                    raise InvalidRequest(f"{source}: {path} is not text.", remedy="Put it in quotes.", field=path)
+    return app
+
+
+def _part(fields: Mapping[str, Any], model: type[Model], source: str, prefix: str) -> dict[str, Any]:
+    part = {name: value for name, value in fields.items() if value is not None}
+    _check(part, model, source, prefix, {})
+    return part
 
 
 def compute_config(fields: Mapping[str, Any], source: str) -> ComputeConfig:
@@ -128,6 +164,21 @@ def from_shell(name: str) -> str:
             field=f"env_vars.{name}",
         )
     return os.environ[name]
+
+
+def _workload(fields: dict[str, Any], source: str) -> None:
+    """What jobs and services have in common and the client reads: files that are named, the shell's variables."""
+    if isinstance(fields.get("requirements"), str):
+        fields["requirements"] = read_requirements(fields["requirements"])
+    if isinstance(fields.get("env_vars"), dict):
+        fields["env_vars"] = _env_vars(fields["env_vars"])
+    if isinstance(fields.get("compute_config"), dict):
+        checked = _checked_compute(fields["compute_config"], source, "compute_config.")
+        fields["compute_config"] = build(ComputeConfig, checked, source, "compute_config.")
+
+
+def _env_vars(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: from_shell(name) if value is None else value for name, value in values.items()}
 
 
 def _checked_compute(fields: Mapping[str, Any], source: str, prefix: str) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from heliostat._flow import Blocking, Flow, Group, M, Send, one
@@ -11,6 +11,7 @@ from heliostat._transport import Api, path_of
 from heliostat.calls import clusters, compute_configs
 from heliostat.errors import InternalError, InvalidRequest, TooLarge, Unavailable
 from heliostat.models.jobs import JobConfig
+from heliostat.models.services import ApplicationConfig, ServiceConfig
 from heliostat.models.uploads import Upload, UploadCreate
 from heliostat.packaging import Package, is_remote, pack_module, pack_working_dir
 
@@ -48,44 +49,134 @@ class Uploads(Group[M]):
 def ship_code(api: Api, config: JobConfig) -> Flow[JobConfig]:
     """The config with its local directories uploaded and replaced; what is remote already stays as it is.
     Raises before anything is sent when one of them can't be packed."""
-    update: dict[str, object] = {}
-    packages: list[Package] = []
+    places = _places(config.working_dir, config.py_modules, config.excludes)
+    packages = _Packages()
     try:
-        work: Package | None = None
-        if config.working_dir is not None and not is_remote(config.working_dir):
-            work = yield Blocking(lambda: pack_working_dir(str(config.working_dir), config.excludes))
-            packages.append(work)
-        modules: list[str | Package] = []
-        for module in config.py_modules:
-            if is_remote(module):
-                modules.append(module)
-                continue
-            package: Package = yield Blocking(partial(pack_module, module, config.excludes))
-            packages.append(package)
-            modules.append(package)
-        if not packages:
+        yield from packages.pack(places)
+        if not packages.made:
             return config
         cloud = yield from _cloud_of(api, config)
-        if work is not None:
-            update["working_dir"] = yield from _ensure(api, work, cloud, config.project)
-        if modules:
-            uris = []
-            for packed in modules:
-                uris.append(
-                    (yield from _ensure(api, packed, cloud, config.project)) if isinstance(packed, Package) else packed
-                )
-            update["py_modules"] = uris
+        uris = yield from packages.send(api, places, cloud, config.project)
     finally:
-        for package in packages:
+        packages.discard()
+    return config.model_copy(update=_replaced(config.working_dir, config.py_modules, config.excludes, uris))
+
+
+def ship_services(api: Api, configs: Sequence[ServiceConfig]) -> Flow[list[ServiceConfig]]:
+    """Likewise for the versions of one deploy, with the code of their applications' runtime environments. The same
+    directory is packed once however many applications name it."""
+    packages = _Packages()
+    ready = []
+    try:
+        for config in configs:
+            yield from packages.pack(service_places(config))
+        for config in configs:
+            places = service_places(config)
+            if not any(place in packages.made for place in places):
+                ready.append(config)
+                continue
+            cloud = yield from _cloud_of(api, config)
+            uris = yield from packages.send(api, places, cloud, config.project)
+            ready.append(_shipped(config, uris))
+    finally:
+        packages.discard()
+    return ready
+
+
+def service_places(config: ServiceConfig) -> list[Place]:
+    """The local directories and modules of a service and its applications."""
+    places = _places(config.working_dir, config.py_modules, config.excludes)
+    for app in config.applications:
+        places += _places(*_environment(app, config))
+    return places
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory or module of this machine, with what is left out of it."""
+
+    path: str
+    excludes: tuple[str, ...]
+    module: bool
+
+    def pack(self) -> Package:
+        return (pack_module if self.module else pack_working_dir)(self.path, self.excludes)
+
+
+class _Packages:
+    """The zips of one submission, until they are sent."""
+
+    def __init__(self) -> None:
+        self.made: dict[Place, Package] = {}
+
+    def pack(self, places: Iterable[Place]) -> Flow[None]:
+        for place in places:
+            if place not in self.made:
+                self.made[place] = yield Blocking(place.pack)
+
+    def send(self, api: Api, places: Iterable[Place], cloud: str | None, project: str | None) -> Flow[dict[Place, str]]:
+        """The URI of each; the same zip is asked for once."""
+        uris: dict[str, str] = {}
+        for place in places:
+            package = self.made[place]
+            if package.sha256 not in uris:
+                uris[package.sha256] = yield from _ensure(api, package, cloud, project)
+        return {place: uris[self.made[place].sha256] for place in places}
+
+    def discard(self) -> None:
+        for package in self.made.values():
             package.discard()
-    return config.model_copy(update=update)
 
 
-def _cloud_of(api: Api, config: JobConfig) -> Flow[str | None]:
-    """The cloud whose bucket the job's nodes can read: where it will run. None: the default one."""
+def _places(working_dir: str | None, py_modules: Sequence[str], excludes: Sequence[str]) -> list[Place]:
+    """What of these is not remote."""
+    work = [Place(working_dir, tuple(excludes), module=False)] if working_dir and not is_remote(working_dir) else []
+    return work + [Place(m, tuple(excludes), module=True) for m in py_modules if not is_remote(m)]
+
+
+def _replaced(
+    working_dir: str | None, py_modules: Sequence[str], excludes: Sequence[str], uris: Mapping[Place, str]
+) -> dict[str, object]:
+    """The fields that name code, with URIs for paths; those without a path in them are left out."""
+    update: dict[str, object] = {}
+    work = Place(working_dir or "", tuple(excludes), module=False)
+    if work in uris:
+        update["working_dir"] = uris[work]
+    modules = [uris.get(Place(m, tuple(excludes), module=True), m) for m in py_modules]
+    if modules != list(py_modules):
+        update["py_modules"] = modules
+    return update
+
+
+def _environment(app: ApplicationConfig, config: ServiceConfig) -> tuple[str | None, list[str], list[str]]:
+    """``working_dir``, ``py_modules`` and ``excludes`` of an application's own; the service's excludes hold too."""
+    env = app.runtime_env
+    work, modules, excludes = env.get("working_dir"), env.get("py_modules") or [], env.get("excludes") or []
+    where = f"applications: {app.name}: runtime_env"
+    if not isinstance(work, str | None):
+        raise InvalidRequest(f"{where}.working_dir is not text.", remedy="Name a directory or the URL of a zip.")
+    for name, value in (("py_modules", modules), ("excludes", excludes)):
+        if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
+            raise InvalidRequest(f"{where}.{name} is not a list of texts.", remedy="Write one a line.")
+    return work, modules, [*config.excludes, *excludes]
+
+
+def _shipped(config: ServiceConfig, uris: Mapping[Place, str]) -> ServiceConfig:
+    apps = []
+    for app in config.applications:
+        update = _replaced(*_environment(app, config), uris)
+        # Its excludes have done what they are for: Ray leaves nothing out of what comes by URI.
+        env = {k: v for k, v in app.runtime_env.items() if k != "excludes"} | update
+        apps.append(app.model_copy(update={"runtime_env": env}) if app.runtime_env else app)
+    own = _replaced(config.working_dir, config.py_modules, config.excludes, uris)
+    return config.model_copy(update={**own, "applications": apps})
+
+
+def _cloud_of(api: Api, config: JobConfig | ServiceConfig) -> Flow[str | None]:
+    """The cloud whose bucket the nodes can read: where it will run. None: the default one."""
     if config.cloud is not None:
         return config.cloud
-    if config.cluster is not None:
+    if isinstance(config, JobConfig) and config.cluster is not None:
         return (yield from clusters.get(api, config.cluster, config.project)).cloud
     if isinstance(config.compute_config, str):
         return (yield from compute_configs.get(api, config.compute_config, config.project)).config.cloud

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from heliostat.cli import clouds, clusters, compute_configs, jobs, login, options, schedules, users
+from heliostat.cli import clouds, clusters, compute_configs, jobs, login, options, schedules, services, users
 from heliostat.cli.output import Format, screen, show_error
 from heliostat.errors import HeliostatError, InvalidRequest
 
@@ -24,14 +24,15 @@ EXIT_CODES = (
 # No rich help: it triples the time that `--help` takes. No rich tracebacks: they can show values.
 app = typer.Typer(
     name="heliostat",
-    help="Ray clusters and jobs on your own machines.",
+    help="Ray clusters, jobs and services on your own machines.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 for noun in (
-    jobs.app, clusters.app, compute_configs.app, schedules.app, clouds.app, users.projects, users.users, users.tokens,
+    jobs.app, services.app, clusters.app, compute_configs.app, schedules.app, clouds.app,
+    users.projects, users.users, users.tokens,
 ):  # fmt: skip
     app.add_typer(noun)
 for command in (login.login, login.whoami, login.version):

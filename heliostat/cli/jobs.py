@@ -32,30 +32,12 @@ def submit(
     file: Annotated[
         Path | None, typer.Option("-f", "--config-file", help="YAML in the shape of JobConfig; flags win over it.")
     ] = None,
-    working_dir: Annotated[
-        str | None, typer.Option("--working-dir", help="Directory to upload, or the URL of a zip.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-e", "--exclude", help="Leave out of the upload, like a line of .gitignore; added to the file's."
-        ),
-    ] = None,
-    requirements: Annotated[
-        str | None, typer.Option("-r", "--requirements", help="requirements.txt to install for the job.")
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--env", metavar="K=V", help="Environment variable; K alone takes the shell's value, unseen by ps."
-        ),
-    ] = None,
-    py_module: Annotated[
-        list[str] | None, typer.Option("--py-module", help="Package directory or .py file to make importable.")
-    ] = None,
-    compute_config: Annotated[
-        str | None, typer.Option("--compute-config", help="NAME[:VERSION], id, or a YAML file.")
-    ] = None,
+    working_dir: options.WorkingDir = None,
+    exclude: options.Exclude = None,
+    requirements: options.Requirements = None,
+    env: options.Env = None,
+    py_module: options.PyModule = None,
+    compute_config: options.ComputeConfigOf = None,
     cluster: Annotated[
         str | None, typer.Option("--cluster", help="Run on this cluster; default: one of the job's own.")
     ] = None,
@@ -82,7 +64,7 @@ def submit(
         "working_dir": working_dir,
         "requirements": requirements,
         "py_modules": py_module or None,
-        "compute_config": _compute_config(compute_config),
+        "compute_config": options.compute_config(compute_config),
         "cluster": cluster,
         "cloud": cloud,
         "project": project,
@@ -94,7 +76,7 @@ def submit(
     if exclude:
         fields["excludes"] = [*(fields.get("excludes") or []), *exclude]
     if env:
-        fields["env_vars"] = {**(fields.get("env_vars") or {}), **_env(env)}
+        fields["env_vars"] = {**(fields.get("env_vars") or {}), **options.env_vars(env)}
     if "entrypoint" not in fields:
         raise InvalidRequest(
             "There is no entry point.",
@@ -246,30 +228,6 @@ def _entrypoint(words: list[str] | None) -> str | None:
     if not words:
         return None
     return words[0] if len(words) == 1 else shlex.join(words)
-
-
-def _env(values: list[str]) -> dict[str, str]:
-    from heliostat.yaml_files import from_shell
-
-    found = {}
-    for value in values:
-        key, sign, rest = value.partition("=")
-        if not key:
-            raise InvalidRequest(
-                "--env needs a name.",
-                remedy="Write --env KEY=VALUE, or --env KEY for the shell's value.",
-                field="env_vars",
-            )
-        found[key] = rest if sign else from_shell(key)
-    return found
-
-
-def _compute_config(value: str | None) -> str | dict[str, Any] | None:
-    if value is not None and value.endswith((".yaml", ".yml", ".json")):
-        from heliostat.yaml_files import load
-
-        return load(value)
-    return value
 
 
 def _has_code(config: JobConfig) -> bool:

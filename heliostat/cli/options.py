@@ -44,6 +44,24 @@ WaitLimit = Annotated[
 ]
 EventLimit = Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")]
 
+# What is run, on which machines: jobs and services.
+WorkingDir = Annotated[str | None, typer.Option("--working-dir", help="Directory to upload, or the URL of a zip.")]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option("-e", "--exclude", help="Leave out of the upload, like a line of .gitignore; added to the file's."),
+]
+Requirements = Annotated[
+    str | None, typer.Option("-r", "--requirements", help="requirements.txt to install on the nodes.")
+]
+Env = Annotated[
+    list[str] | None,
+    typer.Option("--env", metavar="K=V", help="Environment variable; K alone takes the shell's value, unseen by ps."),
+]
+PyModule = Annotated[
+    list[str] | None, typer.Option("--py-module", help="Package directory or .py file to make importable.")
+]
+ComputeConfigOf = Annotated[str | None, typer.Option("--compute-config", help="NAME[:VERSION], id, or a YAML file.")]
+
 
 @dataclass
 class Flags:
@@ -100,6 +118,32 @@ def pairs(values: Iterable[str] | None, option: str) -> dict[str, str]:
             )
         found[key] = rest
     return found
+
+
+def env_vars(values: Iterable[str]) -> dict[str, str]:
+    """``["A=1", "B"]`` → ``{"A": "1", "B": <the shell's>}``."""
+    from heliostat.yaml_files import from_shell
+
+    found = {}
+    for value in values:
+        key, sign, rest = value.partition("=")
+        if not key:
+            raise InvalidRequest(
+                "--env needs a name.",
+                remedy="Write --env KEY=VALUE, or --env KEY for the shell's value.",
+                field="env_vars",
+            )
+        found[key] = rest if sign else from_shell(key)
+    return found
+
+
+def compute_config(value: str | None) -> str | dict[str, Any] | None:
+    """What ``--compute-config`` names; the content where it is a file."""
+    if value is not None and value.endswith((".yaml", ".yml", ".json")):
+        from heliostat.yaml_files import load
+
+        return load(value)
+    return value
 
 
 def choices(values: list[str] | None, states: type[E], option: str) -> list[E]:

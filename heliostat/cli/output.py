@@ -145,6 +145,12 @@ def coloured(stream: Any) -> bool:
 
 
 def _painted(cell: str) -> str:
+    colour = colour_of(cell.strip())
+    return typer.style(cell, fg=colour) if colour else cell
+
+
+def colour_of(word: str) -> str | None:
+    """Of a state."""
     colours = {
         "RUNNING": "green",
         "SUCCEEDED": "green",
@@ -152,10 +158,11 @@ def _painted(cell: str) -> str:
         "FAILED": "red",
         "LOST": "red",
         "ERROR": "red",
+        "UNHEALTHY": "red",
     }
-    colours |= dict.fromkeys(["STARTING", "RECOVERING", "TERMINATING", "WARNING", "REQUESTED", "LAUNCHED"], "yellow")
-    colour = colours.get(cell.strip())
-    return typer.style(cell, fg=colour) if colour else cell
+    passing = ["STARTING", "RECOVERING", "TERMINATING", "WARNING", "REQUESTED", "LAUNCHED"]
+    passing += ["ROLLING_OUT", "ROLLING_BACK", "UPDATING"]
+    return (colours | dict.fromkeys(passing, "yellow")).get(word)
 
 
 def _plain(item: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from heliostat import _logs, _transport
-from heliostat.calls import lists
+from heliostat.calls import lists, services
 from heliostat.client import Client
 from tests.heliostat.fake_api import TOKEN, Door, FakeApi, serving
 
@@ -35,6 +35,7 @@ def api(_door: Door) -> FakeApi:
 def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits look again at once: what they wait for here is done by the test, not by time."""
     monkeypatch.setattr(_logs, "FOLLOW_S", 0.01)
+    monkeypatch.setattr(services, "WATCH_S", 0.01)
     monkeypatch.setattr(lists.Pace, "next", lambda self: 0.01)
 
 

@@ -15,13 +15,26 @@ import uvicorn
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from heliostat.errors import HeliostatError, NotFound, Unauthenticated
+from heliostat.errors import Conflict, HeliostatError, NotFound, Unauthenticated
 from heliostat.models.clouds import Cloud, Provider
 from heliostat.models.clusters import Cluster, ClusterCreate, ClusterState, Node, NodeRole, NodeState, ScaleLimits
 from heliostat.models.common import Event, Page, new_id, utcnow
 from heliostat.models.compute_configs import ComputeConfig, ComputeConfigCreate, ComputeConfigVersion
 from heliostat.models.jobs import Job, JobConfig, JobState, LogChunk, LogPage, Run, RunCause, RunState
 from heliostat.models.schedules import Schedule, ScheduleConfig, ScheduleState
+from heliostat.models.services import (
+    ApplicationConfig,
+    QueryToken,
+    Rollout,
+    RolloutCommand,
+    Service,
+    ServiceCluster,
+    ServiceConfig,
+    ServiceDeploy,
+    ServiceState,
+    ServiceVersion,
+    ServiceVersionState,
+)
 from heliostat.models.uploads import Upload, UploadCreate
 from heliostat.models.users import Project, ProjectCreate, Role, Token, TokenCreate, User, UserCreate, WhoAmI
 
@@ -39,6 +52,11 @@ class FakeApi:
         self.configs: list[ComputeConfigVersion] = []
         self.schedules: dict[str, Schedule] = {}
         self.tokens: dict[str, Token] = {}
+        self.services: dict[str, Service] = {}
+        self.deploys: list[ServiceDeploy] = []
+        self.on_deploy: Callable[[str], None] | None = None
+        self.orders: list[tuple[str, Any]] = []
+        self.service_logs: dict[str, str] = {}
         self.events: dict[str, list[Event]] = {}
         self.bucket: dict[str, bytes] = {}
         self.bucket_status = 0
@@ -141,6 +159,66 @@ class FakeApi:
                 )  # fmt: skip
         return LogPage(chunks=chunks, complete=job.id in self.complete)
 
+    def add_service(self, name: str = "api", **fields: Any) -> Service:
+        now = utcnow()
+        token = QueryToken(id="qt_1", token="first-token", created_at=now)
+        service = Service(
+            id=new_id("svc"), name=name, project="default", cloud="local",
+            state=fields.pop("state", ServiceState.STARTING), query_url="http://127.0.0.1:7777",
+            query_auth_token=token.token, query_auth_tokens=[token], created_by="user:admin", created_at=now,
+            state_since=now, **fields,
+        )  # fmt: skip
+        self.services[service.id] = service
+        return service
+
+    def add_version(self, service_id: str, config: ServiceConfig | None = None, **fields: Any) -> ServiceVersion:
+        service, now = self.services[service_id], utcnow()
+        number = 1 + max((v.number for v in service.versions), default=0)
+        config = config or ServiceConfig(applications=[ApplicationConfig(import_path="m:app")])
+        version = ServiceVersion(
+            id=new_id("sv"), service_id=service_id, name=config.version_name or f"v{number}", number=number,
+            state=fields.pop("state", ServiceVersionState.STARTING), config=config.masked(),
+            clusters=[ServiceCluster(cluster_id=f"clu_{number}", state="RUNNING")], created_by="user:admin",
+            created_at=now, state_since=now, **fields,
+        )  # fmt: skip
+        self.change(service_id, versions=[version, *service.versions])
+        return version
+
+    def change(self, service_id: str, **fields: Any) -> None:
+        service = self.services[service_id]
+        self.services[service_id] = service.model_copy(update={"revision": service.revision + 1, **fields})
+
+    def change_version(self, version_id: str, **fields: Any) -> None:
+        for service in list(self.services.values()):
+            versions = [v.model_copy(update=fields) if v.id == version_id else v for v in service.versions]
+            if versions != service.versions:
+                self.change(service.id, versions=versions)
+
+    def shift(self, version_id: str, percent: int, state: str = "holding") -> None:
+        """The newest version has ``percent``, the one before the rest; at 100 it is the primary and all is done."""
+        service = next(s for s in self.services.values() if any(v.id == version_id for v in s.versions))
+        before = next((v for v in service.versions if v.weight and v.id != version_id), None)
+        self.change_version(
+            version_id, weight=percent, target_weight=100, state=ServiceVersionState.RUNNING if percent else "STARTING"
+        )
+        if before is not None:
+            ended = {"state": ServiceVersionState.TERMINATED} if percent == 100 else {}
+            self.change_version(before.id, weight=100 - percent, target_weight=0, **ended)
+        if percent == 100:
+            self.change(service.id, state=ServiceState.RUNNING, primary_version=version_id, rollout=None)
+            return
+        rollout = Rollout(
+            version_id=version_id, from_version_id=before and before.id, percent=percent, steps=[5, 25, 50, 100],
+            state=state, since=utcnow(), observed="120 requests, no error",
+        )  # fmt: skip
+        self.change(service.id, state=ServiceState.ROLLING_OUT, rollout=rollout)
+
+    def find_service(self, ref: str) -> Service:
+        found = next((s for s in self.services.values() if ref in (s.id, s.name)), None)
+        if found is None:
+            raise NotFound(f"There is no service {ref!r}.", remedy="`heliostat service list` shows them.", resource=ref)
+        return found
+
     def find(self, ref: str) -> Job:
         found = self.jobs.get(ref) or next((j for j in reversed(list(self.jobs.values())) if j.name == ref), None)
         if found is None:
@@ -216,6 +294,7 @@ def _app(api: FakeApi) -> FastAPI:
     _errors(app)
     _bucket(app, api)
     _jobs(app, api)
+    _services(app, api)
     _clusters(app, api)
     _rest(app, api)
     return app
@@ -294,6 +373,95 @@ def _jobs(app: FastAPI, api: FakeApi) -> None:
     @app.get("/v1/jobs/{ref}/logs")
     async def logs(ref: str, run: str | None = None, follow: bool = False) -> LogPage:
         return api.log_page(api.find(ref), run)
+
+
+def _services(app: FastAPI, api: FakeApi) -> None:
+    @app.post("/v1/services", status_code=201)
+    async def deploy(body: ServiceDeploy, request: Request) -> Service:
+        key, content = request.headers["idempotency-key"], await request.body()
+        if key in api.by_key:
+            assert api.by_key[key][0] == content, "the same key with another body"
+            return api.services[api.by_key[key][1]]
+        api.deploys.append(body)
+        configs = [body.config] if body.config else body.configs
+        name = next((c.name for c in configs if c.name), None) or body.name or ""
+        service = next((s for s in api.services.values() if s.name == name), None) or api.add_service(name)
+        for config in configs:
+            api.add_version(service.id, config)
+        api.by_key[key] = (content, service.id)
+        if api.on_deploy:
+            api.on_deploy(service.id)
+        return api.services[service.id]
+
+    @app.get("/v1/services")
+    async def listed(cursor: str | None = None, limit: int = 50, state: str | None = None) -> Any:
+        found = [s for s in reversed(list(api.services.values())) if state in (None, s.state)]
+        without = {"query_auth_token": None, "query_auth_tokens": []}
+        return api.paged([s.model_copy(update=without) for s in found], cursor, limit)
+
+    @app.get("/v1/services/{ref}")
+    async def get(ref: str) -> Service:
+        return api.find_service(ref)
+
+    @app.get("/v1/services/{ref}/versions")
+    async def versions(ref: str, cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged(api.find_service(ref).versions, cursor, limit)
+
+    @app.get("/v1/services/{ref}/events")
+    async def events(ref: str, cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged(api.events.get(api.find_service(ref).id, []), cursor, limit)
+
+    @app.get("/v1/services/{ref}/logs")
+    async def logs(ref: str, version: str | None = None, follow: bool = False) -> LogPage:
+        service, chunks = api.find_service(ref), []
+        for stream, text in api.service_logs.items():
+            if version is None or stream.startswith(version):
+                api.bucket[f"logs/{stream}"] = text.encode()
+                url = f"{api.url}/bucket/logs/{stream}?signature=x"
+                chunks.append(LogChunk(stream=stream, offset=0, size=len(text), url=url))
+        return LogPage(chunks=chunks, complete=service.state.settled)
+
+    @app.post("/v1/services/{ref}/terminate")
+    async def terminate(ref: str) -> Service:
+        service = api.find_service(ref)
+        api.change(service.id, state=ServiceState.TERMINATED, ended_at=utcnow())
+        return api.services[service.id]
+
+    @app.delete("/v1/services/{ref}", status_code=204)
+    async def delete(ref: str) -> None:
+        service = api.find_service(ref)
+        if not service.state.settled:
+            raise Conflict(f"Service {service.name} is {service.state}.", remedy="Terminate it first.")
+        del api.services[service.id]
+
+    @app.post("/v1/services/{ref}/rollback")
+    async def rollback(ref: str) -> Service:
+        service = api.find_service(ref)
+        api.orders.append(("rollback", None))
+        api.change(service.id, state=ServiceState.ROLLING_BACK)
+        return api.services[service.id]
+
+    @app.post("/v1/services/{ref}/rollout")
+    async def rollout(ref: str, command: RolloutCommand) -> Service:
+        service = api.find_service(ref)
+        if service.rollout is None:
+            raise Conflict(f"Service {service.name} has no rollout.", remedy="Deploy first.")
+        api.orders.append((command.action, command.percent))
+        return service
+
+    @app.post("/v1/services/{ref}/tokens", status_code=201)
+    async def add_token(ref: str) -> QueryToken:
+        service = api.find_service(ref)
+        made = QueryToken(id="qt_2", token="second-token", created_at=utcnow(), primary=False, active=False)
+        api.change(service.id, query_auth_tokens=[*service.query_auth_tokens, made])
+        return made
+
+    @app.delete("/v1/services/{ref}/tokens", status_code=204)
+    async def delete_token(ref: str, id: str | None = None) -> None:
+        service = api.find_service(ref)
+        gone = id or next(t.id for t in service.query_auth_tokens if t.primary)
+        left = [t.model_copy(update={"primary": True}) for t in service.query_auth_tokens if t.id != gone]
+        api.change(service.id, query_auth_tokens=left, query_auth_token=left[0].token)
 
 
 def _clusters(app: FastAPI, api: FakeApi) -> None:
