@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clouds.base import Bucket, Machines
+from clouds.base import Bucket, LoadBalancer, Machines
 from clouds.bootstrap import Bundles
 from clouds.local.bucket import LocalBucket
 from clouds.local.machines import LocalMachines
@@ -34,6 +34,7 @@ class Installation:
     bundles: Bundles
     machines: dict[str, Machines]
     buckets: dict[str, Bucket]
+    balancers: dict[str, LoadBalancer] = field(default_factory=dict)
     cloud_names: dict[str, str] = field(default_factory=dict)
     """By id, for metrics: people know a cloud by its name."""
 

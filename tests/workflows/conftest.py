@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client
 
+from tests.workflows.service_world import ServiceWorld, make_service_world
 from tests.workflows.world import World, make_world, temporal_server
 
 
@@ -18,4 +19,10 @@ async def temporal() -> AsyncIterator[Client]:
 @pytest.fixture
 async def world(temporal: Client, tmp_path: Path) -> AsyncIterator[World]:
     async with make_world(temporal, tmp_path) as w:
+        yield w
+
+
+@pytest.fixture
+async def services(temporal: Client, tmp_path: Path) -> AsyncIterator[ServiceWorld]:
+    async with make_service_world(temporal, tmp_path) as w:
         yield w
