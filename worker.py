@@ -26,7 +26,9 @@ from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.canaries import CanaryActivities
 from activities.commands import CommandActivities
+from activities.endpoints import EndpointActivities
 from activities.leases import LeaseActivities
 from activities.monitor import MonitorActivities
 from activities.nodes import BootFacts, NodeActivities
@@ -43,11 +45,14 @@ from workflows.clusters import ClusterWorkflow
 from workflows.jobs import JobWorkflow
 from workflows.monitor import MonitorWorkflow
 from workflows.schedules import ScheduledRunWorkflow
+from workflows.services import ServiceWorkflow
 from workflows.sweep import SweepWorkflow
 
 log = structlog.get_logger("worker")
 
-WORKFLOWS: list[type] = [ClusterWorkflow, JobWorkflow, ScheduledRunWorkflow, SweepWorkflow, MonitorWorkflow]
+WORKFLOWS: list[type] = [
+    ClusterWorkflow, JobWorkflow, ServiceWorkflow, ScheduledRunWorkflow, SweepWorkflow, MonitorWorkflow,
+]  # fmt: skip
 
 DEPLOYMENT = "heliostat"
 
@@ -92,6 +97,8 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
     boot = BootFacts(api_url=settings.public_api_url, bundle_sha256=mine.bundles.keep())
     installation = mine.keys.installation_id()
     commands = CommandActivities(db)
+    endpoints = EndpointActivities(mine.balancers, installation)
+    canaries = CanaryActivities(db)
     leases = LeaseActivities(db, client, settings.task_queue)
     monitor = MonitorActivities(db, client, settings)
     nodes = NodeActivities(mine.machines, mine.keys, installation, mine.cloud_names)
@@ -101,6 +108,7 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
     activities: list[Callable[..., Any]] = [
         commands.run_command,
         leases.start_job_cluster,
+        leases.start_service_cluster,
         leases.acquire_lease,
         leases.release_lease,
         leases.ended_holders,
@@ -111,6 +119,13 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
         nodes.end_machines,
         records.record_cluster,
         records.record_job,
+        records.record_service,
+        records.claim_deploy,
+        endpoints.ensure_endpoint,
+        endpoints.set_backends,
+        endpoints.remove_endpoint,
+        canaries.watch_canary,
+        canaries.last_traffic,
         schedules.accept_scheduled_job,
         sweep.list_clouds,
         sweep.sweep_cloud,

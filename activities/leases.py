@@ -26,8 +26,9 @@ from store import projection
 from store.database import Database
 
 
-class ClusterForJob(Model):
-    """The job's own cluster, made through the same path as a person's, with the job's lease on it from the start."""
+class MadeCluster(Model):
+    """A job's or service's own cluster, made through the same path as a person's, with its maker's lease on it from the
+    start."""
 
     cluster: Cluster
     input: ClusterInput
@@ -50,16 +51,23 @@ class LeaseActivities:
         self._task_queue = task_queue
 
     @activity.defn
-    async def start_job_cluster(self, request: ClusterForJob) -> bool:
-        """Row first, then the workflow; both repeatable, for the ids are derived. False: the job's acceptance
-        was taken back, nothing was made."""
+    async def start_service_cluster(self, request: MadeCluster) -> None:
+        """Row first, then the workflow; both repeatable, for the ids are derived."""
+        await self._start(request)
+
+    @activity.defn
+    async def start_job_cluster(self, request: MadeCluster) -> bool:
+        """The same for a job. False: the job's acceptance was taken back, nothing was made."""
         job_id = request.input.job_id
         if job_id is not None and await projection.is_withdrawn(self._db, "job", job_id):
             return False
-        await projection.insert_cluster_for_job(self._db, request.cluster, request.input)
+        await self._start(request)
+        return True
+
+    async def _start(self, request: MadeCluster) -> None:
+        await projection.insert_made_cluster(self._db, request.cluster, request.input)
         await start_cluster(self._client, self._task_queue, request.input)
         await projection.mark_started(self._db, "cluster", request.cluster.id)
-        return True
 
     @activity.defn
     async def acquire_lease(self, request: AcquireLease) -> LeaseAnswer:

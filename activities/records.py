@@ -8,8 +8,9 @@ from activities.nodes import BootFacts
 from heliostat.models.clusters import Cluster, Node
 from heliostat.models.common import Event, Model
 from heliostat.models.jobs import Job
+from heliostat.models.services import Service, ServiceVersion
 from runtime.telemetry import CLUSTER_READY_SECONDS, RUNS
-from store import projection
+from store import projection, services
 from store.database import Database
 
 
@@ -24,6 +25,14 @@ class ClusterRecord(Model):
 
 class JobRecord(Model):
     job: Job
+    events: list[Event] = []
+
+
+class ServiceRecord(Model):
+    service: Service
+    """Without versions and tokens."""
+    versions: list[ServiceVersion] = []
+    """Only those that changed; their config stands in the records."""
     events: list[Event] = []
 
 
@@ -57,3 +66,12 @@ class RecordActivities:
                 run = record.job.runs[-1]
                 RUNS.labels(state=run.state, cause=run.cause or "").inc()
         return Recorded(wanted=wanted)
+
+    @activity.defn
+    async def record_service(self, record: ServiceRecord) -> Recorded:
+        return Recorded(wanted=await services.write_service(self._db, record.service, record.versions, record.events))
+
+    @activity.defn
+    async def claim_deploy(self, deploy_id: str) -> bool:
+        """Before anything is made for it: False when the API has taken its acceptance back."""
+        return await services.claim_deploy(self._db, deploy_id)

@@ -134,6 +134,8 @@ class DeployRequest(Model):
     max_surge_percent: int = 100
     weights: dict[str, int] = {}
     """Version id → percent, static; empty: a rollout to the one version."""
+    back: bool = False
+    """Made by the workflow itself: the version before comes back."""
     gate: GateTokens | None = None
     """With a service's first deploy, and its first after it was terminated."""
 

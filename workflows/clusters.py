@@ -77,7 +77,7 @@ class ClusterWorkflow:
                 started_at=now,
                 phase_deadline=now + timedelta(seconds=start),
                 bounds={g.name: Bounds(min_nodes=g.min_nodes, max_nodes=g.max_nodes) for g in self.config.worker_nodes},
-                leases={request.job_id: now} if request.job_id else {},
+                leases={request.made_for: now} if request.made_for else {},
             )
         self._dirty = request.state is None
         self._withdrawn = False
@@ -150,7 +150,7 @@ class ClusterWorkflow:
     def release(self, message: Release) -> None:
         if self.s.leases.pop(message.holder, None) is not None:
             self._dirty = True
-        if message.end and self.input.job_id == message.holder and self.s.terminate is None:
+        if message.end and self.input.made_for == message.holder and self.s.terminate is None:
             self.s.terminate = TerminateRequest(actor=message.holder, reason=message.reason or "its job has ended")
         self._wake()
 

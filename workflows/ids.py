@@ -39,3 +39,8 @@ def run_id(job_id: str, number: int) -> str:
 def event_id(resource_id: str, revision: int, index: int) -> str:
     """Sorts in the order of what happened to one resource."""
     return f"ev_{resource_id}_{revision:08d}_{index:03d}"
+
+
+def service_cluster_id(service_id: str, number: int) -> str:
+    """Cluster number ``number`` (from 1) made for a service, whatever its version."""
+    return derived_id("cl", service_id, number)

@@ -20,7 +20,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from activities.commands import CommandActivities, CommandRequest
-    from activities.leases import AcquireLease, ClusterForJob, LeaseActivities, ReleaseLease
+    from activities.leases import AcquireLease, LeaseActivities, MadeCluster, ReleaseLease
     from activities.records import JobRecord, RecordActivities
     from heliostat.models.agents import CommandKind, FactKind
     from heliostat.models.clusters import Cluster, ClusterState
@@ -295,7 +295,7 @@ class JobWorkflow:
         try:
             started: bool = await workflow.execute_activity_method(
                 LeaseActivities.start_job_cluster,
-                ClusterForJob(cluster=cluster, input=request),
+                MadeCluster(cluster=cluster, input=request),
                 summary=f"start cluster {self.s.clusters} of this job",
                 **policies.MESSAGE,
             )

@@ -106,3 +106,59 @@ def backoff(failures: int) -> timedelta:
     if failures <= 0:
         return timedelta(0)
     return min(timedelta(seconds=2 ** min(failures, 9)), BACKOFF_MAX)
+
+
+ENDPOINT: dict[str, Any] = {
+    # The local load balancer is a process that is up within a second or two; ALB's calls take seconds. What outlives
+    # ten minutes is shown and tried again by the workflow.
+    "start_to_close_timeout": timedelta(seconds=60),
+    "schedule_to_close_timeout": timedelta(minutes=10),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=15)),
+}
+
+REMOVE_ENDPOINT: dict[str, Any] = {
+    # Never given up, as machines are not: see END_MACHINES.
+    "start_to_close_timeout": timedelta(minutes=2),
+    "schedule_to_close_timeout": timedelta(days=365),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5)),
+}
+
+ENDPOINT_AGAIN = timedelta(seconds=30)
+"""After an endpoint could not be made or told for all the tries of ENDPOINT: try again so much later."""
+
+DEPLOY_TIMEOUT = SUBMIT_TIMEOUT
+"""From giving a config to the head until Serve has taken it: packages are fetched in it, as for a run."""
+
+PROBE_TIMEOUT = timedelta(seconds=60)
+"""One probe command tries for so long; the next one follows until the version's own deadline."""
+
+PROBE_ANSWER = timedelta(seconds=30)
+"""Beyond that, for the answer to come."""
+
+GATE_TIMEOUT = timedelta(seconds=60)
+"""Proxies look at their gate's file ten times a second; the rest is for a head that is busy or being replaced."""
+
+DRAIN_ANSWER = timedelta(seconds=60)
+"""Beyond a drain's own deadline, for the answer to come. Then the cluster is released all the same."""
+
+WATCH_BEYOND = timedelta(minutes=5)
+"""A watch ends with its step's hold; a worker that dies costs it one heartbeat timeout, unanswered requests may prolong
+it."""
+
+WATCH: dict[str, Any] = {
+    "heartbeat_timeout": timedelta(seconds=10),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=5)),
+}
+
+TRAFFIC: dict[str, Any] = {
+    # One query of our own records.
+    "start_to_close_timeout": timedelta(seconds=10),
+    "schedule_to_close_timeout": timedelta(minutes=5),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=10)),
+}
+
+STEP_AGAIN = timedelta(seconds=5)
+"""A step of a service that failed for good is looked at again so much later, not at once for ever."""
+
+FAILED_AGAIN = timedelta(seconds=60)
+"""A running version that Serve has given up on one cluster is given to it again so much later."""

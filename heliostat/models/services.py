@@ -464,6 +464,8 @@ class Service(Result):
     query_auth_token: str | None = None
     """The primary one; None when the service needs none, and in lists."""
     query_auth_tokens: list[QueryToken] = []
+    gate_hashes: list[str] = []
+    """sha256 of each token that every proxy with traffic takes by now; empty in answers."""
     primary_version: str | None = None
     canary_version: str | None = None
     rollout: Rollout | None = None

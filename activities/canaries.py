@@ -1,0 +1,178 @@
+"""The canary: the new version's traffic beside the running version's, by what the gates in their proxies have counted
+and the heads have reported. One activity looks for the length of a step and costs no history while it does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import datetime
+from typing import Any
+
+from temporalio import activity
+
+from heliostat.models.agents import ServeTraffic
+from heliostat.models.common import Model, utcnow
+from heliostat.models.services import LATENCY_BOUNDS_MS, RolloutConfig, quantile
+from store.database import Database
+from store.services import latest_traffic
+
+LOOK_S = 0.5
+"""Between two looks; heads report once a second."""
+
+UNHEARD_S = 15.0
+"""The canary's heads all silent, or their proxies, for so long: it is not fit, whatever it did before."""
+
+HANG_MIN_S, HANG_MAX_S = 3.0, 30.0
+"""A request of the canary that waits for its answer's first byte longer than ``max_latency_ratio`` times the running
+version's 99th percentile, but at least and at most so long, counts as hanging."""
+
+HANG_UNKNOWN_S = 10.0
+"""The same where nothing is known of the running version's latency."""
+
+REPORT_S = 2.5
+"""A report is that old at most when all is well: one second's interval, its way into the records, and a pause."""
+
+
+class WatchStep(Model):
+    canary: list[str]
+    """Cluster ids of the new version."""
+    running: list[str]
+    """Of those that it is compared with; empty: it is judged by itself."""
+    rules: RolloutConfig
+    hold_s: float
+
+
+class StepVerdict(Model):
+    breach: str = ""
+    """What went beyond which threshold, for people; "" when nothing did."""
+    observed: str = ""
+
+
+class LastTraffic(Model):
+    """``at``: of the newest request; ``known`` is False when some head has not told, which counts as busy."""
+
+    known: bool
+    at: datetime | None = None
+
+
+class Sum(Model):
+    """Traffic of one version's clusters since the step began."""
+
+    requests: int = 0
+    errors: int = 0
+    buckets: list[int] = []
+    ongoing: int = 0
+    oldest_s: float = 0
+
+    def text(self) -> str:
+        p95 = quantile(self.buckets, 0.95)
+        return f"{self.requests} answers, {self.errors} errors, p95 " + ("-" if p95 is None else f"{p95:.0f} ms")
+
+
+def since(now: ServeTraffic, then: ServeTraffic | None) -> Sum:
+    """What one head's proxy has seen since ``then``; all of it when the proxy has started anew meanwhile."""
+    buckets = now.buckets or [0] * (len(LATENCY_BOUNDS_MS) + 1)
+    if then is None or now.requests < then.requests or sum(buckets) < sum(then.buckets):
+        then = ServeTraffic()
+    before = then.buckets or [0] * len(buckets)
+    return Sum(
+        requests=now.requests - then.requests,
+        errors=max(now.errors - then.errors, 0),
+        buckets=[max(a - b, 0) for a, b in zip(buckets, before, strict=True)],
+        ongoing=now.ongoing,
+        oldest_s=now.oldest_s if now.ongoing else 0,
+    )
+
+
+def together(parts: list[Sum]) -> Sum:
+    size = len(LATENCY_BOUNDS_MS) + 1
+    return Sum(
+        requests=sum(p.requests for p in parts),
+        errors=sum(p.errors for p in parts),
+        buckets=[sum(p.buckets[i] for p in parts) for i in range(size)],
+        ongoing=sum(p.ongoing for p in parts),
+        oldest_s=max((p.oldest_s for p in parts), default=0),
+    )
+
+
+def judge(rules: RolloutConfig, canary: Sum, running: Sum, ever: Sum) -> str:
+    """What the canary has done that it may not, "" if nothing. ``ever``: the running version since its start, where the
+    step itself tells too little of it."""
+    enough = canary.requests >= rules.min_requests
+    reference = running if running.requests >= rules.min_requests else ever
+    usual = reference.errors / reference.requests if reference.requests else 0.0
+    if enough:
+        share = canary.errors / canary.requests
+        if share > usual + rules.max_error_rate:
+            return (
+                f"{canary.errors} of {canary.requests} answers failed ({share:.1%}); "
+                f"allowed are {rules.max_error_rate:.1%} above the running version's {usual:.1%}"
+            )
+        p95, theirs = quantile(canary.buckets, 0.95), quantile(reference.buckets, 0.95)
+        if p95 is not None and theirs is not None:
+            limit = max(rules.min_latency_ms, rules.max_latency_ratio * theirs)
+            if p95 > limit:
+                return f"p95 {p95:.0f} ms; allowed are {limit:.0f} ms (the running version's is {theirs:.0f} ms)"
+    if canary.ongoing and canary.oldest_s > hang_limit_s(rules, ever):
+        return f"a request waits for its answer since {canary.oldest_s:.0f} s"
+    return ""
+
+
+def hang_limit_s(rules: RolloutConfig, ever: Sum) -> float:
+    slow = quantile(ever.buckets, 0.99)
+    if slow is None:
+        return HANG_UNKNOWN_S
+    return min(max(rules.max_latency_ratio * slow / 1000, HANG_MIN_S), HANG_MAX_S)
+
+
+class CanaryActivities:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    @activity.defn
+    async def watch_canary(self, step: WatchStep) -> StepVerdict:
+        """Returns at the breach, at once, or after ``hold_s`` without one; later while the canary has answered nothing
+        yet that it was asked. A worker that takes over goes on from the heartbeat's baseline."""
+        began, baseline = self._resumed()
+        if baseline is None:
+            baseline = {i: t for i, (t, _) in (await latest_traffic(self._db, step.canary + step.running)).items()}
+        silent_since: float | None = None
+        while True:
+            activity.heartbeat(began, {i: t.model_dump(mode="json") for i, t in baseline.items()})
+            found = await latest_traffic(self._db, step.canary + step.running)
+            now = utcnow()
+            fresh = {i: t for i, (t, at) in found.items() if t.alive and (now - at).total_seconds() < UNHEARD_S}
+            canary = together([since(fresh[i], baseline.get(i)) for i in step.canary if i in fresh])
+            running = together([since(fresh[i], baseline.get(i)) for i in step.running if i in fresh])
+            ever = together([since(fresh[i], None) for i in step.running if i in fresh])
+            observed = f"new: {canary.text()}; running: {running.text()}"
+            if breach := judge(step.rules, canary, running, ever):
+                return StepVerdict(breach=breach, observed=observed)
+            if any(i in fresh for i in step.canary):
+                silent_since = None
+            else:
+                silent_since = silent_since or time.time()
+                if time.time() - silent_since > UNHEARD_S:
+                    return StepVerdict(
+                        breach=f"nothing was heard of its proxies for {UNHEARD_S:.0f} s", observed=observed
+                    )
+            unanswered = canary.ongoing > 0 and canary.requests == 0
+            if time.time() - began >= step.hold_s and silent_since is None and not unanswered:
+                return StepVerdict(observed=observed)
+            await asyncio.sleep(min(LOOK_S, max(began + step.hold_s - time.time(), 0.05)))
+
+    def _resumed(self) -> tuple[float, dict[str, ServeTraffic] | None]:
+        details: tuple[Any, ...] = tuple(activity.info().heartbeat_details)
+        if len(details) == 2 and isinstance(details[1], dict):
+            return float(details[0]), {i: ServeTraffic.model_validate(t) for i, t in details[1].items()}
+        return time.time(), None
+
+    @activity.defn
+    async def last_traffic(self, cluster_ids: list[str]) -> LastTraffic:
+        """When the newest request of all these clusters came."""
+        found = await latest_traffic(self._db, cluster_ids)
+        now = utcnow()
+        known = [t for t, at in found.values() if t.alive and (now - at).total_seconds() < UNHEARD_S]
+        if len(known) < len(cluster_ids) or any(t.ongoing for t in known):
+            return LastTraffic(known=False)
+        return LastTraffic(known=True, at=max((t.last_request_at for t in known if t.last_request_at), default=None))
