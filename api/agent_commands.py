@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -20,11 +19,11 @@ from temporalio.exceptions import ApplicationError
 
 from api.agent_messages import told
 from api.agent_nodes import ENDED, AnyNode, Fleet, HeadNode
-from clouds.base import Bucket
+from api.packages import served_bucket, sign
+from api.serve_config import serve_config
 from heliostat.errors import HeliostatError, InternalError, NotFound, Unavailable
 from heliostat.models.agents import Command, CommandKind, CommandList, CommandResult, HeadAddress
 from heliostat.models.clusters import NodeRole
-from heliostat.models.uploads import upload_key
 from runtime.keys import Keys
 from runtime.telemetry import COMMANDS_OPEN
 from store.commands import OpenCommand, finish_command, open_commands
@@ -41,10 +40,7 @@ REST_POLL_S = 0.2
 REST_AFTER_S = 60.0
 """Between two looks once nothing new has been found for so long: an idle cluster costs next to nothing."""
 MAX_WAIT_S = 30.0
-PACKAGE_URL_S = 3600
-"""A package's URL is good for so long after hand-over: the agent fetches it at once and keeps the bytes."""
 COMPLETE_S = 5.0
-UPLOAD = "upload:"
 
 
 @router.get("/commands", response_model=CommandList)
@@ -117,36 +113,24 @@ async def resolve(command: OpenCommand, state: Any) -> dict[str, Any]:
     args = dict(command.args)
     keys: Keys = state.keys
     fleet: Fleet = state.fleet
+    if command.kind == CommandKind.SERVE_DEPLOY:
+        view = await fleet.view(command.cluster_id)
+        args["config"] = await serve_config(state, view, str(args.get("version_id")))
+        return args
     if reference := args.pop("env_ref", None):
         values = await read_sealed(state.db, keys, reference)
         if values is None:
             raise NotFound("The job's env values are gone by retention.", remedy="Submit the job again.")
         args["env_vars"] = {**values, **(args.get("env_vars") or {})}
-    packages = [args.get("working_dir"), *(args.get("py_modules") or [])]
-    if any(isinstance(p, str) for p in packages):
+    named = [args.get("working_dir"), *(args.get("py_modules") or [])]
+    references = [p for p in named if isinstance(p, str)]
+    if references:
         view = await fleet.view(command.cluster_id)
-        buckets: Mapping[str, Bucket] = state.buckets
-        if view.cloud_id not in buckets:
-            raise InternalError(
-                f"This API does not serve the bucket of cloud {view.cloud_id}.",
-                remedy="Restart the API after the cloud was registered.",
-            )
-        bucket = buckets[view.cloud_id]
-        signed = await asyncio.to_thread(lambda: [_package(p, view.project_id, bucket) for p in packages])
+        bucket = served_bucket(state.buckets, view.cloud_id)
+        found = await asyncio.to_thread(sign, references, view.project_id, bucket, "Submit the job again.")
+        signed = [found[p] if isinstance(p, str) else p for p in named]
         args["working_dir"], args["py_modules"] = signed[0], signed[1:]
     return args
-
-
-def _package(reference: Any, project_id: str, bucket: Bucket) -> Any:
-    if not isinstance(reference, str):
-        return reference
-    if not reference.startswith(UPLOAD):
-        return {"remote": reference}
-    digest = reference.removeprefix(UPLOAD)
-    key = upload_key(project_id, digest)
-    if bucket.stat(key) is None:
-        raise NotFound(f"The uploaded package {digest[:12]}… is gone by retention.", remedy="Submit the job again.")
-    return {"url": bucket.presign_get(key, PACKAGE_URL_S), "sha256": digest}
 
 
 @dataclass(eq=False)

@@ -63,6 +63,8 @@ class ClusterView:
     maximum_uptime_at: datetime | None
     """When agents stop their machines by themselves; see UPTIME_GRACE."""
     follow: bool = False
+    service_id: str | None = None
+    """The service that it serves, if any."""
 
 
 def sha256(token: str) -> str:
@@ -171,7 +173,9 @@ class Fleet:
             changed = [i for i in wanted if i not in known or revisions.get(i, -1) != known[i]]
             if changed:
                 docs = (
-                    await conn.execute(select(c.id, c.project_id, c.cloud_id, c.doc).where(c.id.in_(changed)))
+                    await conn.execute(
+                        select(c.id, c.project_id, c.cloud_id, c.service_id, c.doc).where(c.id.in_(changed))
+                    )
                 ).all()
                 members = (
                     await conn.execute(
@@ -187,7 +191,7 @@ class Fleet:
                 )
             for d in docs:
                 view = self._views[d.id]
-                view.project_id, view.cloud_id = d.project_id, d.cloud_id
+                view.project_id, view.cloud_id, view.service_id = d.project_id, d.cloud_id, d.service_id
                 cluster = Cluster.model_validate(d.doc)
                 view.desired, view.groups = cluster.desired, worker_groups(cluster)
                 view.maximum_uptime_at = maximum_uptime_at(cluster)

@@ -12,13 +12,14 @@ from typing import Any
 import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from sqlalchemy import case, update
 from temporalio.client import Client
 
 from api.agent_messages import told
 from api.agent_nodes import AnyNode, CallingNode, Fleet, gone
 from heliostat.errors import InvalidRequest, Unavailable
-from heliostat.models.agents import SUPPORTED_PROTOCOLS, Fact, FactKind, ReportAnswer, ReportRequest
+from heliostat.models.agents import SUPPORTED_PROTOCOLS, Fact, FactKind, ReportAnswer, ReportRequest, ServeStatus
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import utcnow
 from runtime.messages import NodeFact
@@ -39,13 +40,15 @@ AWAY_S = 1.0
 """After Temporal did not answer, facts are left with their agents for so long, so that reports stay quick."""
 MAX_REPORTS_PER_S = 100
 """Above this many the answers stretch the interval."""
+SERVE_INTERVAL_S = 1.0
+"""Heads of a service's cluster report at least so often: a canary is judged by what they see."""
 WORKER_FACTOR = 5
 """A worker has less to tell than a head, which speaks for it: it reports so many times more seldom."""
 MAX_TEXT = 8_000
 """Characters of one text in a fact: a payload has 2 MB, and a history keeps it."""
 
 RUN_FACTS = (FactKind.RUN_RUNNING, FactKind.RUN_ENDED)
-HEAD_FACTS = (*RUN_FACTS, FactKind.NODE_LOST, FactKind.ACTIVITY, FactKind.DESIRED)
+HEAD_FACTS = (*RUN_FACTS, FactKind.NODE_LOST, FactKind.ACTIVITY, FactKind.DESIRED, FactKind.SERVE)
 
 
 def check_protocol(protocol: int) -> None:
@@ -70,8 +73,10 @@ async def report(request: Request, body: ReportRequest, node: AnyNode) -> JSONRe
     state.reports.add(node, body)
     acked = await state.facts.deliver(node, body.facts)
     view = await fleet.view(node.cluster_id)
+    if view.service_id and body.serve is not None and node.role == NodeRole.HEAD:
+        await state.serve_totals.heard(state.db, node.id, view.service_id, body.serve)
     answer = ReportAnswer(
-        interval_s=interval_s(fleet, node, state.settings),
+        interval_s=interval_s(fleet, node, state.settings, serves=view.service_id is not None),
         acked=acked,
         follow=view.follow,
         maximum_uptime_at=view.maximum_uptime_at,
@@ -81,8 +86,13 @@ async def report(request: Request, body: ReportRequest, node: AnyNode) -> JSONRe
     return JSONResponse(answer.model_dump(mode="json", exclude={"follow"} if body.protocol == 0 else None))
 
 
-def interval_s(fleet: Fleet, node: CallingNode, settings: Settings) -> float:
-    base = settings.report_interval_s
+def base_interval_s(settings: Settings, *, serves: bool) -> float:
+    """Of a head, when there are few nodes."""
+    return min(settings.report_interval_s, SERVE_INTERVAL_S) if serves else settings.report_interval_s
+
+
+def interval_s(fleet: Fleet, node: CallingNode, settings: Settings, *, serves: bool = False) -> float:
+    base = base_interval_s(settings, serves=serves and node.role == NodeRole.HEAD)
     rate = (fleet.calling(NodeRole.HEAD) + fleet.calling(NodeRole.WORKER) / WORKER_FACTOR) / base
     # Stretched at most so far that three reports in a row may be lost before a head counts as silent.
     head = min(base * max(1.0, rate / MAX_REPORTS_PER_S), max(base, settings.silence_s / 4))
@@ -204,6 +214,9 @@ class Facts:
         """Why this node may not tell this; a node's token reaches its own cluster only."""
         if fact.kind in HEAD_FACTS and node.role != NodeRole.HEAD:
             return "only a head may tell this"
+        if fact.kind == FactKind.SERVE:
+            view = await self.fleet.view(node.cluster_id)
+            return _serve_status(fact) if view.service_id else "this cluster serves no service"
         if fact.kind in RUN_FACTS:
             run_id = str(fact.data.get("run_id", ""))
             return (
@@ -222,6 +235,8 @@ class Facts:
             return False
         run_id = str(fact.data["run_id"]) if fact.kind in RUN_FACTS else ""
         target, signal = (run_id.rpartition("-")[0], "run_fact") if run_id else (node.cluster_id, "fact")
+        if fact.kind == FactKind.SERVE:
+            target, signal = (await self.fleet.view(node.cluster_id)).service_id or "", "serve_fact"
         if fact.kind == FactKind.RUN_ENDED:
             # Before the workflow knows: who sees the job settled must find its log complete.
             await self._complete_log(node, run_id)
@@ -256,6 +271,15 @@ class Facts:
                 )
                 .values(complete=True)
             )
+
+
+def _serve_status(fact: Fact) -> str:
+    """Brings what Serve is said to be into its form; what does not belong there is dropped. Why it can't be, or ""."""
+    try:
+        fact.data = ServeStatus.model_validate(fact.data).model_dump(mode="json")
+    except ValidationError as e:
+        return f"its data is no ServeStatus: {'.'.join(map(str, e.errors()[0]['loc']))}"
+    return ""
 
 
 def _shortened(value: Any) -> Any:

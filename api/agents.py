@@ -21,7 +21,8 @@ from api.agent_commands import Polls
 from api.agent_logs import log_prefix
 from api.agent_messages import told
 from api.agent_nodes import ENDED, Fleet, gone, maximum_uptime_at, sha256, worker_groups
-from api.agent_reports import Facts, Reports, check_protocol
+from api.agent_reports import Facts, Reports, base_interval_s, check_protocol
+from api.serve_metrics import TOTALS
 from heliostat.errors import NotFound, Unauthenticated, Unavailable
 from heliostat.models.agents import NodeConfigAnswer, RegisterRequest
 from heliostat.models.clusters import Cluster, NodeRole, NodeState
@@ -43,6 +44,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.reports = Reports(state.db)
     state.facts = Facts(state.db, state.temporal, state.fleet)
     state.polls = Polls(state.db)
+    state.serve_totals = TOTALS
     tasks = [asyncio.create_task(state.reports.run()), asyncio.create_task(state.polls.run())]
     for task in tasks:
         task.add_done_callback(_must_not_end)
@@ -129,7 +131,7 @@ async def _node_row(db: Database, node_id: str) -> Any:
                 select(
                     n.id, n.cluster_id, n.role, n.generation, n.state, n.doc, n.config, n.authenticated, n.boot_id,
                     n.ended_at, c.ended_at.label("cluster_ended_at"), c.name.label("cluster_name"),
-                    c.doc.label("cluster_doc"),
+                    c.service_id, c.doc.label("cluster_doc"),
                 )
                 .select_from(nodes.join(clusters, c.id == n.cluster_id))
                 .where(n.id == node_id)
@@ -175,8 +177,9 @@ async def _config(state: Any, row: Any, token: str) -> NodeConfigAnswer:
         head_generation=row.generation if role == NodeRole.HEAD else await _head_generation(state.db, row.cluster_id),
         deadman_s=state.settings.deadman_s,
         maximum_uptime_at=maximum_uptime_at(cluster),
-        report_interval_s=state.settings.report_interval_s,
+        report_interval_s=base_interval_s(state.settings, serves=bool(row.service_id) and role == NodeRole.HEAD),
         log_prefix=log_prefix(row.cluster_id, row.id),
+        service_id=row.service_id or "",
     )
     if role == NodeRole.HEAD:
         answer.groups, answer.desired = worker_groups(cluster), cluster.desired

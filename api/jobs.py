@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Query, Request
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api import lookup, temporal
+from api import lookup, packages, temporal
 from api.accept import Order, Ordered, claim, earlier, first_event, start, start_again
 from api.auth import Caller, Me, Project
 from api.clusters import events_of
-from api.logs import bucket_of, follow_clusters, in_bucket, job_page
+from api.logs import follow_clusters, job_page
 from api.pagination import Cursor, Limit, Tags, page, state_filter, tag_filter
-from heliostat.errors import Conflict, InvalidRequest, NotFound, NotHonoured
+from heliostat.errors import Conflict, InvalidRequest, NotFound
 from heliostat.models.common import Event, Page, new_id, utcnow
 from heliostat.models.jobs import Job, JobConfig, JobState, JobTerminate, LogPage
-from heliostat.models.uploads import upload_key
 from runtime.messages import JobInput, Limits, TerminateRequest, start_job
 from store.projection import insert_job, load_job, write_sealed
 from store.tables import clusters, jobs
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-UPLOAD = "upload:"
-REMOTE = ("https", "http", "s3", "gs", "azure", "abfss", "file")
-"""What Ray's nodes can fetch a zip from."""
 MAX_ENV_BYTES = 256 * 1024
 
 
@@ -103,37 +97,8 @@ async def check_packages(state: Any, project: Project, cloud_id: str, config: Jo
     """The code that the config names can be there: uploads are in the bucket, URLs are of a kind that nodes fetch."""
     named = [(f"{at}working_dir", config.working_dir)] if config.working_dir is not None else []
     named += [(f"{at}py_modules.{i}", uri) for i, uri in enumerate(config.py_modules)]
-    if config.excludes and not any(uri.startswith(UPLOAD) for _, uri in named):
-        raise NotHonoured(
-            "'excludes' says what is left out of an upload, and this job uploads nothing.",
-            remedy="Leave it out, or give working_dir as a directory.",
-            field=f"{at}excludes",
-        )
-    for field, uri in named:
-        if uri.startswith(UPLOAD):
-            key = upload_key(project.id, uri.removeprefix(UPLOAD))
-            bucket = bucket_of(state, cloud_id)
-            if await in_bucket(partial(bucket.stat, key)) is None:
-                raise NotFound(
-                    f"The upload {uri[:24]}… is not in the bucket.",
-                    remedy="POST /v1/uploads and PUT the zip first; the CLI and the SDK do it for directories.",
-                    resource=uri,
-                    field=field,
-                )
-            continue
-        url = urlsplit(uri)
-        if url.password:
-            raise InvalidRequest(
-                f"The URL of {field} holds a password, which would be shown to all who see the job.",
-                remedy="Upload the code instead, or use a URL that expires.",
-                field=field,
-            )
-        if url.scheme not in REMOTE or not url.path.endswith((".zip", ".whl")):
-            raise InvalidRequest(
-                f"{field} is neither an upload nor the URL of a zip.",
-                remedy="A directory is uploaded by the CLI and the SDK; else give https://…/code.zip, s3://… or gs://….",
-                field=field,
-            )
+    excludes = f"{at}excludes" if config.excludes else None
+    await packages.check(state, project.id, cloud_id, named, "job", excludes)
 
 
 async def accept(state: Any, actor: str, order: Order, arg: JobInput, env_vars: dict[str, str]) -> Job:
