@@ -35,6 +35,7 @@ from activities.nodes import BootFacts, NodeActivities
 from activities.records import RecordActivities
 from activities.schedules import ScheduleActivities
 from activities.sweep import SweepActivities
+from activities.sweep_services import ServiceSweepActivities
 from heliostat.errors import HeliostatError
 from installation import Installation, opened
 from runtime import telemetry
@@ -105,6 +106,7 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
     records = RecordActivities(db, boot)
     schedules = ScheduleActivities(db)
     sweep = SweepActivities(db, client, mine.machines, mine.buckets, settings, installation, mine.cloud_names)
+    service_sweep = ServiceSweepActivities(db, client, mine.balancers, settings, installation)
     activities: list[Callable[..., Any]] = [
         commands.run_command,
         leases.start_job_cluster,
@@ -131,6 +133,7 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
         sweep.sweep_cloud,
         sweep.settle_orphans,
         sweep.keep_house,
+        service_sweep.sweep_services,
     ]
     return Worker(
         client,

@@ -8,15 +8,15 @@ from datetime import datetime, timedelta
 import structlog
 from sqlalchemy import func, select
 from temporalio import activity
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError, RPCStatusCode
 
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
-from runtime.messages import HeadSilent, start_cluster, start_job
+from runtime.messages import GateOrder, HeadSilent, deploy_service, start_cluster, start_job
 from runtime.settings import Settings
 from runtime.telemetry import CLUSTERS
-from store import projection
+from store import projection, services
 from store.database import Database
 from store.tables import clusters
 
@@ -57,6 +57,7 @@ class MonitorActivities:
     async def round(self, now: datetime) -> None:
         """One look at everything; ``now`` is the records' time."""
         await self._start_forgotten()
+        await self._tell_gates()
         await self._find_silent(now)
         await self._count()
 
@@ -66,10 +67,30 @@ class MonitorActivities:
             log.warning("starting an accepted cluster that nobody started", cluster=cluster.id)
             await start_cluster(self._client, self._settings.task_queue, cluster.input)
             await projection.mark_started(self._db, "cluster", cluster.id)
+        for service, deploy in await services.unstarted_deploys(self._db, UNSTARTED_AFTER_S):
+            log.warning("giving its service a deploy that nobody gave it", service=service.service_id, deploy=deploy.id)
+            # Its workflow says that it has it (``claim_deploy``): a second signal changes nothing.
+            await deploy_service(self._client, self._settings.task_queue, service, deploy)
         for job in job_rows:
             log.warning("starting an accepted job that nobody started", job=job.id)
             await start_job(self._client, self._settings.task_queue, job.input)
             await projection.mark_started(self._db, "job", job.id)
+
+    async def _tell_gates(self) -> None:
+        """Tokens that were changed by an API that died before it could say so."""
+        for service_id, gate in await services.untold_gates(self._db):
+            try:
+                await self._client.get_workflow_handle(service_id).execute_update(
+                    "set_gate", GateOrder(actor="monitor", gate=gate), rpc_timeout=timedelta(seconds=10)
+                )
+            except (WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+                log.warning("tokens not told yet", service=service_id, why=str(error.cause or error))
+                continue
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+                continue  # it does not run: its next deploy brings the tokens
+            await services.gate_told(self._db, service_id, gate)
 
     async def _find_silent(self, now: datetime) -> None:
         found = await projection.silent_heads(self._db, now, self._settings.silence_s)

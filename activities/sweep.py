@@ -34,8 +34,10 @@ class SweepResult(Model):
     """Seen under our tag."""
     ended: list[str] = []
     """Machine ids that nobody owned."""
+    endpoints: list[str] = []
+    """Service ids of endpoints that nobody owned; removed."""
     orphaned: list[str] = []
-    """Clusters and jobs whose workflow somebody ended by hand; their records and holders were told."""
+    """Clusters, jobs and services whose workflow somebody ended by hand; their records and holders were told."""
 
 
 class SweepActivities:
@@ -183,8 +185,9 @@ class SweepActivities:
             }
         )
         holders = [lease.holder for lease in row.cluster.leases if not lease.holder.startswith("user:")]
-        if row.job_id and row.job_id not in holders:
-            holders.append(row.job_id)
+        made_for = row.input.made_for
+        if made_for and made_for not in holders:
+            holders.append(made_for)
         notice = ClusterNotice(
             cluster_id=cluster_id,
             state=ClusterState.FAILED,

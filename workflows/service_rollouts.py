@@ -1,8 +1,8 @@
 """ServiceWorkflow, third part: the passage from one version to the next.
 
 A rollout is one coroutine that is guarded by ``RolloutData`` alone: it may be left at any await (a pause,
-continue-as-new) and goes on from what the state says. Traffic moves only to versions that are fit, and every way out but success
-ends in ``_go_back``, which gives the weights back first.
+continue-as-new) and goes on from what the state says. Traffic moves only to versions that are fit, and every way
+out but success ends in ``_go_back``, which gives the weights back first.
 """
 
 from __future__ import annotations

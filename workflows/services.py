@@ -309,14 +309,13 @@ class ServiceWorkflow(ServiceRollouts):
             self._enter(ServiceState.TERMINATING, reason, self.s.terminate.actor)
             self._say("what is under way to end, then its clusters to be released")
             self.s.rollout, self.s.weights = None, {}
-            for request in self.s.pending:
-                self._pass_over(request)
-            self.s.pending = []
             for version in self.s.versions.values():
                 version.kept_until = None
                 self._retire(version, f"the service ends: {reason}")
         if self.s.backends and self.s.url:
             self._start("backends", self._set_backends)
+        if self.s.pending:
+            self._start("take up a deploy", self._refuse)
         others = [name for name in self._tasks if name != "remove the endpoint"]
         if others or any(v.state != ServiceVersionState.TERMINATED for v in self.s.versions.values()):
             return
@@ -325,6 +324,17 @@ class ServiceWorkflow(ServiceRollouts):
         else:
             self.s.waits_for = ""
             self._enter(ServiceState.TERMINATED, self.s.terminate.reason or "ended", self.s.terminate.actor)
+
+    async def _refuse(self) -> None:
+        """What came too late is claimed all the same, or the monitor would give it to us again, and so start us again."""
+        while self.s.pending:
+            request = self.s.pending[0]
+            if not request.back:
+                await workflow.execute_local_activity_method(
+                    RecordActivities.claim_deploy, request.id, summary="it came too late", **policies.RECORD
+                )
+            self.s.pending.remove(request)
+            self._pass_over(request)
 
     async def _remove_last(self) -> None:
         """Also where none is known: its making may have been cut off."""

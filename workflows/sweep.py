@@ -12,6 +12,7 @@ from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from activities.sweep import SweepActivities, SweepResult
+    from activities.sweep_services import ServiceSweep, ServiceSweepActivities
 
 STEP: dict[str, Any] = {
     # One page of a cloud's machines, and a describe and a query for each old cluster.
@@ -41,16 +42,21 @@ class SweepWorkflow:
         settled: SweepResult = await workflow.execute_activity_method(
             SweepActivities.settle_orphans, summary="records whose workflow is gone", **STEP
         )
+        services = ServiceSweep()
+        if workflow.patched("services"):
+            services = await workflow.execute_activity_method(
+                ServiceSweepActivities.sweep_services, summary="endpoints and services", **STEP
+            )
         await workflow.execute_activity_method(SweepActivities.keep_house, summary="retention", **STEP)
-        total = SweepResult(orphaned=settled.orphaned)
+        total = SweepResult(orphaned=settled.orphaned + services.orphaned, endpoints=services.removed)
         for result in swept:
             if isinstance(result, SweepResult):
                 total.machines += result.machines
                 total.ended += result.ended
         failed = [r for r in swept if isinstance(r, BaseException)]
         workflow.set_current_details(
-            f"{total.machines} machines seen, {len(total.ended)} ended, {len(total.orphaned)} records settled"
-            + (f", {len(failed)} clouds out of reach" if failed else "")
+            f"{total.machines} machines seen, {len(total.ended)} ended, {len(total.orphaned)} records settled, "
+            f"{len(total.endpoints)} endpoints removed" + (f", {len(failed)} clouds out of reach" if failed else "")
         )
         for error in failed:
             if isinstance(error, ActivityError):
