@@ -1,4 +1,4 @@
-"""``down``: ends the jobs and clusters of this home's stack, then the stack.
+"""``down``: ends the jobs, services and clusters of this home's stack, then the stack.
 
 Clusters end the way they always do, by their workflows, confirmed by their cloud; a stopped control plane
 is started for that. Only when it can't be, the local cloud cuts the power of every machine that carries our owner
@@ -20,6 +20,7 @@ import httpx
 from heliostat.errors import HeliostatError, InfrastructureError, from_problem
 from heliostat.models.clusters import ClusterState
 from heliostat.models.jobs import JobState
+from heliostat.models.services import ServiceState
 from runtime.home import Home, end_processes
 from runtime.parts import ROOT, WORKER_STOP_S, base_environment
 from runtime.supervisor import say
@@ -90,7 +91,7 @@ def stop(home: Home) -> None:
 
 
 def end_resources(api_url: str, token: str) -> None:
-    """Terminates every job and cluster through the API, and returns when all are confirmed.
+    """Terminates every job, service and cluster through the API, and returns when all are confirmed.
 
     Raises:
         InfrastructureError: nothing has moved for ``STUCK_S`` seconds; the message names what is left.
@@ -102,10 +103,10 @@ def end_resources(api_url: str, token: str) -> None:
     bearer = {"Authorization": f"Bearer {token}"}
     with closing(httpx.Client(base_url=api_url, headers=bearer, timeout=30, trust_env=False)) as client:
         while True:
-            # Jobs first: one whose cluster is taken away would ask for another.
-            jobs = [("jobs", job) for job in _unsettled(client, "jobs", JobState)]
-            left = jobs or [("clusters", cluster) for cluster in _unsettled(client, "clusters", ClusterState)]
-            if not left and not _unsettled(client, "jobs", JobState):
+            # Those that hold clusters first: one whose cluster is taken away would ask for another.
+            left = _holders(client)
+            left = left or [("clusters", cluster) for cluster in _unsettled(client, "clusters", ClusterState)]
+            if not left and not _holders(client):
                 return
             for kind, resource in left:
                 if resource["id"] not in asked:
@@ -120,7 +121,14 @@ def end_resources(api_url: str, token: str) -> None:
             time.sleep(0.2)
 
 
-def _unsettled(client: httpx.Client, kind: str, states: type[JobState] | type[ClusterState]) -> list[dict[str, Any]]:
+def _holders(client: httpx.Client) -> list[tuple[str, dict[str, Any]]]:
+    jobs = [("jobs", job) for job in _unsettled(client, "jobs", JobState)]
+    return jobs + [("services", service) for service in _unsettled(client, "services", ServiceState)]
+
+
+def _unsettled(
+    client: httpx.Client, kind: str, states: type[JobState] | type[ClusterState] | type[ServiceState]
+) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for state in states:
         cursor: str | None = None
@@ -145,7 +153,7 @@ def may_hold_clusters(home: Home) -> bool:
     of the home, and by its machines on this host."""
     if home.records_db.exists():
         with closing(sqlite3.connect(f"file:{home.records_db}?mode=ro", uri=True, timeout=10)) as records:
-            for table in ("jobs", "clusters"):
+            for table in ("jobs", "services", "clusters"):
                 try:
                     query = f"SELECT 1 FROM {table} WHERE ended_at IS NULL AND NOT withdrawn LIMIT 1"  # noqa: S608
                     if records.execute(query).fetchone():

@@ -162,3 +162,6 @@ STEP_AGAIN = timedelta(seconds=5)
 
 FAILED_AGAIN = timedelta(seconds=60)
 """A running version that Serve has given up on one cluster is given to it again so much later."""
+
+TERMINATE_DRAIN = timedelta(seconds=30)
+"""A service that is terminated drains for so long at most: whoever ends it does not wait for an open websocket."""

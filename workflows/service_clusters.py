@@ -410,6 +410,8 @@ class ServiceClusters(ServiceBase):
         if not slot.ready or not slot.http or version.recalled:
             return
         limit = version.spec.rollout.drain_timeout_s
+        if self.s.terminate is not None:
+            limit = min(limit, policies.TERMINATE_DRAIN.total_seconds())
         slot.gate = "draining"
         try:
             seen = await self._command(

@@ -326,7 +326,7 @@ class ServiceWorkflow(ServiceRollouts):
             self._enter(ServiceState.TERMINATED, self.s.terminate.reason or "ended", self.s.terminate.actor)
 
     async def _refuse(self) -> None:
-        """What came too late is claimed all the same, or the monitor would give it to us again, and so start us again."""
+        """What came too late is claimed all the same: the monitor would give it to us again, and so start us again."""
         while self.s.pending:
             request = self.s.pending[0]
             if not request.back:
