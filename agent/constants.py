@@ -72,6 +72,25 @@ class Constants:
     """Ray gives a launch request up after 600 s."""
     validate_timeout_s: float = 60.0
 
+    serve_put_s: float = 120.0
+    """Serve must have taken a config by then, tries included: the first one starts its controller and proxy (1.4-2.8 s
+    on an idle machine). Then the command is told as retryable."""
+    serve_look_fast_s: float = 0.5
+    """Between looks at Serve while what was deployed is not healthy yet."""
+    serve_look_slow_s: float = 1.5
+    """And while it is. One look costs the dashboard and Serve's controller about 10 ms."""
+    serve_away_s: float = 5.0
+    """Serve's status is told as unknown when it could not be asked for so long."""
+    serve_traffic_s: float = 1.0
+    """Between questions to the proxy for its counters, and how long it may take to answer one."""
+    serve_gate_s: float = 15.0
+    """The proxy must go by a new gate file by then; it looks at its file every fraction of a second."""
+    serve_probe_pause_s: float = 0.2
+    serve_probes_good: int = 3
+    """So many in a row are enough."""
+    serve_quiet_s: float = 1.0
+    """Drained is a proxy without request and connection for so long: a client may be between two of them."""
+
     log_interval_s: float = 5.0
     log_follow_s: float = 1.0
     log_chunk_bytes: int = 2**20
@@ -89,3 +108,11 @@ class Constants:
 def constants(overrides: dict[str, object]) -> Constants:
     """Raises TypeError for a name that does not exist."""
     return Constants(**overrides)  # type: ignore[arg-type]
+
+
+LATENCY_BOUNDS_MS = (
+    1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700,
+    1000, 1500, 2000, 3000, 5000, 7000, 10000, 20000, 30000, 60000,
+)  # fmt: skip
+"""Upper bounds of the buckets of a head's latency histogram; as in ``serve_gate.py``, which may import nothing of ours,
+and in ``heliostat.models.services`` (a test compares)."""
