@@ -57,8 +57,12 @@ def fingerprints() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "workflows").glob("*.py")):
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ClassDef) and any("workflow.defn" in ast.unparse(d) for d in node.decorator_list):
-                found[node.name] = of_class(node)
+            if not isinstance(node, ast.ClassDef):
+                continue
+            commands = of_class(node)
+            # The bases of a workflow too: what they do, it does.
+            if commands or any("workflow.defn" in ast.unparse(d) for d in node.decorator_list):
+                found[node.name] = commands
     return found
 
 
