@@ -1,0 +1,222 @@
+"""What a local load balancer's Traefik is told: its static configuration, and the routes that it watches.
+
+Both are JSON, which is YAML too. How the routes are made:
+
+    router     a header that names a backend → that backend; any other value of it → nothing (503); all the rest → all
+    all        weighted over the versions, by health
+    version    its clusters in turn, by health
+    backend    one server, with health checks of its own: so requests are counted by cluster
+
+A retry starts from the router again, so it meets another cluster or version. With gRPC the same again, over h2c.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from clouds.base import Backend, BackendCounters, BadConfig
+from heliostat.models.services import BACKEND_HEADER
+
+ENTRY_POINT, METRICS = "web", "metrics"
+"""Names of the two sockets, by which Traefik takes them over (``LISTEN_FDNAMES``)."""
+
+TRIES, TRIES_TO_CONNECT = 3, 8
+"""Of a request whose connection broke (or whose backend itself answered 502, which can't be told apart); of each of
+these, to find a backend that takes the connection. Two clusters of which one is dead: under load each try meets the
+dead one with probability 1/2, until the health check has found it."""
+MAX_REPLAYED_BODY = 64 * 1024
+"""Bytes of a request's body that are kept for another try."""
+HEALTH_PATH = "/-/healthz"
+LOADED_PATH = "/-/heliostat-routes/"
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_ADDRESS = re.compile(r"([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
+
+
+def static(folder: Path, host: str, port: int, metrics_port: int) -> str:
+    """``traefik.yml``, which is read once at start: where it listens, and that it watches ``<folder>/routes``.
+
+    Nothing here limits how long a request, a stream or a connection may last: backends and clients do. Paths go
+    through as they came, for routes are not protected by their path.
+    """
+    as_they_came = ("Slash", "BackSlash", "NullCharacter", "Semicolon", "Percent", "QuestionMark", "Hash")
+    config = {
+        "global": {"checkNewVersion": False, "sendAnonymousUsage": False},
+        # A dead backend's health check writes a line a second: the file must not grow for ever.
+        "log": {"level": "WARN", "filePath": str(folder / "traefik.log"), "maxSize": 5, "maxBackups": 1},
+        "entryPoints": {
+            ENTRY_POINT: {
+                "address": f"{host}:{port}",
+                "http": {
+                    "sanitizePath": False,
+                    "encodedCharacters": {f"allowEncoded{what}": True for what in as_they_came},
+                },
+                "transport": {"respondingTimeouts": {"readTimeout": "0s", "writeTimeout": "0s", "idleTimeout": "180s"}},
+            },
+            METRICS: {"address": f"127.0.0.1:{metrics_port}"},
+        },
+        "metrics": {
+            "prometheus": {
+                "entryPoint": METRICS,
+                "addEntryPointsLabels": False,
+                "addRoutersLabels": False,
+                "addServicesLabels": True,
+                "buckets": [0.01, 0.1, 1.0, 10.0],
+            }
+        },
+        "providers": {
+            "providersThrottleDuration": "20ms",
+            "file": {"directory": str(folder / "routes"), "watch": True},
+        },
+    }
+    return json.dumps(config, indent=1) + "\n"
+
+
+def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path]) -> tuple[str, str]:
+    """The watched file's text, and the path that answers 418 once Traefik goes by exactly this text (and by these
+    certificate files as they are now: another path is another text, so that Traefik reads them again).
+
+    Raises:
+        BadConfig: an id or an address that can't stand in a rule, one cluster twice, or two weights of one version.
+    """
+    _check(backends)
+    services: dict[str, Any] = {"none": {"loadBalancer": {"servers": []}}}
+    rules: list[tuple[str, int, str]] = []
+    for kind in ("http", "grpc"):
+        if kind == "grpc" and not (grpc or any(b.grpc for b in backends)):
+            continue
+        mine = [b for b in backends if kind == "http" or b.grpc]
+        more = "" if kind == "http" else " && HeaderRegexp(`Content-Type`, `^application/grpc`)"
+        above = 0 if kind == "http" else 500
+        for b in mine:
+            services[service_name(kind, b)] = {"loadBalancer": _server(kind, b)}
+            rules.append((f"Header(`{BACKEND_HEADER}`, `{b.id}`){more}", 900 + above, service_name(kind, b)))
+        rules.append((f"HeaderRegexp(`{BACKEND_HEADER}`, `.*`){more}", 800 + above, "none"))
+        weights = {b.version_id: b.weight for b in mine if b.weight}
+        for version in weights:
+            clusters = [(service_name(kind, b), 1) for b in mine if b.version_id == version]
+            services[f"{kind}-{version}"] = _weighted(clusters)
+        if weights:
+            services[kind] = _weighted([(f"{kind}-{version}", weight) for version, weight in weights.items()])
+        rules.append((f"PathPrefix(`/`){more}", 1 + above, kind if weights else "none"))
+    tls = dict(zip(("certFile", "keyFile"), map(str, certificate), strict=True))
+    changed = [(str(path), path.stat().st_mtime_ns) for path in certificate]
+    digest = hashlib.sha256(json.dumps([rules, services, changed]).encode()).hexdigest()
+    loaded = f"{LOADED_PATH}{digest[:32]}"
+    plain = _routers(rules, loaded)
+    routers = plain | {f"{name}-tls": router | {"tls": {}} for name, router in plain.items()}
+    config = {
+        "http": {
+            "routers": routers,
+            "middlewares": {
+                # Where no byte of the request was written to a backend, it is tried again whatever its method is.
+                "connect": {"retry": {"attempts": TRIES_TO_CONNECT}},
+                # With a status, idempotent ones are also where the connection broke before the answer: 502 is Traefik's
+                # own word for it.
+                "retry": {"retry": {"attempts": TRIES, "status": ["502"], "maxRequestBodyBytes": MAX_REPLAYED_BODY}},
+            },
+            "services": services,
+            "serversTransports": {
+                "backends": {
+                    "maxIdleConnsPerHost": 500,
+                    # Backends keep idle connections for 75 s and more. Who closes first must be us: a POST on a
+                    # connection that the backend closes at that moment would be lost.
+                    "forwardingTimeouts": {
+                        "dialTimeout": "1s",
+                        "idleConnTimeout": "3s",
+                        "responseHeaderTimeout": "0s",
+                        "readIdleTimeout": "10s",
+                        "pingTimeout": "5s",
+                    },
+                }
+            },
+        },
+        "tls": {"stores": {"default": {"defaultCertificate": tls}}},
+    }
+    return json.dumps(config, indent=1) + "\n", loaded
+
+
+def _routers(rules: list[tuple[str, int, str]], loaded: str) -> dict[str, dict[str, Any]]:
+    routers: dict[str, dict[str, Any]] = {
+        f"r{number}": {"rule": rule, "priority": priority, "service": service, "middlewares": ["retry", "connect"]}
+        for number, (rule, priority, service) in enumerate(rules)
+    }
+    routers["loaded"] = {"rule": f"Path(`{loaded}`)", "priority": 10_000, "service": "noop@internal"}  # answers 418
+    return {name: router | {"entryPoints": [ENTRY_POINT]} for name, router in routers.items()}
+
+
+def service_name(kind: str, backend: Backend) -> str:
+    """Of a backend, in Traefik's configuration and (with ``@file``) in its metrics. Also the version's: a cluster that
+    is updated in place counts anew."""
+    return f"{kind}-{backend.version_id}-{backend.id}"
+
+
+def counted(metrics: str, backends: list[Backend]) -> list[BackendCounters]:
+    """What Traefik's metrics tell of these backends: HTTP and gRPC together."""
+    counts: dict[str, dict[str, int]] = {}
+    down = set()
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            name = sample.labels.get("service", "").removesuffix("@file")
+            if sample.name == "traefik_service_requests_total":
+                codes = counts.setdefault(name, {})
+                codes[sample.labels["code"]] = codes.get(sample.labels["code"], 0) + int(sample.value)
+            elif sample.name == "traefik_service_server_up" and not sample.value:
+                down.add(name)
+    answer = []
+    for b in backends:
+        sums: dict[str, int] = {}
+        for kind in ("http", "grpc"):
+            for code, count in counts.get(service_name(kind, b), {}).items():
+                sums[code] = sums.get(code, 0) + count
+        up = service_name("http", b) not in down
+        answer.append(BackendCounters(backend_id=b.id, version_id=b.version_id, requests=sums, up=up))
+    return answer
+
+
+def _server(kind: str, backend: Backend) -> dict[str, Any]:
+    address = _ADDRESS.fullmatch(backend.http)
+    assert address is not None  # _check
+    return {
+        "servers": [{"url": f"http://{backend.http}" if kind == "http" else f"h2c://{backend.grpc}"}],
+        "serversTransport": "backends",
+        # Of gRPC too: its own health service wants the token.
+        "healthCheck": {
+            "path": HEALTH_PATH,
+            "scheme": "http",
+            "port": int(address[2]),
+            "interval": "1s",
+            "timeout": "1s",
+            "followRedirects": False,
+        },
+    }
+
+
+def _weighted(services: list[tuple[str, int]]) -> dict[str, Any]:
+    return {
+        "weighted": {"services": [{"name": name, "weight": weight} for name, weight in services], "healthCheck": {}}
+    }
+
+
+def _check(backends: list[Backend]) -> None:
+    weights: dict[str, int] = {}
+    seen = set()
+    for b in backends:
+        wrong = ""
+        if not _ID.fullmatch(b.id) or not _ID.fullmatch(b.version_id):
+            wrong = "has an id that is none"
+        elif not _ADDRESS.fullmatch(b.http) or (b.grpc and not _ADDRESS.fullmatch(b.grpc)):
+            wrong = f"has no address of the form ip:port: {b.http!r}, {b.grpc!r}"
+        elif b.id in seen:
+            wrong = "is there twice"
+        elif weights.setdefault(b.version_id, b.weight) != b.weight:
+            wrong = f"has weight {b.weight}; another one of its version has {weights[b.version_id]}"
+        if wrong:
+            raise BadConfig(f"Backend {b.id!r} of version {b.version_id!r} {wrong}.", resource=b.id)
+        seen.add(b.id)

@@ -1,0 +1,188 @@
+"""Keeps one service's Traefik running. A program of its own, standard library only, that belongs to no stack: it goes
+on when the control plane ends, and Traefik goes on when it ends.
+
+    python -S -m clouds.local.balancer_supervisor <folder> <traefik>
+
+It opens the two sockets and hands them over as systemd does (``LISTEN_FDS``), so that they stay open between two
+Traefiks: who connects meanwhile waits instead of being refused. Files in the folder:
+
+    supervisor.lock   held by this process: there is one
+    endpoint.json     host and ports; not ours to write
+    status.json       who runs, and what is in the way
+    output.log        what Traefik says beside its log
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clouds.local import supervisor
+
+MARK, ROLE = "HELIOSTAT_BALANCER", "HELIOSTAT_BALANCER_ROLE"
+"""Environment of both processes: the folder, and ``supervisor`` or ``traefik``. By these they are found, whatever
+happened to the files."""
+OUTPUT_BYTES = 1024 * 1024
+YOUNG_S = 5.0
+"""One that lived longer is started again at once, as is the first that did not; then pauses double up to PAUSE_S."""
+PAUSE_S = 5.0
+LOOK_S = 0.5
+BIND_S = 0.2
+"""Pause between tries to open a socket that another program has."""
+BACKLOG = 4096
+
+
+def found(folder: Path, role: str) -> list[dict[str, Any]]:
+    """Living processes of this folder's load balancer in that role, as ``supervisor.identity``; not ourselves."""
+    wanted = {f"{MARK}={folder}".encode(), f"{ROLE}={role}".encode()}
+    processes = []
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            environ = Path(f"/proc/{name}/environ").read_bytes()
+        except OSError:
+            continue  # ended, or another user's
+        if wanted <= set(environ.split(b"\0")) and supervisor.start_time(int(name)) is not None:
+            processes.append(supervisor.identity(int(name)))
+    return processes
+
+
+def main(argv: list[str]) -> None:
+    folder, traefik = Path(argv[0]), argv[1]
+    if os.fork():
+        os._exit(0)  # who started us waits for this process only
+    os.setsid()
+    lock = os.open(folder / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + LOOK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return  # there is one
+            time.sleep(0.01)  # or one that only looks whether there is
+    _Keeper(folder, traefik).run()
+
+
+class _Keeper:
+    def __init__(self, folder: Path, traefik: str) -> None:
+        self._folder, self._traefik = folder, traefik
+        self._sockets: list[socket.socket] = []
+        self._problem = ""
+
+    def run(self) -> None:
+        pause = 0.0
+        while True:
+            running = next(iter(found(self._folder, "traefik")), None)
+            if running is None and not self._sockets and not self._listen():
+                time.sleep(BIND_S)
+                continue
+            began = time.monotonic()
+            if running is None:
+                running = supervisor.identity(self._start())
+            self._tell(running, self._problem)
+            self._wait(running)
+            if time.monotonic() - began < YOUNG_S:
+                self._problem = f"Traefik ends as soon as it starts; see {self._folder}/traefik.log and output.log"
+                self._tell(None, self._problem)
+                time.sleep(pause)
+                pause = min(max(pause * 2, 0.1), PAUSE_S)
+            else:
+                self._problem, pause = "", 0.0
+
+    def _listen(self) -> bool:
+        """Opens both sockets; false, and said so, if another program has one of them."""
+        place = json.loads((self._folder / "endpoint.json").read_text())
+        opened = []
+        for host, port in ((place["host"], place["port"]), ("127.0.0.1", place["metrics_port"])):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            one = socket.socket(family, socket.SOCK_STREAM)
+            opened.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
+            try:
+                one.bind((host, port))
+                one.listen(BACKLOG)
+            except OSError as e:
+                for each in opened:
+                    each.close()
+                self._tell(None, f"port {port} of {host} can't be opened ({e.strerror})", port=port)
+                return False
+        self._sockets = opened
+        return True
+
+    def _start(self) -> int:
+        """Forks by hand: LISTEN_PID must be the pid of the one that execs."""
+        output = os.open(self._folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if os.fstat(output).st_size > OUTPUT_BYTES:
+            os.ftruncate(output, 0)
+        pid = os.fork()
+        if pid:
+            os.close(output)
+            return pid
+        try:
+            null = os.open(os.devnull, os.O_RDONLY)
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in (null, output, *(s.fileno() for s in self._sockets))]
+            for target, fd in zip((0, 1, 3, 4), high, strict=True):
+                os.dup2(fd, target)
+            os.dup2(1, 2)
+            os.closerange(5, 1024)
+            env = {
+                "PATH": os.defpath,
+                "HOME": str(self._folder),
+                MARK: str(self._folder),
+                ROLE: "traefik",
+                "LISTEN_FDS": "2",
+                "LISTEN_FDNAMES": "web:metrics",
+                "LISTEN_PID": str(os.getpid()),
+            }
+            os.execve(self._traefik, [self._traefik, f"--configFile={self._folder}/traefik.yml"], env)  # noqa: S606
+        except OSError as e:
+            os.write(2, f"{self._traefik} can't be started: {e}\n".encode())
+        finally:
+            os._exit(127)
+
+    def _wait(self, running: dict[str, Any]) -> None:
+        """Until that process has ended, a child of ours or not."""
+        with _pidfd(running["pid"]) as fd:
+            while supervisor.lives(running):
+                if fd is None or select.select([fd], [], [])[0]:
+                    break
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(running["pid"], 0)
+
+    def _tell(self, running: dict[str, Any] | None, problem: str, **more: Any) -> None:
+        status = {"supervisor": supervisor.identity(os.getpid()), "traefik": running, "problem": problem, **more}
+        try:
+            part = self._folder / ".status"
+            part.write_text(json.dumps(status))
+            part.rename(self._folder / "status.json")
+        except OSError as e:  # a full disk must not stop the traffic
+            sys.stderr.write(f"status.json can't be written: {e}\n")
+            sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int | None]:
+    """Readable when the process ends; None if it has."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
