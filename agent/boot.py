@@ -28,12 +28,15 @@ class Ports:
     dashboard: int
     agent: int
     """Our own small server: packages, and the autoscaler's node provider."""
+    serve_http: int
+    serve_grpc: int
+    """Of Serve's proxy on the head of a service's cluster; elsewhere people run Serve as they like."""
 
     @classmethod
     def of(cls, base: int | None) -> Ports:
         if base is None:
-            return cls(None, gcs=6379, dashboard=8265, agent=8790)
-        return cls(base, gcs=base, dashboard=base + 1, agent=base + 11)
+            return cls(None, gcs=6379, dashboard=8265, agent=8790, serve_http=8000, serve_grpc=9000)
+        return cls(base, gcs=base, dashboard=base + 1, agent=base + 11, serve_http=base + 12, serve_grpc=base + 13)
 
     def options(self, head: bool) -> list[str]:
         if self.base is None:
@@ -76,6 +79,11 @@ class Boot:
     def ray_dir(self) -> Path:
         """Where Ray's session really lies."""
         return self.node_dir / "ray"
+
+    @property
+    def provider_dir(self) -> Path:
+        """On PYTHONPATH of Ray's own processes: our modules that run inside them."""
+        return self.node_dir / "provider"
 
     @property
     def temp_dir(self) -> Path:

@@ -12,8 +12,8 @@ from typing import Any
 from agent.journal import Journal
 
 log = logging.getLogger("agent.facts")
-SUPERSEDED = "activity"
-"""A newer fact of this kind makes the older ones worthless; of all others each counts."""
+SUPERSEDED = ("activity", "serve")
+"""A newer fact of these kinds makes the older ones worthless; of all others each counts."""
 COMPACT_AFTER = 500
 PER_REPORT = 100
 
@@ -51,7 +51,7 @@ class Facts:
                 # It is told from memory all the same; only a crash before the next report could lose it.
                 log.error("fact %s (%s) is not on disk: %s", fact_id, kind, error)
             if len(self._facts) > self._limit:
-                old = next((i for i, f in self._facts.items() if f["kind"] == SUPERSEDED), next(iter(self._facts)))
+                old = next((i for i, f in self._facts.items() if f["kind"] in SUPERSEDED), next(iter(self._facts)))
                 log.error("too many facts wait for the control plane; dropped %s", self._facts.pop(old))
         log.info("fact %s %s %s", fact_id, kind, data)
         self.wake()

@@ -22,6 +22,7 @@ from agent.packages import Packages
 from agent.ray_api import RayApi, RayAway
 from agent.ray_node import RayFailed, RayNode
 from agent.runs import Runs
+from agent.serve import Serve
 from agent.server import Server
 
 if TYPE_CHECKING:
@@ -50,10 +51,13 @@ class Head:
         )  # fmt: skip
         self.activity = Activity(self.api, node.facts, boot.constants, self.runs.busy)
         self.members = Members(self.api, node.facts, self.scaling, boot.constants)
+        service_id = str(config.get("service_id") or "")
+        self.serve = Serve(boot, service_id, self.api, node.facts, self.packages) if service_id else None
         self.commands = Commands(
             node.channel, Journal(boot.node_dir / "commands.journal"),
             {"submit_run": self.runs.submit, "stop_run": lambda args: self.runs.stop(str(args["run_id"])),
-             "fence": self._fence, "unfence": self._unfence},
+             "fence": self._fence, "unfence": self._unfence,
+             **(self.serve.handlers() if self.serve else {})},
             boot.constants, node.gone,
         )  # fmt: skip
         self._poke_activity = threading.Event()
@@ -61,7 +65,7 @@ class Head:
         self._refused: list[dict[str, Any]] | None = None
         self._setting_bounds = False
         self._config_file = boot.node_dir / "autoscaling.yaml"
-        self._provider_dir = boot.node_dir / "provider"
+        self._provider_dir = boot.provider_dir
 
     def start(self) -> None:
         """Returns when Ray is up. Raises RayFailed or End."""
@@ -89,6 +93,9 @@ class Head:
             ("commands", self.commands.run, (self._node.stop,)),
         ):
             self._node.thread(name, target, *args)
+        if self.serve:
+            self._node.thread("serve", self.serve.watch, self._node.stop)
+            self._node.thread("traffic", self.serve.traffic.run, self._node.stop)
 
     def _ready(self) -> str:
         """Polls until Ray's API answers."""
@@ -177,5 +184,6 @@ class Head:
             self._setting_bounds = False
 
     def snapshot(self) -> dict[str, Any]:
-        return {"gcs_address": self.gcs_address, "workers_alive": self.members.workers_alive,
+        serve = {"serve": self.serve.traffic.last} if self.serve and self.serve.traffic.last else {}
+        return serve | {"gcs_address": self.gcs_address, "workers_alive": self.members.workers_alive,
                 "resources": self.members.resources, **self.activity.snapshot()}  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 from agent.channel import Http
 
+SERVE = "/api/serve/applications/"
 ALIVE_ACTORS = "/api/v0/actors?limit=1000&filter_keys=state&filter_predicates=!%3D&filter_values=DEAD"
 
 
@@ -105,9 +106,22 @@ class RayApi:
             return str(driver.get("reason") or "a driver is connected")
         raise RayAway(f"/api/component_activities: {str(driver)[:200]}")
 
+    # -- Serve --------------------------------------------------------------------------------------------------
+
     def serve_applications(self) -> list[str]:
+        return sorted(self.serve_details()["applications"])
+
+    def serve_details(self, timeout_s: float = 15.0) -> dict[str, Any]:
+        """Ray's ``ServeInstanceDetails``; without applications when Serve does not run. Holds the env values that were
+        deployed."""
         try:
-            answer = self._call("GET", "/api/serve/applications/", timeout_s=15)
-            return sorted(answer["applications"])
-        except (RayRefused, KeyError, TypeError) as error:
-            raise RayAway(f"/api/serve/applications/: {str(error)[:200]}") from None
+            answer = self._call("GET", SERVE, timeout_s=timeout_s)
+            dict(answer["applications"])
+        except (RayRefused, KeyError, TypeError, ValueError) as error:
+            raise RayAway(f"{SERVE}: {str(error)[:200]}") from None
+        return dict(answer)
+
+    def serve_deploy(self, config: dict[str, Any], timeout_s: float) -> None:
+        """Replaces all of Serve's applications; Ray starts Serve with the first one. Asynchronous: what becomes of it
+        is in ``serve_details`` from this call's end on. Raises RayRefused, whose text may hold env values."""
+        self._call("PUT", SERVE, config, timeout_s=timeout_s)

@@ -18,6 +18,7 @@ from agent import processes
 from agent.boot import Boot
 from agent.init import die_with_parent
 from agent.journal import write_private
+from agent.serve_proxy import gate_environment, install_gate
 
 log = logging.getLogger("agent.ray")
 
@@ -33,8 +34,9 @@ class RayFailed(Exception):
     """Ray can't be started here; says why and what to do."""
 
 
-def environment(boot: Boot, group: str, head_address: str, autoscaling: bool) -> dict[str, str]:
-    """The whole environment of Ray and of all that runs in it. ``head_address``: "" on the head itself."""
+def environment(boot: Boot, group: str, head_address: str, autoscaling: bool, service: bool = False) -> dict[str, str]:
+    """The whole environment of Ray and of all that runs in it. ``head_address``: "" on the head itself.
+    ``service``: Serve's proxies get our gate."""
     env = {k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)}
     for name in PROXIES:
         for spelled in (name, name.upper()):
@@ -71,7 +73,10 @@ def environment(boot: Boot, group: str, head_address: str, autoscaling: bool) ->
     if autoscaling:
         env["RAY_enable_autoscaler_v2"] = "1"
         env["AUTOSCALER_UPDATE_INTERVAL_S"] = str(boot.constants.autoscaler_interval_s)
-        env["PYTHONPATH"] = str(boot.node_dir / "provider")
+    if service:
+        env |= gate_environment(boot)
+    if autoscaling or service:
+        env["PYTHONPATH"] = str(boot.provider_dir)
     return env
 
 
@@ -151,7 +156,10 @@ class RayNode:
         boot = self._boot
         write_private(token_path(boot), self._config["ray_token"])
         args = arguments(boot, self._config, head_address, autoscaling_config)
-        env = environment(boot, self._config["group"], head_address, autoscaling_config is not None)
+        service = bool(self._config.get("service_id"))
+        if service:
+            install_gate(boot)
+        env = environment(boot, self._config["group"], head_address, autoscaling_config is not None, service)
         log.info("starting %s", " ".join(args))
         with output.open("ab") as out:
             self._leader = subprocess.Popen(

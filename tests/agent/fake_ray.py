@@ -3,6 +3,7 @@
 same HTTP API as far as the agent uses it, real processes for jobs in sessions of their own, a child called
 ``raylet``. Behaviours are asked for by files in the node's directory (``fake-<what>``)."""
 
+import hashlib
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ NODES: dict[str, dict] = {}
 JOBS: dict[str, dict] = {}
 PROCESSES: dict[str, subprocess.Popen] = {}
 SUBMITS: list[dict] = []
+SERVE: dict[str, dict] = {"applications": {}, "proxies": {}}
+PUTS: list[dict] = []
 
 
 def asked(what: str) -> bool:
@@ -54,6 +57,70 @@ def run_job(spec: dict) -> None:
     else:
         job |= {"status": "FAILED", "driver_exit_code": code, "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR",
                 "message": f"failed with exit code {code}: " + log.read_text()[-500:]}  # fmt: skip
+
+
+def serve_application(app: dict) -> dict:
+    """Its code is what ``args`` says: ``deployments`` that it has, and after which time it turns out to be how."""
+    says = app.get("args") or {}
+    names = says.get("deployments", ["Model"])
+    found = {"status": "DEPLOYING", "message": "", "last_deployed_time_s": time.time(), "deployed_app_config": app}
+    missing = [d["name"] for d in app.get("deployments", []) if d["name"] not in names]
+    if missing:
+        return found | {"status": "DEPLOY_FAILED", "deployments": {}, "message": f"Unexpected error occurred while "
+                        f"applying config for application '{app['name']}': \nTraceback (most recent call last):\n"
+                        f"  File x\nValueError: Deployment '{missing[0]}' does not exist. Available: {names}\n"
+                        }  # fmt: skip
+    status, message = says.get("becomes", "RUNNING"), says.get("says", "")
+    well = "HEALTHY" if status == "RUNNING" else "UPDATING" if status == "DEPLOYING" else status
+    one = {"status": well, "message": message, "replicas": [{"state": "RUNNING"}] if status == "RUNNING" else []}
+    general = f"Failed to update the deployments {names}." if status == "DEPLOY_FAILED" else ""
+    return found | {"status": status, "message": general, "deployments": dict.fromkeys(names, one)}
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Serve's, with the gate's statistics; every other path is the application's."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body, **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if asked("proxy-is-deaf"):
+            self.close_connection = True
+            return None
+        gate = json.loads(Path(os.environ["HELIOSTAT_SERVE_GATE"]).read_text())
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if hashlib.sha256(token.encode()).hexdigest() != gate["probe_hash"]:
+            return self.answer(
+                403,
+                b'{"type": "urn:heliostat:error:permission_denied"}',
+                Content_Type="application/problem+json",
+                X_Heliostat_Version=gate["version_id"],
+            )
+        if self.path == "/-/heliostat":
+            told = HERE / "fake-proxy.json"
+            said = {"requests": 0, "ongoing": 0, "connections": 0} | (
+                json.loads(told.read_text()) if told.exists() else {}
+            )
+            said = {k: gate[k] for k in ("version_id", "draining", "revision")} | said
+            return self.answer(200, json.dumps(said).encode())
+        app = HERE / "fake-application.json"
+        says = json.loads(app.read_text()) if app.exists() else {}
+        seen = {"path": self.path, "backend": self.headers.get("X-Heliostat-Backend")}
+        return self.answer(
+            says.get("status", 200),
+            json.dumps(seen).encode(),
+            X_Heliostat_Version=says.get("version", gate["version_id"]),
+        )
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -93,6 +160,8 @@ class Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")[2:]
         if path.startswith("/api/jobs"):
             return self.jobs(parts, body)
+        if path == "/api/serve/applications/":
+            return self.answer(200, SERVE) if self.command == "GET" else self.serve_put(body)
         return self.answer(404, "no such path")
 
     def jobs(self, parts, body):
@@ -120,7 +189,31 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"stopped": True})
         return self.answer(200, JOBS[parts[0]])
 
-    do_GET = do_POST = serve
+    def serve_put(self, body):
+        PUTS.append(body)
+        (HERE / "fake-serve-puts.new").write_text(json.dumps(PUTS))
+        (HERE / "fake-serve-puts.new").rename(HERE / "fake-serve-puts.json")
+        if asked("serve-fails"):
+            return self.answer(500, "Internal server error")
+        if asked("serve-refuses"):
+            env = next(iter(body["applications"][0]["runtime_env"]["env_vars"].values()))
+            return self.answer(
+                400,
+                "1 validation error for ServeDeploySchema\napplications.0.deployments.0.num_replicas\n"
+                f"  Input should be a valid integer [type=int_parsing, input_value={env!r}, "
+                "input_type=str]\n    For further information visit https://errors.pydantic.dev/x",
+            )
+        if not SERVE["proxies"]:
+            ip = OPTIONS["node-ip-address"]
+            http = ThreadingHTTPServer((ip, body["http_options"]["port"]), Proxy)
+            http.daemon_threads = True
+            threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
+            SERVE["proxies"] = {"n": {"node_ip": ip, "status": "HEALTHY"}}
+            SERVE.update(http_options=body["http_options"], grpc_options=body["grpc_options"])
+        SERVE["applications"] = {a["name"]: serve_application(a) for a in body["applications"]}
+        return self.answer(200, "")
+
+    do_GET = do_POST = do_PUT = serve
 
 
 def main() -> None:
