@@ -9,10 +9,9 @@ and ways to be broken.
     replicas: default 1.
     probe: ``good`` answers the root path well whatever the mode; ``mode``: like everything else. Default ``good``.
 
-The root path is what Heliostat asks to see whether a version is fit for traffic.
+The root path is what Heliostat asks to see whether a version is fit for traffic. Annotations are real objects here:
+Serve ships the class by value, and FastAPI could not resolve their names there.
 """
-
-from __future__ import annotations
 
 import asyncio
 import hashlib
