@@ -138,7 +138,7 @@ class Target:
         what = f"{name} of service {service.name} "
         if version is not None and version.state is ServiceVersionState.UNHEALTHY:
             what += "is unhealthy" + _because(version.reason or service.reason)
-            if version.kept_until is not None:
+            if version.kept_until is not None and version.clusters:
                 what += " It is kept for inspection for a while."
         elif service.state in (ServiceState.TERMINATING, ServiceState.TERMINATED):
             what += f"has ended: the service is {service.state}" + _because(service.reason)

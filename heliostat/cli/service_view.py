@@ -267,8 +267,15 @@ def change_line(service: Service) -> str:
     text = f"{service.state}" + (f"  {states}" if states else "")
     if service.rollout is not None:
         text += f"  rollout {service.rollout.state} at {service.rollout.percent} %"
-    why = (service.waits_for and f"waits for {service.waits_for}") or service.reason
+    why = why_so(service)
     return text + (f"  ({why.rstrip('.')})" if why else "")
+
+
+def why_so(service: Service) -> str:
+    """What it waits for, or why it is as it is."""
+    if service.waits_for and not service.state.settled:
+        return f"waits for {service.waits_for}"
+    return service.reason
 
 
 def _draw(looks: Iterator[Service]) -> None:
@@ -308,6 +315,5 @@ class _Picture:
             (str(service.state), colour_of(str(service.state)) or ""),
             f" for {age(service.state_since)}  {service.query_url or ''}",
         )
-        why = (service.waits_for and f"waits for {service.waits_for}") or service.reason
-        below = [("Rollout ", rollout_line(service)), ("", why)]
+        below = [("Rollout ", rollout_line(service)), ("", why_so(service))]
         return Group(head, grid, *(Text(label + text) for label, text in below if text))

@@ -189,7 +189,7 @@ def list_(
             [
                 (
                     s.id, s.name, s.state, age(s.state_since), service_view.weights(s), s.query_url, s.created_by,
-                    (s.waits_for and f"waits for {s.waits_for}") or s.reason,
+                    service_view.why_so(s),
                 )
                 for s in services
             ],

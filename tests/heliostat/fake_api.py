@@ -461,7 +461,7 @@ def _services(app: FastAPI, api: FakeApi) -> None:
         service = api.find_service(ref)
         gone = id or next(t.id for t in service.query_auth_tokens if t.primary)
         left = [t.model_copy(update={"primary": True}) for t in service.query_auth_tokens if t.id != gone]
-        api.change(service.id, query_auth_tokens=left, query_auth_token=left[0].token)
+        api.change(service.id, query_auth_tokens=left, query_auth_token=left[0].token if left else None)
 
 
 def _clusters(app: FastAPI, api: FakeApi) -> None:

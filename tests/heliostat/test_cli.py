@@ -535,6 +535,9 @@ def test_every_command_takes_output_and_help(run: Any) -> None:
     found = list(walk(typer.main.get_command(cli.app), []))
     promised = {
         "job": "submit status list logs wait terminate events",
+        "service": "deploy status list wait events logs rollback terminate delete",
+        "service rollout": "pause resume promote abort",
+        "service token": "add delete",
         "cluster": "create get list terminate events nodes",
         "compute-config": "create get list archive",
         "schedule": "apply list status pause resume run delete",

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from heliostat.models.jobs import JobState, RunCause, RunState
+from heliostat.models.services import ServiceState
 from tests.heliostat.fake_api import TOKEN, FakeApi
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +152,52 @@ def test_help_starts_fast() -> None:
     assert min(cost() for _ in range(3)) < 0.4
 
 
+def everything(control: int) -> bytes:
+    """What is written to a terminal, until its other end is closed."""
+    shown = b""
+    while True:
+        try:
+            block = os.read(control, 4096)
+        except OSError:  # so Linux says that it is closed
+            block = b""
+        if not block:
+            os.close(control)
+            return shown
+        shown += block
+
+
+def test_a_watched_service_on_a_terminal_leaves_its_last_picture(api: FakeApi) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    service = api.add_service("api", waits_for="its head")
+    version = api.add_version(service.id)
+    steps = iter([lambda: None, lambda: api.shift(version.id, 100)])
+
+    def end() -> None:
+        api.change(service.id, state=ServiceState.TERMINATED, reason="asked for")
+
+    api.on_request = lambda _: next(steps, end)()
+    control, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    env = {**os.environ, "HELIOSTAT_HOST": api.url, "HELIOSTAT_TOKEN": TOKEN, "TERM": "xterm"}
+    command = [sys.executable, "-m", "heliostat", "service", "status", "api", "--watch"]
+    process = subprocess.Popen(
+        command, stdout=terminal, stderr=terminal, env={**env, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    )
+    os.close(terminal)
+    shown = everything(control).decode()
+    assert process.wait(timeout=60) == 0, shown
+    assert "waits for its head" in shown
+    last = shown[shown.rindex("VERSION") :]
+    assert "v1" in last
+    assert "100 %" in last
+    assert "asked for" in last
+    assert "TERMINATED" in shown
+
+
 def test_a_status_line_on_a_terminal_and_a_log_in_a_file(api: FakeApi, tmp_path: Path) -> None:
     """stderr is a terminal, stdout a file: the file holds the log alone."""
     import pty
@@ -181,17 +228,8 @@ def test_a_status_line_on_a_terminal_and_a_log_in_a_file(api: FakeApi, tmp_path:
             },
         )  # fmt: skip
         os.close(terminal)
-        shown = b""
-        while True:
-            try:
-                block = os.read(control, 4096)
-            except OSError:  # the terminal's other end is closed
-                break
-            if not block:
-                break
-            shown += block
+        shown = everything(control)
         assert process.wait(timeout=60) == 0
-    os.close(control)
     assert (tmp_path / "out").read_text() == "hello\n"
     assert b"Job train: STARTING, waits for its head" in shown
 

@@ -12,6 +12,7 @@ from heliostat import yaml_files
 from heliostat.errors import InvalidRequest, NotHonoured
 from heliostat.models.compute_configs import NOT_HONOURED, ComputeConfig
 from heliostat.models.jobs import NOT_HONOURED_JOB, JobConfig
+from heliostat.models.services import NOT_HONOURED_SERVICE, ServiceConfig
 
 JOB = """
 name: my-job
@@ -168,3 +169,111 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: str | None, says:
     with pytest.raises(InvalidRequest, match=says) as caught:
         yaml_files.load(path)
     assert "job.yaml" in caught.value.message
+
+
+# --- services
+
+SERVICE = """
+name: my-service
+applications:
+  - name: text
+    import_path: main:app
+    route_prefix: /text
+    args: {model: small}
+    runtime_env:
+      working_dir: .
+      env_vars: {A: "1"}
+    deployments:
+      - name: Model
+        num_replicas: 2
+        ray_actor_options: {num_cpus: 0.5}
+  - name: inner
+    route_prefix: null
+    import_path: main:inner
+    args: null
+working_dir: .
+excludes: null
+requirements: [emoji]
+env_vars: {B: "2"}
+compute_config: {head_node: {resources: {CPU: 1}}, worker_nodes: null}
+query_auth_token_enabled: true
+http_options: null
+grpc_options: null
+logging_config: {encoding: JSON}
+proxy_location: null
+ray_gcs_external_storage_config: null
+tracing_config: null
+rollout: {steps: [5, 100], hold_s: null}
+tags: {team: ml}
+"""
+ONE = {"applications": [{"import_path": "m:app"}]}
+
+
+def test_a_service_file_of_the_platform_is_accepted() -> None:
+    content = yaml.safe_load(SERVICE)
+    del content["compute_config"]["worker_nodes"]
+    made = yaml_files.service_config(content, "service.yaml")
+    assert [a.route_prefix for a in made.applications] == ["/text", None]
+    assert made.applications[1].args == {}
+    assert isinstance(made.compute_config, ComputeConfig)
+    assert (made.rollout.steps, made.rollout.hold_s) == ([5, 100], 15)
+    assert "hold_s" not in made.rollout.model_fields_set
+
+
+@pytest.mark.parametrize("field", sorted(NOT_HONOURED_SERVICE))
+def test_a_service_field_that_is_not_honoured_is_named_with_the_reason(field: str) -> None:
+    with pytest.raises(NotHonoured) as caught:
+        yaml_files.service_config({**ONE, field: "y"}, "service.yaml")
+    assert caught.value.field == field
+    assert NOT_HONOURED_SERVICE[field] in caught.value.message
+    assert field not in ServiceConfig.model_fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "says"),
+    [
+        ({**ONE, "cluster_replica": 2}, "cluster_replica", "cluster_replicas"),
+        ({"name": "x"}, "applications", "missing"),
+        ({"applications": []}, "applications", "at least 1"),
+        ({"applications": ["m:app"]}, "applications.0", "dictionary"),
+        (
+            {"applications": [{"import_path": "m:app", "route_prefx": "/"}]},
+            "applications.0.route_prefx", "route_prefix",
+        ),
+        ({"applications": [{"import_path": "m.py"}]}, "applications.0.import_path", "module.sub:app"),
+        (
+            {"applications": [{"import_path": "m:app", "probe": {"pth": "/"}}]},
+            "applications.0.probe.pth", "path",
+        ),
+        (
+            {"applications": [{"import_path": "m:app", "runtime_env": {"env_vars": {"PORT": 80}}}]},
+            "applications.0.runtime_env.env_vars.PORT", "quotes",
+        ),
+        ({**ONE, "rollout": {"step": [100]}}, "rollout.step", "steps"),
+        ({**ONE, "rollout": {"steps": [50]}}, "rollout.steps", "end with 100"),
+        ({**ONE, "compute_config": {"head_nod": {}}}, "compute_config.head_nod", "head_node"),
+        ({**ONE, "http_options": {"port": 1}}, "http_options", "load balancer"),
+        ({**ONE, "proxy_location": "EveryNode"}, "proxy_location", "HeadOnly"),
+        ({"applications": [{"import_path": "m:a"}, {"import_path": "m:b"}]}, None, "same name"),
+    ],
+)  # fmt: skip
+def test_a_wrong_service_field_is_named_with_the_way_out(fields: dict[str, Any], field: str | None, says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        yaml_files.service_config(fields, "service.yaml")
+    assert caught.value.field == field
+    assert says in str(caught.value)
+    assert "service.yaml" in caught.value.message
+
+
+def test_env_of_services_and_applications_takes_the_shells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROM_SHELL", "here")
+    app = {"import_path": "m:app", "runtime_env": {"env_vars": {"FROM_SHELL": None}}}
+    made = yaml_files.service_config({"applications": [app], "env_vars": {"FROM_SHELL": None}}, "s.yaml")
+    assert made.secrets() == {"env_vars.FROM_SHELL": "here", "applications.0.env_vars.FROM_SHELL": "here"}
+    assert app["runtime_env"]["env_vars"] == {"FROM_SHELL": None}, "what was read is left as it was"
+
+
+def test_a_service_s_requirements_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("emoji\n")
+    made = yaml_files.service_config({**ONE, "requirements": str(tmp_path / "r.txt")}, "s.yaml")
+    assert made.requirements == ["emoji"]
