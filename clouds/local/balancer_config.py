@@ -21,6 +21,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from clouds.base import Backend, BackendCounters, BadConfig
+from clouds.local.balancer_supervisor import ROUTES_PATH
 from heliostat.models.services import BACKEND_HEADER
 
 ENTRY_POINT, METRICS = "web", "metrics"
@@ -33,7 +34,6 @@ dead one with probability 1/2, until the health check has found it."""
 MAX_REPLAYED_BODY = 64 * 1024
 """Bytes of a request's body that are kept for another try."""
 HEALTH_PATH = "/-/healthz"
-LOADED_PATH = "/-/heliostat-routes/"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _ADDRESS = re.compile(r"([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
@@ -108,9 +108,10 @@ def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path
     tls = dict(zip(("certFile", "keyFile"), map(str, certificate), strict=True))
     changed = [(str(path), path.stat().st_mtime_ns) for path in certificate]
     digest = hashlib.sha256(json.dumps([rules, services, changed]).encode()).hexdigest()
-    loaded = f"{LOADED_PATH}{digest[:32]}"
+    loaded = f"{ROUTES_PATH}/{digest[:32]}"
     plain = _routers(rules, loaded)
     routers = plain | {f"{name}-tls": router | {"tls": {}} for name, router in plain.items()}
+    routers["any"] = {"rule": f"Path(`{ROUTES_PATH}`)", "service": "noop@internal", "entryPoints": [METRICS]}
     config = {
         "http": {
             "routers": routers,

@@ -4,7 +4,8 @@ on when the control plane ends, and Traefik goes on when it ends.
     python -S -m clouds.local.balancer_supervisor <folder> <traefik>
 
 It opens the two sockets and hands them over as systemd does (``LISTEN_FDS``), so that they stay open between two
-Traefiks: who connects meanwhile waits instead of being refused. Files in the folder:
+Traefiks. Who connects meanwhile waits: Traefik accepts connections before it has its routes and would answer 404, so
+the socket is deaf until then, and the caller's kernel calls again after a second. Files in the folder:
 
     supervisor.lock   held by this process: there is one
     endpoint.json     host and ports; not ours to write
@@ -13,11 +14,13 @@ Traefiks: who connects meanwhile waits instead of being refused. Files in the fo
 """
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
 import select
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -34,9 +37,14 @@ YOUNG_S = 5.0
 """One that lived longer is started again at once, as is the first that did not; then pauses double up to PAUSE_S."""
 PAUSE_S = 5.0
 LOOK_S = 0.5
+"""Others take the lock for a moment, to see whether it is held."""
+READY_S = 10.0
+"""From Traefik's start until it has its routes; 0.3 s on an idle machine."""
 BIND_S = 0.2
 """Pause between tries to open a socket that another program has."""
 BACKLOG = 4096
+ROUTES_PATH = "/-/heliostat-routes"
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
 
 def found(folder: Path, role: str) -> list[dict[str, Any]]:
@@ -80,17 +88,24 @@ class _Keeper:
         self._problem = ""
 
     def run(self) -> None:
+        running = self._adopted()
         pause = 0.0
         while True:
-            running = next(iter(found(self._folder, "traefik")), None)
             if running is None and not self._sockets and not self._listen():
                 time.sleep(BIND_S)
+                running = self._adopted()  # it may be ours that has the port
                 continue
             began = time.monotonic()
             if running is None:
                 running = supervisor.identity(self._start())
-            self._tell(running, self._problem)
-            self._wait(running)
+                self._tell(running, self._problem)
+                self._open_when_ready(running)
+            else:
+                self._tell(running, self._problem)
+            _wait(running)
+            running = None
+            if self._sockets:
+                _deafen(self._sockets[0])
             if time.monotonic() - began < YOUNG_S:
                 self._problem = f"Traefik ends as soon as it starts; see {self._folder}/traefik.log and output.log"
                 self._tell(None, self._problem)
@@ -99,17 +114,22 @@ class _Keeper:
             else:
                 self._problem, pause = "", 0.0
 
+    def _adopted(self) -> dict[str, Any] | None:
+        """The Traefik of a supervisor that was killed."""
+        return next(iter(found(self._folder, "traefik")), None)
+
     def _listen(self) -> bool:
-        """Opens both sockets; false, and said so, if another program has one of them."""
+        """Opens both sockets, the first one deaf; false, and said so, if another program has one of them."""
         place = json.loads((self._folder / "endpoint.json").read_text())
-        opened = []
+        opened: list[socket.socket] = []
         for host, port in ((place["host"], place["port"]), ("127.0.0.1", place["metrics_port"])):
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            one = socket.socket(family, socket.SOCK_STREAM)
+            one = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
             opened.append(one)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
             try:
                 one.bind((host, port))
+                if one is opened[0]:
+                    _deafen(one)
                 one.listen(BACKLOG)
             except OSError as e:
                 for each in opened:
@@ -118,6 +138,15 @@ class _Keeper:
                 return False
         self._sockets = opened
         return True
+
+    def _open_when_ready(self, running: dict[str, Any]) -> None:
+        """Lets callers in once Traefik has routes; after READY_S whatever it has, so that it can be asked."""
+        port = self._sockets[1].getsockname()[1]
+        deadline = time.monotonic() + READY_S
+        while supervisor.lives(running) and time.monotonic() < deadline and not _has_routes(port):
+            time.sleep(0.005)
+        if supervisor.lives(running):
+            _hear(self._sockets[0])
 
     def _start(self) -> int:
         """Forks by hand: LISTEN_PID must be the pid of the one that execs."""
@@ -150,15 +179,6 @@ class _Keeper:
         finally:
             os._exit(127)
 
-    def _wait(self, running: dict[str, Any]) -> None:
-        """Until that process has ended, a child of ours or not."""
-        with _pidfd(running["pid"]) as fd:
-            while supervisor.lives(running):
-                if fd is None or select.select([fd], [], [])[0]:
-                    break
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(running["pid"], 0)
-
     def _tell(self, running: dict[str, Any] | None, problem: str, **more: Any) -> None:
         status = {"supervisor": supervisor.identity(os.getpid()), "traefik": running, "problem": problem, **more}
         try:
@@ -168,6 +188,43 @@ class _Keeper:
         except OSError as e:  # a full disk must not stop the traffic
             sys.stderr.write(f"status.json can't be written: {e}\n")
             sys.stderr.flush()
+
+
+def _wait(running: dict[str, Any]) -> None:
+    """Until that process has ended, a child of ours or not."""
+    with _pidfd(running["pid"]) as fd:
+        if fd is not None and supervisor.lives(running):
+            select.select([fd], [], [])
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(running["pid"], 0)
+
+
+def _deafen(listener: socket.socket) -> None:
+    """Attaches a filter that drops every packet for this socket, and lets go of those who have connected but were not
+    accepted: they would get a 404. Where the kernel has no such filters, there are some 404 at a restart."""
+    drop_all = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes
+    program = ctypes.create_string_buffer(drop_all, len(drop_all))
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+    listener.setblocking(False)
+    with contextlib.suppress(OSError):  # BlockingIOError when none is left; EINVAL before it listens
+        while True:
+            listener.accept()[0].close()
+
+
+def _hear(listener: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # there is none
+        listener.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
+def _has_routes(port: int) -> bool:
+    """By its socket for metrics, where our routes answer 418 on this path."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as asked:
+            asked.sendall(f"GET {ROUTES_PATH} HTTP/1.0\r\n\r\n".encode())
+            return b" 418 " in asked.recv(64)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
