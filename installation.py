@@ -13,6 +13,7 @@ from pathlib import Path
 
 from clouds.base import Bucket, LoadBalancer, Machines
 from clouds.bootstrap import Bundles
+from clouds.local.balancer import LocalBalancer
 from clouds.local.bucket import LocalBucket
 from clouds.local.machines import LocalMachines
 from heliostat.errors import Unavailable
@@ -68,6 +69,7 @@ async def opened(settings: Settings) -> AsyncIterator[Installation]:
             cloud_names={cloud_id: provider.value},
             machines={cloud_id: telemetry.traced(machines, provider.value, settings)},
             buckets={cloud_id: bucket},
+            balancers={cloud_id: telemetry.traced(_balancer(provider, settings), provider.value, settings)},
         )
     finally:
         await db.dispose()
@@ -83,6 +85,21 @@ def _machines(provider: Provider, settings: Settings) -> Machines:
         folder = os.environ["HELIOSTAT_FAKE_CLOUD"]
         return FakeMachines(boot=handed_over(Path(folder)) if "/" in folder else None)
     return LocalMachines(settings.home, settings.local_isolation, sys.executable)
+
+
+def _balancer(provider: Provider, settings: Settings) -> LoadBalancer:
+    if provider is Provider.FAKE:
+        from clouds.fake_balancer import FakeBalancer
+
+        return FakeBalancer()
+    return LocalBalancer(
+        settings.home,
+        host=settings.balancer_host,
+        public_host=settings.balancer_public_host,
+        ports=settings.balancer_ports,
+        cert_file=settings.balancer_cert_file,
+        key_file=settings.balancer_key_file,
+    )
 
 
 async def _require_current_schema(db: Database) -> None:

@@ -90,6 +90,18 @@ class Settings(BaseSettings):
     local_isolation: str = "auto"
     """``namespace``, ``process`` or ``auto`` (namespaces where the kernel lets an ordinary user make one)."""
 
+    balancer_host: str = "127.0.0.1"
+    """Where the local cloud's load balancers listen. This, the two below and whether there is a certificate hold for
+    services that are new: a URL stays the same for the service's life."""
+    balancer_public_host: str = ""
+    """How people call that host; default: ``balancer_host``, or this machine's name if that is any address."""
+    balancer_ports: str = Field(default="", pattern=r"^(\d{1,5}-\d{1,5})?$")
+    """``first-last``: ports that services get, e.g. what a firewall lets through; default: free ones from 61000 on."""
+    balancer_cert_file: Path | None = None
+    """PEM file, with its chain: services' URLs are ``https://``. Without, TLS works on the same port with a certificate
+    that we sign ourselves."""
+    balancer_key_file: Path | None = None
+
     @property
     def records_url(self) -> str:
         return self.database_url or f"sqlite+aiosqlite:///{self.home / 'records.db'}"

@@ -11,13 +11,16 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeVar, cast
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 import structlog
 from opentelemetry import trace
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
 from runtime.settings import Settings, misspelt
@@ -42,6 +45,81 @@ REQUEST_SECONDS = Histogram(
 )
 REPORTS = Counter("heliostat_reports", "Reports of nodes taken in.", ["role"])
 COMMANDS_OPEN = Gauge("heliostat_commands_open", "Commands handed to agents or waiting for them.")
+
+
+class EndpointCounters(Protocol):
+    """What a load balancer tells of one backend (``clouds.base.BackendCounters``; this layer knows no cloud)."""
+
+    @property
+    def backend_id(self) -> str: ...
+
+    @property
+    def version_id(self) -> str: ...
+
+    @property
+    def requests(self) -> Mapping[str, int]: ...
+
+    @property
+    def up(self) -> bool: ...
+
+
+class EndpointCollector(Collector):
+    """``heliostat_endpoint_*``: the load balancers' own counters as last heard, passed on rather than counted here. So
+    they start anew when a load balancer does, which Prometheus knows of counters, and go when a backend goes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._heard: dict[str, tuple[Sequence[EndpointCounters], Mapping[str, str]]] = {}
+
+    def set(self, service: str, counters: Sequence[EndpointCounters], versions: Mapping[str, str]) -> None:
+        with self._lock:
+            self._heard[service] = list(counters), dict(versions)
+
+    def forget(self, service: str) -> None:
+        with self._lock:
+            self._heard.pop(service, None)
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "heliostat_endpoint_requests",
+            "Requests that a service's load balancer sent to each cluster, retries included.",
+            labels=["service", "version", "cluster", "code"],
+        )
+        up = GaugeMetricFamily(
+            "heliostat_endpoint_backend_up",
+            "Whether the cluster answers the load balancer's health checks.",
+            labels=["service", "version", "cluster"],
+        )
+        with self._lock:
+            heard = sorted(self._heard.items())
+        for service, (counters, versions) in heard:
+            for one in counters:
+                labels = [service, versions.get(one.version_id, one.version_id), one.backend_id]
+                up.add_metric(labels, float(one.up))
+                for code, count in sorted(one.requests.items()):
+                    requests.add_metric([*labels, code], count)
+        yield requests
+        yield up
+
+
+ENDPOINTS = EndpointCollector()
+REGISTRY.register(ENDPOINTS)
+
+
+def set_endpoint_counters(
+    service_name: str, counters: Sequence[EndpointCounters], version_names: Mapping[str, str]
+) -> None:
+    """Serves these counters of one service's load balancer from now on, in place of the last ones.
+
+    Args:
+        version_names: by version id; people know a version by its name.
+    """
+    ENDPOINTS.set(service_name, counters, version_names)
+
+
+def forget_endpoint(service_name: str) -> None:
+    """The service has ended: its counters are served no more."""
+    ENDPOINTS.forget(service_name)
 
 
 def render_metrics() -> tuple[bytes, str]:
