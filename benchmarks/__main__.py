@@ -1,6 +1,7 @@
 """All figures of docs/benchmarks.md, measured on this machine.
 
-    python -m benchmarks [NAME …] [--pairs 10] [--seconds 60] [--jobs 2000] [--clusters 300] [--out DIR]
+    python -m benchmarks [NAME …] [--pairs 10] [--seconds 60] [--jobs 2000] [--clusters 300]
+        [--rollouts 20] [--kills 5] [--broken "hangs,…"] [--out DIR]
 
 Each benchmark starts a stack of its own and ends it. Results go to ``DIR/<name>.json`` (default
 ``benchmarks/results``); ``docs/benchmarks.md`` is written anew from all that is there.
@@ -20,7 +21,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks import accept, cluster_start, histories, idle_clusters, lifecycles, many_jobs, warm_job
+from benchmarks import (
+    accept,
+    broken_versions,
+    cluster_start,
+    endpoint_cost,
+    head_killed,
+    histories,
+    idle_clusters,
+    lifecycles,
+    many_jobs,
+    rollout_time,
+    rollouts,
+    service_changes,
+    warm_job,
+)
 from benchmarks.stack import ROOT
 
 BUSY = "*The machine had been busy when this began (of a row: with the one before it); alone it may do better.*"
@@ -33,6 +48,12 @@ ALL: dict[str, ModuleType] = {
     "many_jobs": many_jobs,
     "histories": histories,
     "idle_clusters": idle_clusters,
+    "rollouts": rollouts,
+    "service_changes": service_changes,
+    "broken_versions": broken_versions,
+    "head_killed": head_killed,
+    "rollout_time": rollout_time,
+    "endpoint_cost": endpoint_cost,
 }
 
 
@@ -45,8 +66,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="of each open loop")
     parser.add_argument("--jobs", type=int, default=2000, help="running at once")
     parser.add_argument("--clusters", type=int, default=300, help="idle at once")
+    parser.add_argument("--rollouts", type=int, default=20, help="in a row, of a service under load")
+    parser.add_argument("--kills", type=int, default=5, help="of a service's head, one after the other")
+    parser.add_argument(
+        "--broken", default=",".join(broken_versions.BROKEN), help="versions to deploy, by what is wrong"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
+    options = {name: getattr(args, name) for name in ("pairs", "seconds", "jobs", "clusters", "rollouts", "kills")}
+    broken = tuple(args.broken.split(","))
+    if set(broken) - set(broken_versions.BROKEN):
+        parser.error(f"--broken is some of {', '.join(broken_versions.BROKEN)}")
     unknown = [name for name in args.names if name not in ALL]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}")
@@ -55,11 +85,9 @@ def main() -> int:
     for name in args.names or ALL:
         print(f"── {name}", flush=True)
         began, load = time.monotonic(), os.getloadavg()[0]
-        found = asyncio.run(
-            ALL[name].run(pairs=args.pairs, seconds=args.seconds, jobs=args.jobs, clusters=args.clusters)
-        )
+        found = asyncio.run(ALL[name].run(**options, broken=broken))
         found |= {
-            "options": {"pairs": args.pairs, "seconds": args.seconds, "jobs": args.jobs, "clusters": args.clusters},
+            "options": options,
             "cores": os.cpu_count(),
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "took_s": round(time.monotonic() - began),

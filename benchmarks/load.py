@@ -22,6 +22,7 @@ import ssl
 import sys
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
@@ -62,7 +63,7 @@ class Load:
         self._sender = Sender(target, self.plan.version_header, target.tls)
         self._tally = Tally([kind.name for kind in self.plan.kinds])
         self._texts: dict[str, str] = {}
-        self._began = 0.0
+        self._began, self._began_at = 0.0, datetime.now(UTC)
         self._ended: float | None = None
         self._sending: list[asyncio.Task[None]] = []
         self._open: set[asyncio.Task[None]] = set()
@@ -70,7 +71,7 @@ class Load:
 
     async def __aenter__(self) -> Self:
         await self._sender.fill()
-        self._began = time.monotonic()
+        self._began, self._began_at = time.monotonic(), datetime.now(UTC)
         self._sending = [asyncio.create_task(self._send(kind)) for kind in self.plan.kinds]
         return self
 
@@ -94,6 +95,10 @@ class Load:
     def elapsed(self) -> float:
         """Seconds since the load's start."""
         return time.monotonic() - self._began if self._ended is None else self._ended
+
+    def at(self, moment: datetime) -> float:
+        """The same of a moment that somebody else on this machine has noted."""
+        return (moment - self._began_at).total_seconds()
 
     @property
     def token(self) -> str:
@@ -125,7 +130,7 @@ class Load:
     def report(self) -> Report:
         """At any time; whole when the load has ended."""
         self._tally.idle_closed, self._tally.closes_said = self._sender.idle_closed, self._sender.closes_said
-        return self._tally.report(self.elapsed)
+        return self._tally.report(self._began_at.isoformat(), self.elapsed)
 
     async def _send(self, kind: Kind) -> None:
         """Kinds begin at different moments of their beat, else all would come together."""
@@ -162,7 +167,7 @@ class Load:
             self._failed(kind, due, progress, f"{type(error).__name__}: {error}"[:500])
         else:
             now = time.monotonic()
-            self._tally.ok(kind.name, now - self._began, now - due, version_id, text)
+            self._tally.ok(kind.name, now - self._began, due - self._began, version_id, text)
 
     def _same_text(self, version_id: str, text: str) -> None:
         known = self._texts.setdefault(version_id, text)

@@ -42,6 +42,8 @@ class Seen:
     first_s: float
     last_s: float
     """When the first and the last of its answers came, seconds since the load's start."""
+    last_due_s: float = 0
+    """When the youngest request that it answered was due."""
 
 
 @dataclass
@@ -68,6 +70,8 @@ class KindReport:
 
 @dataclass
 class Report:
+    began_at: str = ""
+    """Wall clock, ISO 8601: what the seconds below count from."""
     seconds: float = 0
     sent: int = 0
     ok: int = 0
@@ -135,12 +139,12 @@ class Tally:
         self.second(due_s).sent += 1
         self.late_s = max(self.late_s, late_s)
 
-    def ok(self, kind: str, now_s: float, latency_s: float, version_id: str, text: str) -> None:
+    def ok(self, kind: str, now_s: float, due_s: float, version_id: str, text: str) -> None:
         self.kinds[kind].ok += 1
-        self.latencies[kind].append(latency_s)
+        self.latencies[kind].append(now_s - due_s)
         second = self.second(now_s)
         second.ok += 1
-        seen = self._seen(second, version_id, version_id or text, now_s)
+        seen = self._seen(second, version_id, version_id or text, now_s, due_s)
         if text not in seen.texts:
             seen.texts.append(text)
         seen.ok += 1
@@ -151,21 +155,23 @@ class Tally:
         second = self.second(now_s)
         second.failed += 1
         if failure.version_id:
-            self._seen(second, failure.version_id, failure.version_id, now_s)
+            self._seen(second, failure.version_id, failure.version_id, now_s, failure.at_s)
 
-    def _seen(self, second: Second, version_id: str, key: str, now_s: float) -> Seen:
+    def _seen(self, second: Second, version_id: str, key: str, now_s: float, due_s: float) -> Seen:
         second.versions[key] = second.versions.get(key, 0) + 1
         seen = self.versions.setdefault(key, Seen(version_id, [], 0, round(now_s, 3), 0))
         seen.last_s = round(now_s, 3)
+        seen.last_due_s = max(seen.last_due_s, round(due_s, 3))
         return seen
 
-    def report(self, seconds: float) -> Report:
+    def report(self, began_at: str, seconds: float) -> Report:
         for name, kind in self.kinds.items():
             taken = [1000 * s for s in self.latencies[name]]
             if taken:
                 kind.p50_ms, kind.p95_ms, kind.p99_ms = (round(percentile(taken, p), 1) for p in (50, 95, 99))
         last = max(self.seconds, default=-1)
         return Report(
+            began_at=began_at,
             seconds=round(seconds, 2),
             sent=sum(k.sent for k in self.kinds.values()),
             ok=sum(k.ok for k in self.kinds.values()),

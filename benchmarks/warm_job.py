@@ -27,7 +27,7 @@ async def run(pairs: int, **_: Any) -> dict[str, Any]:
     found: dict[str, list[float]] = {"ours_s": [], "bare_s": [], "rest_s": []}
     async with running() as (stack, _fleet):
         cluster = await stack.cluster("warm", workers=1)
-        dashboard, token = _dashboard(stack, cluster)
+        dashboard, token = ray_access(stack, cluster)
         for number in range(pairs + 1):
             by_cli = await _ray_job_submit(dashboard, token)
             ours = await _job(stack, cluster, number)
@@ -81,7 +81,7 @@ async def _rest(dashboard: str, token: str) -> float:
         return time.monotonic() - began
 
 
-def _dashboard(stack: Stack, cluster: str) -> tuple[str, str]:
+def ray_access(stack: Stack, cluster: str) -> tuple[str, str]:
     """Ray's own address and token, which no user of ours has."""
     with closing(sqlite3.connect(f"file:{stack.home.records_db}?mode=ro", uri=True)) as records:
         (address,) = records.execute(
