@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import structlog
 from fastapi import Depends, Header, Request
-from sqlalchemy import bindparam, delete, null, select, update
+from sqlalchemy import Table, bindparam, delete, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.temporal import calling
@@ -25,7 +25,7 @@ from heliostat.errors import Conflict, HeliostatError, InvalidRequest, Unavailab
 from heliostat.models.common import Event, utcnow
 from runtime.keys import Keys
 from store.database import Database, insert_new
-from store.tables import accepted, clusters, events, jobs
+from store.tables import accepted, clusters, events, jobs, service_deploys
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,10 @@ _EARLIER = select(accepted.c.resource_id, accepted.c.body_sha256).where(
     accepted.c.project_id == bindparam("owner"), accepted.c.key == bindparam("its_key")
 )
 
-_TABLES = {"cluster": clusters, "job": jobs}
+_TABLES = {"cluster": clusters, "job": jobs, "deploy": service_deploys}
+
+Withdraw = Callable[[AsyncConnection], Awaitable[bool]]
+"""Takes back what its workflow does not have; False: it has it."""
 
 MARK_AFTER_S = 0.2
 """A write transaction for each start would be a third of what accepting costs; several share one."""
@@ -115,14 +118,22 @@ async def first_event(conn: AsyncConnection, resource_id: str, actor: str, messa
     await insert_new(conn, events, event.model_dump())
 
 
-async def start(state: Any, kind: str, id: str, owner_id: str, order: Order, starting: Awaitable[None]) -> None:
-    """Starts the workflow of a row that this request has just written, or withdraws the row.
-    Raises Unavailable when Temporal is away."""
+async def start(
+    state: Any,
+    kind: str,
+    id: str,
+    owner_id: str,
+    order: Order,
+    starting: Awaitable[None],
+    withdraw: Withdraw | None = None,
+) -> None:
+    """Starts the workflow of a row that this request has just written, or withdraws the row. ``withdraw``: for what is
+    more than one row. Raises Unavailable when Temporal is away."""
     try:
         async with calling():
             await starting
     except HeliostatError as e:
-        if await _withdraw(state.db, kind, id, owner_id, order):
+        if await _withdraw(state.db, kind, id, owner_id, order, withdraw):
             e.resource, e.message = id, f"The {kind} was not accepted: {e.message}"
             raise
         return  # it runs: the call had arrived, or the monitor was faster
@@ -149,18 +160,22 @@ async def start_again(state: Any, kind: str, id: str, starting: Awaitable[None])
             )
 
 
-async def _withdraw(db: Database, kind: str, id: str, owner_id: str, order: Order) -> bool:
-    table = _TABLES[kind]
+async def _withdraw(db: Database, kind: str, id: str, owner_id: str, order: Order, withdraw: Withdraw | None) -> bool:
+    async with db.begin() as conn:
+        gone = await (withdraw(conn) if withdraw is not None else _withdraw_row(conn, _TABLES[kind], id))
+        if gone and order.key is not None:
+            await conn.execute(delete(accepted).where(accepted.c.project_id == owner_id, accepted.c.key == order.key))
+        return gone
+
+
+async def _withdraw_row(conn: AsyncConnection, table: Table, id: str) -> bool:
     values: dict[str, Any] = {"withdrawn": True}
     if "live_name" in table.c:
         values["live_name"] = null()  # the name is free again
-    async with db.begin() as conn:
-        gone = await conn.execute(
-            update(table).where(table.c.id == id, table.c.started.is_(False), table.c.revision == 0).values(**values)
-        )
-        if gone.rowcount and order.key is not None:
-            await conn.execute(delete(accepted).where(accepted.c.project_id == owner_id, accepted.c.key == order.key))
-        return bool(gone.rowcount)
+    gone = await conn.execute(
+        update(table).where(table.c.id == id, table.c.started.is_(False), table.c.revision == 0).values(**values)
+    )
+    return bool(gone.rowcount)
 
 
 async def _mark(state: Any) -> None:

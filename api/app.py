@@ -14,7 +14,20 @@ from fastapi import FastAPI
 from sqlalchemy.engine import make_url
 from temporalio.client import Client
 
-from api import agents, clouds, clusters, compute_configs, errors, health, jobs, schedules, uploads, users
+from api import (
+    agents,
+    clouds,
+    clusters,
+    compute_configs,
+    errors,
+    health,
+    jobs,
+    schedules,
+    service_tokens,
+    services,
+    uploads,
+    users,
+)
 from api.auth import Callers
 from clouds.base import Bucket
 from heliostat import __version__
@@ -69,11 +82,16 @@ def create_app(
             await state.db.connect()
             await _check_schema(state.db)
             state.temporal = temporal or await connect(settings, lazy=True)
-            reconciling = asyncio.create_task(schedules.reconcile_all(state))
-            state.background.add(reconciling)
-            reconciling.add_done_callback(state.background.discard)
+            reconciling = [
+                asyncio.create_task(schedules.reconcile_all(state)),
+                asyncio.create_task(service_tokens.reconcile_all(state)),
+            ]
+            for task in reconciling:
+                state.background.add(task)
+                task.add_done_callback(state.background.discard)
             yield
-            reconciling.cancel()
+            for task in reconciling:
+                task.cancel()
             await asyncio.gather(*state.background, return_exceptions=True)
         finally:
             await state.db.dispose()
@@ -83,7 +101,7 @@ def create_app(
     app = FastAPI(
         title="Heliostat",
         version="v1",
-        summary="Ray clusters and jobs on your own machines.",
+        summary="Ray clusters, jobs and services on your own machines.",
         lifespan=lifespan,
         responses={"default": {"description": "problem+json: `code`, `detail` (what happened), `remedy`, `field`."}},
     )
@@ -93,7 +111,7 @@ def create_app(
     app.state.keys = keys or load_or_create(settings.home, settings.secret_key)
     app.state.server_version = __version__
     errors.install(app)
-    for noun in (users, clouds, compute_configs, clusters, jobs, schedules, uploads, agents, health):
+    for noun in (users, clouds, compute_configs, clusters, jobs, services, schedules, uploads, agents, health):
         app.include_router(noun.router)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestMetrics)

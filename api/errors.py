@@ -15,6 +15,7 @@ from heliostat.errors import HeliostatError, InternalError, InvalidRequest, NotF
 from heliostat.models.common import did_you_mean, new_id
 from heliostat.models.compute_configs import NOT_HONOURED
 from heliostat.models.jobs import NOT_HONOURED_JOB
+from heliostat.models.services import NOT_HONOURED_SERVICE, ServiceDeploy
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +78,7 @@ def explain(errors: list[dict[str, Any]], body: Any = None) -> HeliostatError:
     body should have had, for the name that was meant."""
     errors = _of_the_meant_union_member(errors)
     for found in errors:
-        if found["type"] == "extra_forbidden" and (reason := _not_honoured(found["loc"])):
+        if found["type"] == "extra_forbidden" and (reason := _not_honoured(found["loc"], body)):
             field = _dotted(found["loc"])
             return NotHonoured(
                 f"{field!r} is not honoured here: {reason}.", remedy=f"Leave out {field!r}.", field=field
@@ -123,8 +124,10 @@ def _dotted(loc: tuple[Any, ...]) -> str:
     return ".".join(str(p) for p in loc[1:] if p != "str" and not _is_object_member(p))
 
 
-def _not_honoured(loc: tuple[Any, ...]) -> str | None:
+def _not_honoured(loc: tuple[Any, ...], body: Any) -> str | None:
     name = str(loc[-1])
+    if _model(body) is ServiceDeploy and "compute_config" not in loc[:-1]:
+        return NOT_HONOURED_SERVICE.get(name)
     if "required_resources" in loc[:-1]:
         return NOT_HONOURED["PhysicalResources"].get(name)
     if any(p in ("head_node", "worker_nodes") for p in loc):
@@ -140,8 +143,10 @@ def _of_the_meant_union_member(errors: list[dict[str, Any]]) -> list[dict[str, A
     if not inside:
         return errors
     if any(_is_object_member(e["loc"][-1]) and e["type"] in ("model_type", "model_attributes_type") for e in inside):
-        what = {"loc": inside[0]["loc"][:2], "type": "shape", "msg": "give a name, name:version, an id, or an object"}
-        return [what, *(e for e in errors if e["loc"][:2] != what["loc"])]
+        whole = inside[0]["loc"]
+        at = whole[: next(i for i, p in enumerate(whole) if _is_object_member(p))]
+        what = {"loc": at, "type": "shape", "msg": "give a name, name:version, an id, or an object"}
+        return [what, *(e for e in errors if e["loc"][: len(at)] != at)]
     return [e for e in errors if e["loc"][-1] != "str"]
 
 

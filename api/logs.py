@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, or_, select
 
 from clouds.base import Bucket, StoredObject
 from heliostat.errors import InternalError, Unavailable
@@ -77,6 +77,18 @@ async def cluster_page(state: Any, row: Row[Any], node: str | None) -> LogPage:
     late = cluster.ended_at is not None and (utcnow() - cluster.ended_at).total_seconds() > LATE_S
     chunks = await _chunks(bucket_of(state, row.cloud_id), [(s, None) for s in found])
     return LogPage(chunks=chunks, complete=cluster.state.settled and late)
+
+
+async def service_page(state: Any, cloud_id: str, cluster_ids: list[str], ended_at: datetime | None) -> LogPage:
+    """The chunks of what replicas wrote (Ray's worker files) and of Serve's own logs, on these clusters, in the order
+    of their making. ``ended_at``: of the service or version whose clusters they are."""
+    c = log_streams.c
+    late = ended_at is not None and (utcnow() - ended_at).total_seconds() > LATE_S
+    written = or_(c.stream.like("ray/worker-%"), c.stream.like("ray/serve/%"))
+    async with state.db.read() as conn:
+        rows = await conn.execute(select(log_streams).where(c.cluster_id.in_(cluster_ids), written))
+        found = sorted(rows, key=lambda r: (cluster_ids.index(r.cluster_id), r.node_id, r.stream))
+    return LogPage(chunks=await _chunks(bucket_of(state, cloud_id), [(s, None) for s in found]), complete=late)
 
 
 async def _chunks(bucket: Bucket, streams: Iterable[tuple[Row[Any], str | None]]) -> list[LogChunk]:

@@ -17,7 +17,7 @@ from heliostat.models.compute_configs import ComputeConfig, ComputeConfigVersion
 from heliostat.models.jobs import MASK
 from store.tables import clouds, clusters, compute_configs
 
-_LIST = {"cluster": "clusters", "job": "jobs", "schedule": "schedules"}
+_LIST = {"cluster": "clusters", "job": "jobs", "schedule": "schedules", "service": "services"}
 
 TAG_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 MAX_TAGS = 50
@@ -93,9 +93,15 @@ async def compute_config_version(
 
 
 async def shape(
-    conn: AsyncConnection, caller: Caller, project: Project, wanted: str | ComputeConfig | None, cloud_ref: str | None
+    conn: AsyncConnection,
+    caller: Caller,
+    project: Project,
+    wanted: str | ComputeConfig | None,
+    cloud_ref: str | None,
+    otherwise: str | None = None,
 ) -> tuple[ComputeConfig, Cloud]:
-    """The compute config that is meant and the cloud that it is for; refused here when it can't fit there."""
+    """The compute config that is meant and the cloud that it is for; refused here when it can't fit there.
+    ``otherwise``: the cloud where neither names one, instead of the default one."""
     config = wanted if isinstance(wanted, ComputeConfig) else ComputeConfig()
     if isinstance(wanted, str):
         version = await compute_config_version(conn, caller, [project.id], wanted, "compute_config")
@@ -107,7 +113,7 @@ async def shape(
                 field="compute_config",
             )
         config = version.config
-    where = await cloud(conn, caller, cloud_ref or config.cloud)
+    where = await cloud(conn, caller, cloud_ref or config.cloud or otherwise)
     if cloud_ref and config.cloud and config.cloud not in (where.id, where.name):
         raise InvalidRequest(
             f"The compute config is for cloud {config.cloud!r}, the request for {cloud_ref!r}.",

@@ -1,9 +1,7 @@
 """Services, their versions, deploys and tokens in the records.
 
 The row of a service and those of its versions are written by its workflow under the service's revision, as all
-projections are (``store/projection.py``). The API writes what is accepted: a new service, versions and the deploy that
-brings them, tokens. Each of its transactions locks the service's row first, so that two deploys at the same moment get
-different numbers. A deleted service is withdrawn: it is seen by nobody, and retention takes its rows.
+projections are (``store/projection.py``). What the API writes is in ``store/service_deploys.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, func, null, select, update
+from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from heliostat.models.agents import ServeTraffic
@@ -21,9 +19,9 @@ from heliostat.models.clusters import NodeRole
 from heliostat.models.common import Event, Result, utcnow
 from heliostat.models.services import Service, ServiceConfig, ServiceState, ServiceVersion, ServiceVersionState
 from runtime.messages import DeployRequest, GateTokens, ServiceInput, VersionSpec
-from store.database import Database, insert_new
+from store.database import Database
 from store.projection import insert_events, newer, takes_writes
-from store.tables import nodes, reports, sealed, service_deploys, service_versions, services
+from store.tables import nodes, reports, service_deploys, service_versions, services
 
 _UPDATE_SERVICE = newer(services)
 _UPDATE_VERSION = update(service_versions).where(
@@ -115,7 +113,7 @@ async def write_service(db: Database, service: Service, versions: list[ServiceVe
             "its_revision": service.revision,
             "state": service.state,
             "revision": service.revision,
-            "doc": _doc(service),
+            "doc": service_doc(service),
             "ended_at": service.ended_at,
         }
         wrote = await conn.execute(_UPDATE_SERVICE, values)
@@ -130,7 +128,7 @@ async def write_service(db: Database, service: Service, versions: list[ServiceVe
                     "its_revision": service.revision,
                     "state": version.state,
                     "revision": service.revision,
-                    "doc": _version_doc(version),
+                    "doc": version_doc(version),
                     "ended_at": version.ended_at,
                 },
             )
@@ -191,34 +189,6 @@ async def latest_traffic(db: Database, cluster_ids: Collection[str]) -> dict[str
     return {id: (ServeTraffic.model_validate(r.doc["serve"]), r.at) for id, r in told.items()}
 
 
-async def untold_gates(db: Database) -> list[tuple[str, GateTokens]]:
-    """(service, its tokens) where the workflow may not know of a change; call ``gate_told`` after telling it."""
-    async with db.read() as conn:
-        rows = await conn.execute(
-            select(services).where(services.c.withdrawn.is_(False), services.c.state != ServiceState.TERMINATED)
-        )
-        found = [_row(r) for r in rows]
-    return [(row.id, row.gate) for row in found if any(t.deleted or not t.told for t in row.tokens)]
-
-
-async def gate_told(db: Database, service_id: str, gate: GateTokens) -> None:
-    """The workflow was told exactly this. What has changed since stays untold."""
-    async with db.begin() as conn:
-        row = await lock_service(conn, service_id)
-        if row is None:
-            return
-        kept, gone = [], []
-        for token in row.tokens:
-            known = token.sha256 in gate.hashes
-            if token.deleted and not known:
-                gone.append(token.id)
-            else:
-                kept.append(token if token.deleted or not known else token.model_copy(update={"told": True}))
-        if kept != row.tokens:
-            await write_tokens(conn, service_id, kept)
-            await conn.execute(delete(sealed).where(sealed.c.id.in_(gone)))
-
-
 async def names(db: Database) -> list[ServiceNames]:
     """Of all services that have not ended, for labels of metrics."""
     async with db.read() as conn:
@@ -242,7 +212,7 @@ async def names(db: Database) -> list[ServiceNames]:
 async def load_service(db: Database, id: str) -> ServiceRow | None:
     async with db.read() as conn:
         row = (await conn.execute(select(services).where(services.c.id == id))).first()
-        return _row(row) if row else None
+        return service_row(row) if row else None
 
 
 async def load_version(db: Database, id: str) -> VersionRow | None:
@@ -257,7 +227,7 @@ async def living_named(conn: AsyncConnection, project_id: str, name: str) -> Ser
         select(services).where(services.c.project_id == project_id, services.c.live_name == name)
     )
     row = found.first()
-    return _row(row) if row else None
+    return service_row(row) if row else None
 
 
 async def versions_of(conn: AsyncConnection, service_id: str, ended: int | None = None) -> list[VersionRow]:
@@ -271,173 +241,14 @@ async def versions_of(conn: AsyncConnection, service_id: str, ended: int | None 
     return sorted((version_row(r) for r in [*living, *over]), key=lambda row: -row.number)
 
 
-# --- what is accepted -------------------------------------------------------------------------------------
-
-
-async def insert_service(conn: AsyncConnection, service: Service, arg: ServiceInput, tokens: list[StoredToken]) -> bool:
-    """Insert-or-ignore by id and by name; False: nothing was inserted."""
-    row = {
-        "id": service.id,
-        "project_id": arg.project_id,
-        "cloud_id": arg.cloud_id,
-        "name": service.name,
-        "live_name": service.name,
-        "state": service.state,
-        "revision": service.revision,
-        "doc": _doc(service),
-        "input": arg.model_dump(mode="json"),
-        "tokens": [t.model_dump(mode="json") for t in tokens],
-        "created_at": service.created_at,
-    }
-    return await insert_new(conn, services, row)
-
-
-async def lock_service(conn: AsyncConnection, id: str) -> ServiceRow | None:
-    """Until the transaction ends nobody else writes it. None: there is none, or it was withdrawn."""
-    query = select(services).where(services.c.id == id, services.c.withdrawn.is_(False)).with_for_update()
-    row = (await conn.execute(query)).first()
-    return _row(row) if row else None
-
-
-async def reopen_service(conn: AsyncConnection, row: ServiceRow, arg: ServiceInput, at: datetime) -> ServiceRow:
-    """A terminated service is to start again, under the next revision: what its former workflow may still have on the
-    way changes nothing. Call with the row locked."""
-    revision = row.revision + 1
-    arg = arg.model_copy(update={"revision": revision})
-    reopened = {
-        "state": ServiceState.STARTING,
-        "reason": "asked for again",
-        "waits_for": "",
-        "state_since": at,
-        "ended_at": None,
-        "primary_version": None,
-        "canary_version": None,
-        "rollout": None,
-        "gate_hashes": [],
-        "tags": arg.tags,
-        "revision": revision,
-    }
-    service = row.service.model_copy(update=reopened)
-    await _put(conn, service, arg)
-    return _replaced(row, service, arg)
-
-
-async def _put(conn: AsyncConnection, service: Service, arg: ServiceInput) -> None:
-    await conn.execute(
-        update(services)
-        .where(services.c.id == service.id)
-        .values(
-            state=service.state,
-            revision=service.revision,
-            doc=_doc(service),
-            input=arg.model_dump(mode="json"),
-            ended_at=service.ended_at,
-        )
-    )
-
-
-async def write_tokens(conn: AsyncConnection, service_id: str, tokens: list[StoredToken]) -> None:
-    """Call with the row locked."""
-    value = [t.model_dump(mode="json") for t in tokens]
-    await conn.execute(update(services).where(services.c.id == service_id).values(tokens=value))
-
-
-async def next_number(conn: AsyncConnection, service_id: str) -> int:
-    """Call with the row locked."""
-    v = service_versions.c
-    return (await conn.scalar(select(func.max(v.number)).where(v.service_id == service_id)) or 0) + 1
-
-
-async def insert_version(
-    conn: AsyncConnection,
-    project_id: str,
-    deploy_id: str,
-    spec: VersionSpec,
-    version: ServiceVersion,
-    env_ref: str | None,
-) -> None:
-    """``version.config`` must be masked. Call with the service's row locked."""
-    await conn.execute(
-        service_versions.insert().values(
-            id=version.id,
-            project_id=project_id,
-            service_id=version.service_id,
-            deploy_id=deploy_id,
-            number=version.number,
-            name=version.name,
-            state=version.state,
-            config=version.config.model_dump(mode="json"),
-            env_ref=env_ref,
-            spec=spec.model_dump(mode="json"),
-            doc=_version_doc(version),
-            created_at=version.created_at,
-        )
-    )
-
-
-async def insert_deploy(conn: AsyncConnection, project_id: str, service_id: str, request: DeployRequest) -> None:
-    await conn.execute(
-        service_deploys.insert().values(
-            id=request.id,
-            project_id=project_id,
-            service_id=service_id,
-            request=request.model_dump(mode="json"),
-            created_at=utcnow(),
-        )
-    )
-
-
-async def withdraw_deploy(conn: AsyncConnection, deploy_id: str, before: ServiceRow | None) -> bool:
-    """Takes back a deploy that its workflow does not have: its versions go, and so does its service, if this deploy
-    made it and no other has come since. ``before``: the service as it was when this deploy started it again, which it
-    becomes again. False: the workflow has it already."""
-    d = service_deploys.c
-    service_id = await conn.scalar(select(d.service_id).where(d.id == deploy_id))
-    row = await lock_service(conn, service_id) if service_id is not None else None
-    mine = update(service_deploys).where(d.id == deploy_id, d.started.is_(False), d.withdrawn.is_(False))
-    if row is None or not (await conn.execute(mine.values(withdrawn=True))).rowcount:
-        return False
-    v = service_versions.c
-    env = select(v.env_ref).where(v.deploy_id == deploy_id, v.env_ref.is_not(None))
-    await conn.execute(delete(sealed).where(sealed.c.id.in_(env)))
-    await conn.execute(delete(service_versions).where(v.deploy_id == deploy_id))
-    since = before.service.ended_at if before is not None else None
-    others = select(d.id).where(d.service_id == row.id, d.withdrawn.is_(False)).limit(1)
-    if since is not None:
-        others = others.where(d.created_at > since)
-    if row.revision != row.told_revision or await conn.scalar(others) is not None:
-        return True
-    if before is None:
-        await _withdraw(conn, row)
-    else:
-        service = before.service.model_copy(update={"revision": row.revision})
-        await _put(conn, service, before.input.model_copy(update={"revision": before.told_revision}))
-    return True
-
-
-async def delete_service(conn: AsyncConnection, row: ServiceRow) -> None:
-    """Nobody sees it any more, its name is free, and its secrets are gone at once. Call with the row locked."""
-    await _withdraw(conn, row)
-    v = service_versions.c
-    env = select(v.env_ref).where(v.service_id == row.id, v.env_ref.is_not(None))
-    await conn.execute(delete(sealed).where(sealed.c.id.in_(env)))
-
-
-async def _withdraw(conn: AsyncConnection, row: ServiceRow) -> None:
-    await conn.execute(
-        update(services).where(services.c.id == row.id).values(withdrawn=True, live_name=null(), tokens=[])
-    )
-    await conn.execute(delete(sealed).where(sealed.c.id.in_([t.id for t in row.tokens])))
-
-
 # --- rows -------------------------------------------------------------------------------------------------
 
 
-def _doc(service: Service) -> dict[str, Any]:
+def service_doc(service: Service) -> dict[str, Any]:
     return service.model_dump(mode="json", exclude=_NOT_IN_DOC)
 
 
-def _version_doc(version: ServiceVersion) -> dict[str, Any]:
+def version_doc(version: ServiceVersion) -> dict[str, Any]:
     return version.model_dump(mode="json", exclude={"config", "traffic"})
 
 
@@ -445,7 +256,7 @@ def _input(stored: dict[str, Any], revision: int) -> ServiceInput:
     return ServiceInput.model_validate({**stored, "revision": revision})
 
 
-def _row(r: Row[Any]) -> ServiceRow:
+def service_row(r: Row[Any]) -> ServiceRow:
     return ServiceRow(
         id=r.id,
         project_id=r.project_id,
@@ -457,21 +268,6 @@ def _row(r: Row[Any]) -> ServiceRow:
         input=_input(r.input, r.revision),
         told_revision=r.input["revision"],
         tokens=[StoredToken.model_validate(t) for t in r.tokens],
-    )
-
-
-def _replaced(row: ServiceRow, service: Service, arg: ServiceInput) -> ServiceRow:
-    return ServiceRow(
-        id=row.id,
-        project_id=row.project_id,
-        cloud_id=row.cloud_id,
-        name=row.name,
-        withdrawn=False,
-        revision=service.revision,
-        service=service,
-        input=arg,
-        told_revision=service.revision,
-        tokens=row.tokens,
     )
 
 
