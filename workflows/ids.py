@@ -41,6 +41,7 @@ def event_id(resource_id: str, revision: int, index: int) -> str:
     return f"ev_{resource_id}_{revision:08d}_{index:03d}"
 
 
-def service_cluster_id(service_id: str, number: int) -> str:
-    """Cluster number ``number`` (from 1) made for a service, whatever its version."""
-    return derived_id("cl", service_id, number)
+def service_cluster_id(service_id: str, life: int, number: int) -> str:
+    """Cluster number ``number`` (from 1) made for a service, whatever its version. ``life``: the records' revision with
+    which the service was started, another one each time that it is started again."""
+    return derived_id("cl", service_id, life, number)

@@ -37,7 +37,7 @@ class ServiceBase:
             self.s = ServiceData.model_validate(request.state)
         else:
             self.s = ServiceData(state_since=workflow.now(), revision=request.revision)
-        self._dirty = request.state is None
+        self._dirty = False  # nothing is written before the first deploy is known to be wanted
         self._changed: dict[str, None] = {}
         """Versions to be written."""
         self._events: list[Event] = []
@@ -93,7 +93,8 @@ class ServiceBase:
 
     def _command_id(self, kind: CommandKind) -> str:
         self.s.commands += 1
-        return f"{self.input.service_id}-{kind}-{self.s.commands}"
+        # The revision with which it was started: a service that is started again counts from 1 again.
+        return f"{self.input.service_id}-{self.input.revision}-{kind}-{self.s.commands}"
 
     # --- telling ------------------------------------------------------------------------------------------
 

@@ -94,7 +94,8 @@ class ServiceClusters(ServiceBase):
 
     def _tend_endpoint(self) -> None:
         if not self.s.url:
-            self._start("endpoint", self._ensure_endpoint)
+            if self.s.versions:  # not for a deploy that may have been taken back
+                self._start("endpoint", self._ensure_endpoint)
         elif self.s.backends != self.s.wanted_backends():
             self._start("backends", self._set_backends)
 
@@ -207,7 +208,7 @@ class ServiceClusters(ServiceBase):
         """An ordinary cluster with the service's lease on it from the start. Undo: ``_release``."""
         if not slot.cluster_id:
             self.s.clusters_made += 1
-            slot.cluster_id = ids.service_cluster_id(self.input.service_id, self.s.clusters_made)
+            slot.cluster_id = ids.service_cluster_id(self.input.service_id, self.input.revision, self.s.clusters_made)
         now = workflow.now()
         name = f"{self.input.name[:40]}-{self.input.service_id[-6:]}-{self.s.clusters_made}"
         common: dict[str, Any] = {

@@ -356,6 +356,7 @@ class ServiceRollouts(ServiceClusters):
         old = self.s.versions[next(iter(r.base))]
         old.slots = sorted([*new.slots, *old.slots], key=lambda s: s.number)
         new.slots = []
+        self.s.weights = dict(r.base)  # with the slots: in between the proxies would have no share of anything
         self._enter_version(old, ServiceVersionState.RUNNING, "its config is put back")
         limit = timedelta(seconds=old.spec.rollout.health_timeout_s)
         try:

@@ -194,6 +194,8 @@ class ServiceWorkflow(ServiceRollouts):
                 )
             self._set_alarm()
             await workflow.wait_condition(lambda: self._woken)
+        # A step that is cut off by the workflow's end could not be undone, and its end may not come before the step's.
+        await workflow.wait_condition(lambda: not self._tasks)
 
     def _decide(self) -> None:
         now = workflow.now()
