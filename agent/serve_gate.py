@@ -211,6 +211,8 @@ class Verdict(Enum):
     """No bearer token: none at all, an empty one, or another scheme."""
     WRONG = "wrong"
     """A bearer token that is not valid, or several ``Authorization`` headers: nobody knows which one counts."""
+    NOT_THE_AGENT = "not_the_agent"
+    """Asked for the statistics with any other token than the agent's."""
 
 
 def judge(policy: Policy, authorization: Sequence[bytes]) -> Verdict:
@@ -257,6 +259,7 @@ class Stats:
         self._ring = [Second(-1) for _ in range(WINDOW_S)]
 
     def second(self, now: float) -> Second:
+        """Where to count what happens now."""
         at = int(now)
         found = self._ring[at % WINDOW_S]
         if found.at != at:
@@ -314,8 +317,8 @@ class Ticket:
             self._open = False
             self.answered()
             stats = self._stats
-            second = stats.second(stats.clock())
             stats.ongoing -= 1
+            second = stats.second(stats.clock())
             stats.requests += 1
             second.requests += 1
             if error:
@@ -438,7 +441,7 @@ BROKEN = Problem(
     500, "internal_error", "The application ended without an answer.",
     "The version's own logs have the reason: `heliostat service logs`.",
 )  # fmt: skip
-REFUSALS = {Verdict.ABSENT: ABSENT, Verdict.WRONG: WRONG}
+REFUSALS = {Verdict.ABSENT: ABSENT, Verdict.WRONG: WRONG, Verdict.NOT_THE_AGENT: NOT_THE_AGENT}
 
 
 def closed(why: str) -> Problem:
@@ -485,35 +488,31 @@ class Gate:
         if http and path == HEALTHZ:
             await Exchange(self._file, None, scope, receive, send).run(self._app)
             return
-        problem, verdict = None, Verdict.PASS
         if policy is None:
-            problem = closed(self._file.why)
-        else:
-            verdict = judge(policy, authorization)
-            problem = REFUSALS.get(verdict)
-            if http and path == STATISTICS and verdict != Verdict.PROBE:  # also where no token is asked for
-                problem = NOT_THE_AGENT if authorization else ABSENT
-            self._stats.refused += problem is not None
-        if problem is not None:
-            await (self._refuse_http if http else self._refuse_websocket)(scope, receive, send, problem)
-        elif policy is not None and http and path == STATISTICS:
-            await self._statistics(policy, scope, receive, send)
-        else:
-            await self._pass(verdict, path, scope, receive, send)
-
-    async def _pass(self, verdict: Verdict, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+            await self._refuse(scope, receive, send, closed(self._file.why))
+            return
+        verdict = judge(policy, authorization)
+        if http and path == STATISTICS:  # the agent's alone, also where no token is asked for
+            if verdict is Verdict.PROBE:
+                await self._statistics(policy, scope, receive, send)
+                return
+            verdict = Verdict.NOT_THE_AGENT if authorization else Verdict.ABSENT
         ticket = None
-        if verdict == Verdict.PROBE:
+        if verdict is Verdict.PASS:
+            if path != ROUTES:
+                ticket = self._stats.begin()
+        elif verdict is Verdict.PROBE:
             self._stats.probes += 1
             scope["headers"] = [h for h in scope["headers"] if h[0] != b"authorization"]
-        elif path != ROUTES:
-            ticket = self._stats.begin()
-        kind = Exchange if scope["type"] == "http" else Socket
-        await kind(self._file, ticket, scope, receive, send).run(self._app)
+        else:
+            self._stats.refused += 1
+            await self._refuse(scope, receive, send, REFUSALS[verdict])
+            return
+        await (Exchange if http else Socket)(self._file, ticket, scope, receive, send).run(self._app)
 
     async def _statistics(self, policy: Policy, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "GET":
-            await self._refuse_http(scope, receive, send, ONLY_GET)
+            await self._refuse(scope, receive, send, ONLY_GET)
             return
         since = self._file.draining_since
         if since is not None and time.monotonic() - since > DRAIN_GRACE_S:
@@ -531,7 +530,10 @@ class Gate:
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await Exchange(self._file, None, scope, receive, send).answer(200, headers, body)
 
-    async def _refuse_http(self, scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
+        if scope["type"] == "websocket":
+            await self._refuse_websocket(scope, receive, send, problem)
+            return
         body, headers = problem.start()
         if any(name == b"expect" for name, _ in scope["headers"]):
             # The client now leaves the body out, or not: where the next request begins is unknown.
@@ -605,7 +607,7 @@ class Exchange:
             await self.answer(BROKEN.status, headers, body)
 
     async def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        await self._begin({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send(self._begun({"type": "http.response.start", "status": status, "headers": headers}))
         await self._send({"type": "http.response.body", "body": body})
 
     async def receive(self) -> Message:
@@ -617,48 +619,49 @@ class Exchange:
     async def send(self, message: Message) -> None:
         kind = message["type"]
         if kind == "http.response.body":
-            await self._body(message)
-        elif kind == "http.response.start" and self._held is None:
+            more = message.get("more_body", False)
+            if self._held is None:
+                await self._send(message)
+            else:
+                await self._hold(self._held, message.get("body", b""), more)
+            if not more:
+                self._complete = True
+                if self._ticket is not None:
+                    self._ticket.end(self._failed)
+            return
+        if kind == "http.response.start" and self._held is None:
             self._status = message["status"]
             if self._ticket is not None:
                 self._ticket.answered()
             if self._status == 502:
                 self._head, self._held = message, bytearray()
-            else:
-                await self._begin(message)
-        else:
-            await self._send(message)
+                return
+            message = self._begun(message)
+        await self._send(message)
 
-    async def _begin(self, message: Message) -> None:
+    def _begun(self, message: Message) -> Message:
+        """The answer's begin as it goes out."""
         policy = self._file.policy()
         headers = with_version(message.get("headers", ()), policy)
         if policy is not None and policy.draining:
             headers = [h for h in headers if h[0].lower() != b"connection"]
             headers.append((b"connection", b"close"))
         self._started = True
-        await self._send({**message, "headers": headers})
+        return {**message, "headers": headers}
 
-    async def _body(self, message: Message) -> None:
-        more = message.get("more_body", False)
-        if self._held is None:
-            await self._send(message)
-        else:
-            body = message.get("body", b"")
-            self._held += body[: BAD_GATEWAY_MAX_BYTES + 1 - len(self._held)]
-            if not more:
-                if len(self._held) > BAD_GATEWAY_MAX_BYTES:
-                    log.warning("gate: an application's 502 was cut off after %d bytes", BAD_GATEWAY_MAX_BYTES)
-                await self._release(bytes(self._held[:BAD_GATEWAY_MAX_BYTES]))
-        if not more:
-            self._complete = True
-            if self._ticket is not None:
-                self._ticket.end(self._failed)
+    async def _hold(self, held: bytearray, body: bytes, more: bool) -> None:
+        held += body[: BAD_GATEWAY_MAX_BYTES + 1 - len(held)]
+        if more:
+            return
+        if len(held) > BAD_GATEWAY_MAX_BYTES:
+            log.warning("gate: an application's 502 was cut off after %d bytes", BAD_GATEWAY_MAX_BYTES)
+        await self._release(bytes(held[:BAD_GATEWAY_MAX_BYTES]))
 
     async def _release(self, body: bytes) -> None:
         """Sends the 502 that was held back, in one piece."""
-        dropped = (
-            {b"transfer-encoding"} if self._scope["method"] == "HEAD" else {b"transfer-encoding", b"content-length"}
-        )
+        dropped = {b"transfer-encoding"}
+        if self._scope["method"] != "HEAD":
+            dropped.add(b"content-length")
         headers = [(h[0], h[1]) for h in self._head.get("headers", ()) if h[0].lower() not in dropped]
         if not any(name.lower() == b"content-length" for name, _ in headers):
             headers.append((b"content-length", b"%d" % len(body)))
