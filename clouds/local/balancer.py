@@ -21,9 +21,9 @@ from runtime.home import write_private
 
 START_S = 30.0
 """From the start of the supervisor to the first request by the wanted routes; 0.4 s on an idle machine."""
-RELOAD_S = 5.0
+RELOAD_S = 10.0
 """A Traefik that runs for longer than this and does not take the routes up has lost sight of their folder, and is
-started again; 0.05 s on an idle machine."""
+started again; 0.02 s on an idle machine."""
 PORT_S = 2.0
 """For so long a port may stay taken, e.g. by a Traefik that ends."""
 
