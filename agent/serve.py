@@ -177,7 +177,7 @@ class Serve:
         if missing := not_there(deploy, details):
             self._without(deploy, details, missing)
             return
-        status = read(deploy, details, self._boot.ip, (self._address, self._grpc(deploy)))
+        status = read(deploy, details, self._boot.node_id, (self._address, self._grpc(deploy)))
         if status["healthy"]:
             self._names = {n: set(a["deployments"]) for n, a in status["applications"].items()}
             if self.gate.version_id != deploy.version_id:

@@ -49,10 +49,13 @@ def not_there(deploy: Deploy, details: dict[str, Any]) -> dict[str, set[str]]:
     return found
 
 
-def read(deploy: Deploy, details: dict[str, Any], ip: str, addresses: tuple[str, str]) -> dict[str, Any]:
-    """A dumped ServeStatus. ``addresses``: of the proxy, HTTP and gRPC."""
+def read(deploy: Deploy, details: dict[str, Any], node_id: str, addresses: tuple[str, str]) -> dict[str, Any]:
+    """A dumped ServeStatus. ``node_id``: ours, of this head (a proxy's ``node_ip`` holds the node's
+    name in Ray 2.60); ``addresses``: of the proxy, HTTP and gRPC."""
     apps = {name: _application(deploy, name, details["applications"].get(name)) for name in deploy.applications}
-    proxy: dict[str, Any] = next((p for p in (details.get("proxies") or {}).values() if p.get("node_ip") == ip), {})
+    proxy: dict[str, Any] = next(
+        (p for p in (details.get("proxies") or {}).values() if p.get("node_instance_id") == node_id), {}
+    )
     why = [f"application {n} is {a['status']}" + (f": {a['message']}" if a["message"] else "")
            for n, a in apps.items() if not _well(a)]  # fmt: skip
     if proxy.get("status") != "HEALTHY":

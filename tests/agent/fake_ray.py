@@ -208,7 +208,7 @@ class Handler(BaseHTTPRequestHandler):
             http = ThreadingHTTPServer((ip, body["http_options"]["port"]), Proxy)
             http.daemon_threads = True
             threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
-            SERVE["proxies"] = {"n": {"node_ip": ip, "status": "HEALTHY"}}
+            SERVE["proxies"] = {"n": {"node_instance_id": OPTIONS["node-name"], "status": "HEALTHY"}}
             SERVE.update(http_options=body["http_options"], grpc_options=body["grpc_options"])
         SERVE["applications"] = {a["name"]: serve_application(a) for a in body["applications"]}
         return self.answer(200, "")
