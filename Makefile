@@ -14,11 +14,12 @@ UV := .uv/uv
 LIGHT := -m "not long and not ray" -n 2 --dist loadfile
 RAY := -m "ray and not long" -p no:xdist
 
-.PHONY: help setup lock up down status demo test test-long check format openapi backup restore bench
+.PHONY: help setup lock up down status demo demo-service test test-long check format openapi backup restore bench
 
 help:
 	@echo "make setup      .venv from requirements.lock"
 	@echo "make demo       one real Ray job on this machine, from nothing to nothing"
+	@echo "make demo-service   a service upgraded under load, second by second, from nothing to nothing"
 	@echo "make up         the control plane in the foreground (DETACH=1: returns when it is ready)"
 	@echo "make status     what runs      make down   ends clusters, then the rest"
 	@echo "make backup     [FILE=path]    make restore FILE=path"
@@ -67,6 +68,9 @@ status: setup
 
 demo: setup
 	@exec $(BIN)/python -m runtime.stack demo
+
+demo-service: setup
+	@exec $(BIN)/python -m runtime.stack demo-service
 
 backup: setup
 	@$(BIN)/python -m runtime.stack backup $(FILE)

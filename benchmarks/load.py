@@ -21,7 +21,7 @@ import signal
 import ssl
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,7 @@ from typing import Self
 import h11
 from websockets.exceptions import InvalidStatus, WebSocketException
 
+from benchmarks.load_example import EXAMPLE_PLAN
 from benchmarks.load_http import Broken, Progress, Target
 from benchmarks.load_kinds import KINDS, Kind, Plan, Sender, WrongAnswer
 from benchmarks.load_report import Failure, Report, Second, Tally
@@ -170,6 +171,8 @@ class Load:
             self._tally.ok(kind.name, now - self._began, due - self._began, version_id, text)
 
     def _same_text(self, version_id: str, text: str) -> None:
+        if not text:
+            return
         known = self._texts.setdefault(version_id, text)
         if self.plan.one_text and self.plan.version_header and known != text:
             raise WrongAnswer(f"{version_id} calls itself {text!r}, and {known!r} before")
@@ -218,6 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60, help="default 60; at most a day")
     parser.add_argument("--rate", type=float, default=1, help="times the usual rate")
     parser.add_argument("--kinds", default="", help=f"of {','.join(k.name for k in KINDS)}; default: all")
+    parser.add_argument("--example", action="store_true", help="for examples/serve_model, not the test application")
     parser.add_argument("--in-place", action="store_true", help="one version id may have several texts")
     parser.add_argument("--no-version-header", action="store_true", help="for servers without a gate of ours")
     parser.add_argument("--cafile", default="", help="certificates to trust")
@@ -229,7 +233,11 @@ def main(argv: list[str] | None = None) -> int:
     token = os.environ.get(args.token_env, "") if args.token_env else ""
     if args.token_env and not token:
         parser.error(f"there is no {args.token_env} in the environment, or it is empty")
-    plan = Plan(version_header=not args.no_version_header, one_text=not args.in_place).at(args.rate)
+    plan = replace(
+        EXAMPLE_PLAN if args.example else Plan(),
+        version_header=not args.no_version_header,
+        one_text=not args.in_place,
+    ).at(args.rate)
     try:
         plan = plan.only(*args.kinds.split(",")) if args.kinds else plan
         made = asyncio.run(run(args.url, token, plan, args.seconds, cafile=args.cafile, live=args.live))

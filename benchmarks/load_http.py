@@ -129,7 +129,7 @@ class Connection:
         path: str,
         *,
         body: bytes = b"",
-        headers: list[tuple[str, str]] | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
         close: bool = False,
     ) -> Answer:
         """One request and its whole answer. ``close``: asks for the end of the connection after it.
@@ -139,7 +139,7 @@ class Connection:
             OSError: it was reset.
         """
         began = time.monotonic()
-        head = [("Host", self._target.netloc), *self._target.all_headers(), *(headers or [])]
+        head = [("Host", self._target.netloc), *self._target.all_headers(), *headers]
         if body or method not in ("GET", "HEAD"):
             head.append(("Content-Length", str(len(body))))
         if close:

@@ -2,7 +2,7 @@
 
 Every answer is derived from the request's nonce and begins with the text by which the application calls its version:
 the test application (``tests/e2e/service_app/app.py``) gives them so. A kind is a coroutine that returns
-``(version id by the header, version text by the body)`` or raises.
+``(version id by the header, version text by the body)`` or raises; the text is empty where a body does not tell it.
 """
 
 from __future__ import annotations
@@ -57,10 +57,17 @@ class Sender:
         connection.close()
         return answer
 
-    async def on_kept(self, progress: Progress, method: str, path: str, body: bytes = b"") -> Answer:
+    async def on_kept(
+        self,
+        progress: Progress,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> Answer:
         connection = await self._take()
         try:
-            answer = await connection.exchange(progress, method, path, body=body)
+            answer = await connection.exchange(progress, method, path, body=body, headers=headers)
         except BaseException:
             connection.abort()
             raise

@@ -145,7 +145,7 @@ class Tally:
         second = self.second(now_s)
         second.ok += 1
         seen = self._seen(second, version_id, version_id or text, now_s, due_s)
-        if text not in seen.texts:
+        if text and text not in seen.texts:
             seen.texts.append(text)
         seen.ok += 1
 

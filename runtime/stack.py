@@ -1,6 +1,6 @@
 """The embedded stack: Temporal, the bucket, the API and the worker as processes of this machine.
 
-    python -m runtime.stack up [--detach] | down | status | demo | backup [FILE] | restore FILE
+    python -m runtime.stack up [--detach] | down | status | demo | demo-service | backup [FILE] | restore FILE
 
 Ctrl-C ends the control plane only: clusters and their jobs go on, and the next ``up`` finds them. ``down``
 ends them first. All state is in ``HELIOSTAT_HOME``.
@@ -24,6 +24,7 @@ from typing import Any
 from heliostat.errors import HeliostatError, InfrastructureError
 from runtime.backup import backup, restore
 from runtime.demo import demo
+from runtime.demo_service import demo_service
 from runtime.home import Home, end_processes
 from runtime.parts import ROOT, VERSION, WORKER_STOP_S, Layout, migrate, parts, set_retention
 from runtime.settings import Settings, misspelt
@@ -233,6 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("down")
     commands.add_parser("status")
     commands.add_parser("demo")
+    commands.add_parser("demo-service")
     commands.add_parser("backup").add_argument("file", nargs="?", type=Path)
     commands.add_parser("restore").add_argument("file", type=Path)
     args = parser.parse_args(argv)
@@ -248,6 +250,8 @@ def main(argv: list[str] | None = None) -> int:
                 return status(home)
             case "demo":
                 return demo()
+            case "demo-service":
+                return demo_service()
             case "backup":
                 print(backup(home, args.file))  # noqa: T201
             case "restore":

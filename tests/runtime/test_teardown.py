@@ -61,5 +61,5 @@ def test_the_demo_does_not_end_what_is_not_its_own(tmp_path: Path, monkeypatch: 
     home = Home(tmp_path)
     monkeypatch.setattr("runtime.demo.may_hold_clusters", lambda _: True)
     with pytest.raises(InfrastructureError, match="the demo would end them"):
-        _demo(home)
+        _demo(home, lambda *_: 0)
     assert not home.stack_json.exists()
