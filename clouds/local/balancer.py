@@ -111,9 +111,11 @@ class LocalBalancer:
         if not folder.exists():
             return None
         with disk(folder):
-            place = self._place(folder)
-            _, loaded = self._routes(place, self._wanted(folder))
-            status = balancer_process.status(folder)
+            place, status = self._place(folder), balancer_process.status(folder)
+            try:
+                _, loaded = self._routes(place, self._wanted(folder))
+            except Garbled as e:
+                return Endpoint(service_id=service_id, url=place.url, state=str(e))
         state = "ready"
         if not balancer_process.goes_by(place, loaded):
             state = status.get("problem") or "its load balancer does not run, or not by its last routes"

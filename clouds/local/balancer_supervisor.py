@@ -193,8 +193,9 @@ class _Keeper:
 def _wait(running: dict[str, Any]) -> None:
     """Until that process has ended, a child of ours or not."""
     with _pidfd(running["pid"]) as fd:
-        if fd is not None and supervisor.lives(running):
-            select.select([fd], [], [])
+        if fd is not None:
+            # One whose first thread has ended counts as dead, but keeps its sockets until the last one has.
+            select.select([fd], [], [], None if supervisor.lives(running) else 1.0)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(running["pid"], 0)
 
