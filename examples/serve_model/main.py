@@ -8,8 +8,7 @@ GET /generate?prompt=&words=&seed=     text/plain, word by word; as server-sent 
 POST /generate                         the same fields as JSON; the whole text at once
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: Serve pickles FastAPI's routes, and types that are text get lost.
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -93,5 +92,5 @@ async def _events(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
     yield "data: [DONE]\n\n"
 
 
-def build(args: Args) -> Application:
-    return Writer.bind(args)
+def build(args: dict[str, object]) -> Application:
+    return Writer.bind(Args.model_validate(args))

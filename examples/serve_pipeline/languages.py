@@ -28,7 +28,8 @@ SENTENCES = {
 
 def features(text: str) -> np.ndarray:
     """How often each trigram's bucket occurs in a text: float32, length BUCKETS."""
-    letters = re.sub(r"[^\w]+|\d+", " ", f" {text.lower()} ")
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    letters = f" {' '.join(words)} "
     counts = np.zeros(BUCKETS, np.float32)
     for i in range(len(letters) - 2):
         a, b, c = (ord(letter) for letter in letters[i : i + 3])

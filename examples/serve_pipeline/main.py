@@ -6,8 +6,7 @@ several at once and grows with the load.
 GET /?text=…       POST / {"text": "…"}       → {"language": "en", "scores": {…}}
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: Serve pickles FastAPI's routes, and types that are text get lost.
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query
 from languages import Model, features

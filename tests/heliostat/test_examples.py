@@ -86,6 +86,7 @@ def test_the_pipeline_knows_its_languages(monkeypatch: pytest.MonkeyPatch) -> No
     }
     scores = languages.Model().scores([languages.features(text) for text in texts.values()])
     assert [max(score, key=score.get) for score in scores] == list(texts)
+    assert not languages.features("1 2 3 … _").any()
     assert all(abs(sum(score.values()) - 1) < 0.01 for score in scores)
 
 
@@ -148,7 +149,7 @@ def test_the_pipeline_answers_over_http() -> None:
 def test_the_model_streams_over_http() -> None:
     about, version, plain, events, whole = served(
         "serve_model",
-        "main.build(main.Args(version='7', pause_s=0.1))",
+        "main.build({'version': '7', 'pause_s': 0.1})",
         "'/'",
         "'/version'",
         "'/generate?words=8&seed=1'",
