@@ -33,25 +33,26 @@ T = TypeVar("T")
 def config(
     version: str,
     *,
+    name: str = NAME,
     workers: int = 0,
+    cluster_replicas: int = 1,
     import_path: str = "app:build",
     rollout: dict[str, Any] | None = None,
     **args: Any,
 ) -> dict[str, Any]:
-    """A ``ServiceConfig`` of the test application; ``args``: of its builder, ``cluster_replicas`` apart. With
-    ``workers`` its replicas are on these, one on each, and none is on the head."""
-    clusters = args.pop("cluster_replicas", 1)
+    """A ``ServiceConfig`` of the test application; ``args``: of its builder. With ``workers`` its replicas are on
+    these, one on each, and none is on the head."""
     groups = [{"name": "w", "resources": {"CPU": 1}, "min_nodes": workers, "max_nodes": workers + 1}]
     application: dict[str, Any] = {"import_path": import_path, "args": {"version": version, **args}}
     if workers:
         application["args"]["replicas"] = workers
         application["deployments"] = [{"name": "Echo", "max_replicas_per_node": 1, "num_replicas": workers}]
     return {
-        "name": NAME,
+        "name": name,
         "version_name": version,
         "working_dir": str(APP),
         "applications": [application],
-        "cluster_replicas": clusters,
+        "cluster_replicas": cluster_replicas,
         "compute_config": {
             "head_node": {"resources": {"CPU": 0 if workers else 1}},
             "worker_nodes": groups if workers else [],

@@ -25,7 +25,7 @@ from runtime.parts import ROOT
 from runtime.supervisor import say
 
 EXAMPLE = ROOT / "examples" / "serve_model" / "service.yaml"
-UPGRADE = ("main:build", "order=2", 'version="2"', "--steps", "10,25,50,75,100", "--hold-s", "3")
+UPGRADE = ("main:build", "order=2", "version=2", "--steps", "10,25,50,75,100", "--hold-s", "3")
 BEFORE_S, AFTER_S = 5, 5
 """Seconds of load on the old version alone, and on the new one alone."""
 MOST_S = 900
