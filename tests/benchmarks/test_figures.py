@@ -43,3 +43,21 @@ def test_lifecycles_and_accept_run(tmp_path: Path) -> None:
     assert len(measure(tmp_path, "lifecycles", "--pairs", "1")["shares"]) == 1
     rows = measure(tmp_path, "accept", "--seconds", "2")["rows"]
     assert [r["rate"] for r in rows] == [5, 10, 20, 50] * 2
+
+
+def test_a_rollout_and_a_broken_version_cost_what_they_may(tmp_path: Path) -> None:
+    found = measure(tmp_path, "rollouts", "--rollouts", "2")
+    assert found["report"]["failed"] == 0, found["report"]["failures"]
+    assert found["versions_seen"] == 3
+    (row,) = measure(tmp_path, "broken_versions", "--broken", "answers 500")["rows"]
+    assert row["lost"] > 0, "its share of the traffic did come to it"
+    assert row["lost_by_others"] == 0
+    assert row["breach_to_back_s"] <= 10
+
+
+def test_the_other_figures_of_services_are_measured(tmp_path: Path) -> None:
+    found = measure(tmp_path, "head_killed", "--kills", "1")
+    assert found["idempotent_not_begun_failed"] == 0, found["failures"]
+    assert measure(tmp_path, "rollout_time", "--pairs", "1")["failed"] == 0
+    found = measure(tmp_path, "endpoint_cost", "--pairs", "1", "--seconds", "3")
+    assert len(found["added_p50_ms"]) == len(found["saturation_ratios"]) == 1

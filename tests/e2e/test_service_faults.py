@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from runtime.home import PARTS
+from runtime.home import PARTS, is_alive
 from tests.e2e.conftest import new_home
 from tests.e2e.services import HELD, QUICK, Served, Traffic, nothing_lost
-from tests.e2e.support import Stack, is_alive, until
+from tests.e2e.support import Stack, until
 from tests.e2e.test_services import primary
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

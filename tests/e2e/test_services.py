@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -267,7 +268,7 @@ def test_rollback_to_the_version_before(echo: Served) -> None:
 @pytest.mark.parametrize(
     ("mode", "args"), [("hang", {}), ("slow", {"delay_s": 0.05}), ("crash", {})], ids=["hangs", "slow", "crashes"]
 )
-def test_other_broken_versions_go_back(echo: Served, mode: str, args: dict[str, float]) -> None:
+def test_other_broken_versions_go_back(echo: Served, mode: str, args: dict[str, Any]) -> None:
     good = primary(echo)
     with Traffic(echo, "--kinds", "get_fresh,get_kept,post", "--rate", "1.5") as traffic:
         rollout = {"steps": [20, 100], "hold_s": 30, "min_requests": 5, "keep_failed_s": 0, "drain_timeout_s": 5}
