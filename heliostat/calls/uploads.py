@@ -9,9 +9,9 @@ from pathlib import Path
 from heliostat._flow import Blocking, Flow, Group, M, Send, one
 from heliostat._transport import Api, path_of
 from heliostat.calls import clusters, compute_configs
-from heliostat.errors import InternalError, InvalidRequest, TooLarge, Unavailable
+from heliostat.errors import InternalError, InvalidRequest, NotFound, TooLarge, Unavailable
 from heliostat.models.jobs import JobConfig
-from heliostat.models.services import ApplicationConfig, ServiceConfig
+from heliostat.models.services import ApplicationConfig, Service, ServiceConfig
 from heliostat.models.uploads import Upload, UploadCreate
 from heliostat.packaging import Package, is_remote, pack_module, pack_working_dir
 
@@ -76,6 +76,8 @@ def ship_services(api: Api, configs: Sequence[ServiceConfig]) -> Flow[list[Servi
                 ready.append(config)
                 continue
             cloud = yield from _cloud_of(api, config)
+            if cloud is None:
+                cloud = yield from _cloud_of_service(api, config)
             uris = yield from packages.send(api, places, cloud, config.project)
             ready.append(_shipped(config, uris))
     finally:
@@ -165,9 +167,10 @@ def _shipped(config: ServiceConfig, uris: Mapping[Place, str]) -> ServiceConfig:
     apps = []
     for app in config.applications:
         update = _replaced(*_environment(app, config), uris)
-        # Its excludes have done what they are for: Ray leaves nothing out of what comes by URI.
-        env = {k: v for k, v in app.runtime_env.items() if k != "excludes"} | update
-        apps.append(app.model_copy(update={"runtime_env": env}) if app.runtime_env else app)
+        if update:  # then its excludes have done what they are for
+            env = {k: v for k, v in app.runtime_env.items() if k != "excludes"} | update
+            app = app.model_copy(update={"runtime_env": env})
+        apps.append(app)
     own = _replaced(config.working_dir, config.py_modules, config.excludes, uris)
     return config.model_copy(update={**own, "applications": apps})
 
@@ -181,6 +184,17 @@ def _cloud_of(api: Api, config: JobConfig | ServiceConfig) -> Flow[str | None]:
     if isinstance(config.compute_config, str):
         return (yield from compute_configs.get(api, config.compute_config, config.project)).config.cloud
     return config.compute_config.cloud if config.compute_config else None
+
+
+def _cloud_of_service(api: Api, config: ServiceConfig) -> Flow[str | None]:
+    """A version that does not say otherwise goes to where its service is. None: there is no such service yet."""
+    if config.name is None:
+        return None
+    try:
+        params = {"project": config.project}
+        return (yield from api.call("GET", path_of("services", config.name), Service, params=params)).cloud
+    except NotFound:
+        return None
 
 
 def _create(api: Api, request: UploadCreate) -> Flow[Upload]:

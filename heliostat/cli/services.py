@@ -185,10 +185,11 @@ def list_(
     show(
         services,
         lambda: table(
-            ["ID", "NAME", "STATE", "FOR", "TRAFFIC", "URL", "BY", "REASON"],
+            ["ID", "NAME", "STATE", "FOR", "ROLLOUT", "URL", "BY", "REASON"],
             [
                 (
-                    s.id, s.name, s.state, age(s.state_since), service_view.weights(s), s.query_url, s.created_by,
+                    s.id, s.name, s.state, age(s.state_since),
+                    s.rollout and f"{s.rollout.state} at {s.rollout.percent} %", s.query_url, s.created_by,
                     service_view.why_so(s),
                 )
                 for s in services

@@ -60,6 +60,7 @@ class FakeApi:
         self.events: dict[str, list[Event]] = {}
         self.bucket: dict[str, bytes] = {}
         self.bucket_status = 0
+        self.on_upload: Callable[[UploadCreate], None] | None = None
         self.logs: dict[str, list[str]] = {}
         self.complete: set[str] = set()
         self.chunk_size = 1024
@@ -396,7 +397,7 @@ def _services(app: FastAPI, api: FakeApi) -> None:
     @app.get("/v1/services")
     async def listed(cursor: str | None = None, limit: int = 50, state: str | None = None) -> Any:
         found = [s for s in reversed(list(api.services.values())) if state in (None, s.state)]
-        without = {"query_auth_token": None, "query_auth_tokens": []}
+        without = {"query_auth_token": None, "query_auth_tokens": [], "versions": []}
         return api.paged([s.model_copy(update=without) for s in found], cursor, limit)
 
     @app.get("/v1/services/{ref}")
@@ -516,6 +517,8 @@ def _rest(app: FastAPI, api: FakeApi) -> None:
 
     @app.post("/v1/uploads")
     async def upload(request: UploadCreate) -> Upload:
+        if api.on_upload:
+            api.on_upload(request)
         key = f"uploads/{request.sha256}.zip"
         url = None if key in api.bucket else f"{api.url}/bucket/{key}?signature=x"
         return Upload(uri=f"upload:{request.sha256}", url=url, headers={"x-checked": "yes"}, expires_in_s=60)

@@ -394,13 +394,13 @@ def test_watch_without_a_terminal_prints_a_line_per_change(api: FakeApi, run: An
 
 def test_list(api: FakeApi, run: Any) -> None:
     assert "No services" in run("service", "list").out
-    running(api, "a")
+    api.shift(api.add_version(running(api, "a").id).id, 25)
     api.add_service("b", waits_for="a head")
     lines = run("service", "list").out.splitlines()
     assert lines[0].split()[:3] == ["ID", "NAME", "STATE"]
     assert "waits for a head" in lines[1]
-    assert "v1 100 %" in lines[2]
-    assert [s["name"] for s in run("service", "list", "--state", "running", "-o", "json").json] == ["a"]
+    assert "holding at 25 %" in lines[2]
+    assert [s["name"] for s in run("service", "list", "--state", "starting", "-o", "json").json] == ["b"]
 
 
 def test_events_and_logs(api: FakeApi, run: Any) -> None:

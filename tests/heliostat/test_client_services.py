@@ -127,6 +127,19 @@ def test_code_of_several_versions_is_packed_before_anything_is_sent(
     assert puts(api) == 1
 
 
+def test_code_goes_to_the_cloud_of_the_service(api: FakeApi, client: Client, tmp_path: Path) -> None:
+    code(tmp_path, "work")
+    clouds: list[str | None] = []
+    api.on_upload = lambda request: clouds.append(request.cloud)
+    config = CONFIG.model_copy(update={"working_dir": str(tmp_path / "work")})
+    client.services.deploy(config)
+    service = next(iter(api.services))
+    api.change(service, cloud="elsewhere")
+    client.services.deploy(config)
+    client.services.deploy(config.model_copy(update={"cloud": "local"}))
+    assert clouds == [None, "elsewhere", "local"]
+
+
 @pytest.mark.parametrize("env", [{"working_dir": 1}, {"py_modules": "a"}, {"excludes": [1]}])
 def test_code_that_is_no_text_is_refused(client: Client, env: dict[str, Any]) -> None:
     app = ApplicationConfig(import_path="m:app", runtime_env=env)
