@@ -94,7 +94,7 @@ def run_in(example: str, code: str) -> Any:
     """What ``code`` prints as its last line, as JSON; in a process of its own, in the example's directory."""
     env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=EXAMPLES / example, env=env, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(command, cwd=EXAMPLES / example, env=env, capture_output=True, text=True, timeout=420)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -108,7 +108,7 @@ import main
 def late(*_):
     raise TimeoutError("the example does not answer")
 signal.signal(signal.SIGALRM, late)
-signal.alarm(150)  # before the test's own end, so that Ray is shut down
+signal.alarm(300)  # before the test's own end, so that Ray is shut down
 
 def ask(path, body=None, **headers):
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
@@ -139,6 +139,7 @@ def served(example: str, app: str, *asked: str) -> list[Any]:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(450)
 def test_the_pipeline_answers_over_http() -> None:
     body = """'/', b'{"text": "Wie geht es dir, und wo bist du?"}', **{'Content-Type': 'application/json'}"""
     answers = served("serve_pipeline", "main.app", "'/'", body)
@@ -146,6 +147,7 @@ def test_the_pipeline_answers_over_http() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(450)
 def test_the_model_streams_over_http() -> None:
     about, version, plain, events, whole = served(
         "serve_model",
