@@ -181,7 +181,8 @@ class LocalBalancer:
 
     def _bring_about(self, folder: Path, place: Place, wanted: Wanted) -> None:
         """Returns when requests go by ``wanted``: writes what is not as it should be, starts what does not run. Under
-        the service's lock."""
+        the service's lock. A Traefik that runs keeps its static configuration until it is started again: newer code
+        of ours is no reason to cut streams."""
         text, loaded = self._routes(place, wanted)
         static = balancer_config.static(folder, place.host, place.port, place.metrics_port)
         if read(folder / "traefik.yml") != static:

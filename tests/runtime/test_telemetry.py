@@ -16,8 +16,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client import REGISTRY
 
+from clouds.base import BackendCounters
 from runtime.parts import ROOT
-from runtime.telemetry import RequestMetrics, hide_secrets, render_metrics
+from runtime.telemetry import RequestMetrics, forget_endpoint, hide_secrets, render_metrics, set_endpoint_counters
 
 from .conftest import StackUnderTest, eventually
 
@@ -148,3 +149,26 @@ def test_a_trace_goes_from_the_request_to_the_cloud_call(
     assert "RunActivity:launch_node" in names
     assert "StartWorkflow:ClusterWorkflow" in names
     assert names[-1] == "POST /v1/clusters"
+
+
+def test_a_load_balancers_counters_are_served_as_last_heard() -> None:
+    def sample(name: str, **labels: str) -> float | None:
+        return REGISTRY.get_sample_value(f"heliostat_endpoint_{name}", {"service": "shop", **labels})
+
+    first = [
+        BackendCounters(backend_id="cl_1", version_id="sv_1", requests={"200": 17, "502": 1}),
+        BackendCounters(backend_id="cl_2", version_id="sv_2", up=False),
+    ]
+    set_endpoint_counters("shop", first, {"sv_1": "v1"})
+    assert sample("requests_total", version="v1", cluster="cl_1", code="200") == 17
+    assert sample("requests_total", version="v1", cluster="cl_1", code="502") == 1
+    assert sample("backend_up", version="v1", cluster="cl_1") == 1
+    assert sample("backend_up", version="sv_2", cluster="cl_2") == 0, "a version without a name has its id"
+    # The load balancer has started anew, and one backend is gone.
+    set_endpoint_counters("shop", [BackendCounters(backend_id="cl_1", version_id="sv_1", requests={"200": 2})], {})
+    assert sample("requests_total", version="sv_1", cluster="cl_1", code="200") == 2
+    assert sample("requests_total", version="v1", cluster="cl_1", code="200") is None
+    assert sample("backend_up", version="sv_2", cluster="cl_2") is None
+    assert b'heliostat_endpoint_backend_up{cluster="cl_1",service="shop",version="sv_1"} 1.0' in render_metrics()[0]
+    forget_endpoint("shop")
+    assert b"shop" not in render_metrics()[0]
