@@ -9,6 +9,8 @@ POST /generate                         the same fields as JSON; the whole text a
 """
 
 # No `from __future__ import annotations` here: Serve pickles FastAPI's routes, and types that are text get lost.
+# No `from __future__ import annotations` here: Serve and FastAPI look at the annotations themselves, where this class is
+# shipped to.
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -92,5 +94,5 @@ async def _events(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
     yield "data: [DONE]\n\n"
 
 
-def build(args: dict[str, object]) -> Application:
-    return Writer.bind(Args.model_validate(args))
+def build(args: Args) -> Application:
+    return Writer.bind(args)

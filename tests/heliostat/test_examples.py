@@ -119,8 +119,8 @@ def ask(path, body=None, **headers):
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
+ray.init(num_cpus=4, include_dashboard=False)
 try:
-    ray.init(num_cpus=4, include_dashboard=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(APP)
     answers = ASKED
@@ -151,7 +151,7 @@ def test_the_pipeline_answers_over_http() -> None:
 def test_the_model_streams_over_http() -> None:
     about, version, plain, events, whole = served(
         "serve_model",
-        "main.build({'version': '7', 'pause_s': 0.1})",
+        "main.build(main.Args(version='7', pause_s=0.1))",
         "'/'",
         "'/version'",
         "'/generate?words=8&seed=1'",
