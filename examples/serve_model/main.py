@@ -9,8 +9,6 @@ POST /generate                         the same fields as JSON; the whole text a
 """
 
 # No `from __future__ import annotations` here: Serve pickles FastAPI's routes, and types that are text get lost.
-# No `from __future__ import annotations` here: Serve and FastAPI look at the annotations themselves, where this class is
-# shipped to.
 import asyncio
 import json
 from collections.abc import AsyncIterator
