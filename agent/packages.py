@@ -40,6 +40,7 @@ class Packages:
         self._boot = boot
         self._folder = boot.node_dir / "packages"
         self._folder.mkdir(exist_ok=True)
+        self._base = f"http://{boot.ip}:{boot.ports.agent}/packages"
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
         self.downloading = 0
@@ -63,7 +64,12 @@ class Packages:
                 finally:
                     with self._guard:
                         self.downloading -= 1
-        return f"http://{self._boot.ip}:{self._boot.ports.agent}/packages/{sha256}.zip"
+        return f"{self._base}/{sha256}.zip"
+
+    def local(self, uri: str) -> Path | None:
+        """Where the package of a ``uri`` that we gave lies on this head; None for others'."""
+        name = uri.removeprefix(f"{self._base}/").removesuffix(".zip")
+        return self.path(name) if uri.startswith(self._base) and SHA256.fullmatch(name) else None
 
     def path(self, sha256: str) -> Path:
         return self._folder / f"{sha256}.zip"

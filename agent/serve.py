@@ -119,6 +119,8 @@ class Serve:
                 f"Serve can't change {', '.join(other)} while it runs; deploy a version of its own, not in place"
             )
         self._remember(before)
+        if self._deploy:
+            deploy.hide(self._deploy.secrets)
         deploy.surge = {name: set(self._names.get(name, ())) for name in deploy.applications}
         self._put(deploy, before)
 
@@ -150,16 +152,29 @@ class Serve:
     def watch(self, stop: threading.Event) -> None:
         """Looks at Serve until ``stop``; asleep until something is deployed."""
         constants = self._constants
+        try:
+            self._ray.serve_details()  # for nothing but this: the dashboard's first answer takes it seconds
+        except RayAway as error:
+            log.info("Serve can't be asked yet: %s", error)
         while not stop.is_set():
             if self._deploy is not None:
-                self.look()
+                self._look_and_live()
             status = self.status
             settled = status is not None and (status["healthy"] or status["failed"]) and not self._unhealthy_looks
             self._wake.wait(constants.serve_look_slow_s if settled else constants.serve_look_fast_s)
             self._wake.clear()
 
+    def _look_and_live(self) -> None:
+        """What can't be understood or written counts as no answer: an end of this thread would end the node, and with
+        it a service that serves."""
+        try:
+            self.look()
+        except Exception:
+            log.exception("Serve can't be looked at")
+            self._away()
+
     def look(self) -> None:
-        """Asks Serve once and tells what has changed."""
+        """Asks Serve once and tells what has changed. Raises OSError when the gate's file can't be written."""
         with self._lock:
             deploy, at_round = self._deploy, self._round
         if deploy is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.boot import Boot
+from agent.journal import write_private
 from agent.packages import Packages
 from agent.serve_proxy import GRPC_GUARD
 
@@ -17,6 +18,8 @@ into a connection that is just being closed."""
 SURGE = {"max_surge_percent": 100}
 """A replica is stopped when the one in its place is ready. Serve's default is to stop first: with one replica and
 broken code nothing would be left (research/peers.md §7.2)."""
+
+GRPC_MODULE = "heliostat_grpc"
 
 Names = dict[str, set[str]]
 """Deployments' names by application."""
@@ -43,6 +46,10 @@ class Deploy:
     def grpc(self) -> bool:
         return bool(self.config["grpc_options"]["grpc_servicer_functions"])
 
+    def hide(self, secrets: list[str]) -> None:
+        """Masks these as well: what ran before may still be spoken of."""
+        self.secrets = sorted({*self.secrets, *secrets}, key=len, reverse=True)
+
     def same(self, other: Deploy | None) -> bool:
         return other is not None and (self.version_id, self.id, self.config) == (
             other.version_id, other.id, other.config
@@ -64,15 +71,18 @@ def completed(boot: Boot, args: dict[str, Any], packages: Packages) -> Deploy:
     """Fetches packages. Raises PackageFailed, and KeyError for a config that is none."""
     given = dict(args["config"])
     shared = given.pop("runtime_env", None) or {}
+    applications = [_application(app, shared, packages) for app in given["applications"]]
     functions = [str(f) for f in (given.get("grpc_options") or {}).get("grpc_servicer_functions") or []]
+    if functions:
+        functions = [GRPC_GUARD, *servicers(boot, functions, _archives(applications, packages))]
     config = given | {
-        "applications": [_application(app, shared, packages) for app in given["applications"]],
+        "applications": applications,
         "proxy_location": "HeadOnly",
         # All options by name: Serve never changes them while it runs, and what would be changed must be seen.
         "http_options": {"request_timeout_s": None, "keep_alive_timeout_s": KEEP_ALIVE_S}
         | (given.get("http_options") or {}) | {"host": boot.ip, "port": boot.ports.serve_http},
         "grpc_options": {"request_timeout_s": None} | (given.get("grpc_options") or {})
-        | {"port": boot.ports.serve_grpc, "grpc_servicer_functions": [GRPC_GUARD, *functions] if functions else []},
+        | {"port": boot.ports.serve_grpc, "grpc_servicer_functions": functions},
     }  # fmt: skip
     if args.get("target_capacity") is not None:
         config["target_capacity"] = float(args["target_capacity"])
@@ -90,6 +100,24 @@ def _application(app: dict[str, Any], shared: dict[str, Any], packages: Packages
     if env.get("py_modules"):
         env["py_modules"] = [packages.uri(m) if isinstance(m, dict) else m for m in env["py_modules"]]
     return {**app, "runtime_env": env} if env else app
+
+
+def _archives(applications: list[dict[str, Any]], packages: Packages) -> list[str]:
+    """The applications' code that lies on this head."""
+    envs = [app.get("runtime_env") or {} for app in applications]
+    uris = [u for env in envs for u in (env.get("working_dir"), *(env.get("py_modules") or []))]
+    found = [packages.local(str(u)) for u in uris if u]
+    return sorted({f"{path}/pkg" for path in found if path is not None})
+
+
+def servicers(boot: Boot, functions: list[str], archives: list[str]) -> list[str]:
+    """Import paths of the same functions for Serve's proxy, which runs without the applications' code: a module of ours
+    finds them in the packages (Python reads zips), after all that the environment has. Raises OSError."""
+    names = {function: re.sub(r"\W", "_", function) for function in functions}
+    lines = ["import sys", "from ray._common.utils import import_attr", f"sys.path += {archives!r}"]
+    lines += [f"{name} = import_attr({function!r})" for function, name in names.items()]
+    write_private(boot.provider_dir / f"{GRPC_MODULE}.py", "\n".join(lines) + "\n")
+    return [f"{GRPC_MODULE}:{names[function]}" for function in functions]
 
 
 def secrets(config: dict[str, Any]) -> list[str]:

@@ -37,6 +37,7 @@ class Target:
     status: int | None = None
     ms: float = 0
     message: str = "not asked yet"
+    asked: bool = False
 
     def said(self) -> dict[str, Any]:
         return {"status": self.status, "ms": round(self.ms, 1), "message": self.message}
@@ -89,25 +90,30 @@ class Prober:
 
     def _try(self, target: Target, left_s: float) -> None:
         probe = target.probe
-        timeout = min(float(probe.get("timeout_s") or 10), left_s)
+        allowed = float(probe.get("timeout_s") or 10)
+        timeout = min(allowed, left_s)
         began = time.monotonic()
-        target.status = None
+        before, target.status = target.status, None
         try:
             self._send(target, timeout)
         except TimeoutError:
-            target.good, target.message = 0, f"no answer within {timeout:.3g} s"
+            target.good = 0
+            if timeout < allowed and target.asked:
+                target.status = before  # cut off by the end of our time: what was seen before says more
+                return
+            target.message = f"no answer within {timeout:.3g} s"
         except (OSError, http.client.HTTPException) as error:
             target.good, target.message = 0, f"the request failed: {error!r}"
         except Bad as error:
             target.good, target.message = 0, str(error)
         else:
             target.good, target.message = target.good + 1, ""
+        target.asked = True
         target.ms = (time.monotonic() - began) * 1000
 
     def _send(self, target: Target, timeout_s: float) -> None:
         """Over a connection of its own, as a new client. Raises Bad, OSError or HTTPException."""
         probe, parts = target.probe, urllib.parse.urlsplit(self._url)
-        deadline = time.monotonic() + timeout_s
         connection = _connection(parts, timeout_s)
         try:
             body = str(probe["body"]).encode() if probe.get("body") is not None else None
@@ -116,7 +122,7 @@ class Prober:
             connection.request(str(probe.get("method") or "GET"), path, body, headers)
             answer = connection.getresponse()
             target.status = answer.status
-            text = _read(answer, connection, min(deadline, time.monotonic() + BODY_S))
+            text = _read(answer, connection, time.monotonic() + BODY_S)
             version = answer.headers.get(VERSION_HEADER)
             if version != self._version:
                 from_where = f"version {version}" if version else "something that is not this service's proxy"

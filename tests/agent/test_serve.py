@@ -113,7 +113,10 @@ def test_a_deploy_is_completed_given_to_serve_and_its_health_is_told(start: Any,
     assert given["http_options"] == {"host": head.ip, "port": int(base[0]), "request_timeout_s": 7,
                                      "keep_alive_timeout_s": 90}  # fmt: skip
     assert given["grpc_options"] == {"port": int(base[1]), "request_timeout_s": None, "grpc_servicer_functions": [
-        "heliostat_serve_gate.guard_grpc", "m:add"]}  # fmt: skip
+        "heliostat_serve_gate.guard_grpc", "heliostat_grpc:m_add"]}  # fmt: skip
+    module = (head.folder / "provider" / "heliostat_grpc.py").read_text()
+    assert f"sys.path += ['{head.folder}/packages/{sha}.zip/pkg']" in module
+    assert "m_add = import_attr('m:add')" in module
     assert given["target_capacity"] == 50
     assert given["logging_config"] == {"log_level": "DEBUG"}
     fact = plane.fact("serve", healthy=True)["data"]
@@ -307,17 +310,17 @@ def test_probes_go_through_the_url_to_this_head(start: Any, plane: ControlPlane)
     assert said["ms"] > 0
     application_says(head, status=404)
     assert plane.do("serve_probe", **probe(f"http://{address}"))["result"]["healthy"] is True
-    asked = plane.do("serve_probe", **probe(f"http://{address}", give_up_s=0.3, expected_status=[200]))["result"]
+    asked = plane.do("serve_probe", **probe(f"http://{address}", give_up_s=1, expected_status=[200]))["result"]
     assert asked["healthy"] is False
     assert "HTTP 404 instead of 200" in asked["message"]
     application_says(head, status=500)
-    asked = plane.do("serve_probe", **probe(f"http://{address}", give_up_s=0.3))["result"]
+    asked = plane.do("serve_probe", **probe(f"http://{address}", give_up_s=1))["result"]
     assert (asked["healthy"], asked["applications"]["default"]["status"]) == (False, 500)
     application_says(head, version="sv_other")
-    asked = plane.do("serve_probe", **probe(f"http://{address}", give_up_s=0.3))["result"]
+    asked = plane.do("serve_probe", **probe(f"http://{address}", give_up_s=1))["result"]
     assert asked["healthy"] is False
     assert "came from version sv_other" in asked["message"]
-    asked = plane.do("serve_probe", **probe("http://127.0.0.1:9", give_up_s=0.3))["result"]
+    asked = plane.do("serve_probe", **probe("http://127.0.0.1:9", give_up_s=1))["result"]
     assert "the request failed: ConnectionRefusedError" in asked["message"]
 
 
@@ -481,16 +484,16 @@ def test_a_probe_over_tls_takes_an_addresses_own_certificate_and_checks_a_names(
     assert (seen["x-heliostat-backend"], seen["authorization"], seen["x-a"], seen["body"]) == (
         "cl_1", "Bearer the token", "1", "ping")  # fmt: skip
     monkeypatch.setattr("socket.getaddrinfo", lambda host, port, *a, **k: [(2, 1, 6, "", ("127.0.0.1", port))])
-    refused = send(endpoint, host="service.example.org", give_up_s=0.2)
+    refused = send(endpoint, host="service.example.org", give_up_s=1.5)
     assert refused["healthy"] is False
     assert "CERTIFICATE_VERIFY_FAILED" in refused["message"]
 
 
 def test_a_probe_counts_whole_answers_endless_ones_and_no_gates_refusal(endpoint: Endpoint) -> None:
     assert send(endpoint, path="/endless")["healthy"] is True
-    broken = send(endpoint, path="/short", give_up_s=0.2)
+    broken = send(endpoint, path="/short", give_up_s=1.5)
     assert "IncompleteRead" in broken["message"]
-    other = send(endpoint, path="/problem", give_up_s=0.2)
+    other = send(endpoint, path="/problem", give_up_s=1.5)
     assert "a gate that is not this head's" in other["message"]
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import pytest
 
 from heliostat.models.agents import ServeStatus, ServeTraffic
@@ -48,6 +49,8 @@ class Model:
 
 app = Model.bind()
 """
+
+RPC = "from ray.serve.generated.serve_pb2_grpc import add_UserDefinedServiceServicer_to_server as add"
 
 
 class Load:
@@ -94,6 +97,7 @@ class Service:
         with zipfile.ZipFile(data, "w") as z:
             # with a date of its own: the same code must be the same package
             z.writestr(zipfile.ZipInfo("pkg/empty/x"), "")
+            z.writestr(zipfile.ZipInfo("pkg/rpc.py"), RPC)
             z.writestr(zipfile.ZipInfo("pkg/served.py"), CODE.format(text=text, name=name, first=first, init=init))
         sha256 = hashlib.sha256(data.getvalue()).hexdigest()
         self.plane.bucket[f"uploads/{sha256}"] = data.getvalue()
@@ -106,7 +110,8 @@ class Service:
         began = time.monotonic()
         answer = self.plane.do(
             "serve_deploy", 150, service_id="svc_1", version_id=version, deploy=f"dp_{version}", gate=GATE,
-            target_capacity=target_capacity, config={"applications": [one | app]},
+            target_capacity=target_capacity,
+            config={"applications": [one | app], "grpc_options": {"grpc_servicer_functions": ["rpc:add"]}},
         )  # fmt: skip
         assert answer["ok"], answer
         self.address = answer["result"]["http"]
@@ -196,6 +201,19 @@ def port_of(service: Service) -> int:
             if entry.startswith(b"HELIOSTAT_SERVE_PORTS="):
                 return int(entry.partition(b"=")[2].split(b",")[0])
     raise AssertionError("no process of Ray has the ports")
+
+
+def test_grpc_finds_its_servicers_in_the_package_and_asks_for_the_token(service: Service) -> None:
+    address = service.told("sv_1", healthy=True).grpc
+    assert address
+    call = "/ray.serve.RayServeAPIService/ListApplications"
+    with grpc.insecure_channel(address) as channel:
+        list_applications = channel.unary_unary(call)
+        with pytest.raises(grpc.RpcError) as refused:
+            list_applications(b"", timeout=20)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        answer = list_applications(b"", timeout=20, metadata=[("authorization", f"Bearer {TOKEN}")])
+        assert b"default" in answer
 
 
 def test_new_configuration_alone_keeps_the_replica(service: Service) -> None:
