@@ -8,7 +8,8 @@ GET /generate?prompt=&words=&seed=     text/plain, word by word; as server-sent 
 POST /generate                         the same fields as JSON; the whole text at once
 """
 
-# No `from __future__ import annotations` here: Serve pickles FastAPI's routes, and types that are text get lost.
+# Serve pickles FastAPI's routes when it meets the class below: what they use stands above it, and there is no
+# `from __future__ import annotations`, for types that are text get lost.
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -37,6 +38,18 @@ class Prompt(BaseModel):
     prompt: str = Field(default="", max_length=2000)
     words: int = Field(default=60, ge=1, le=2000)
     seed: int | None = None
+
+
+async def _text(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+    async for word in pieces:
+        yield word + " "
+    yield "\n"
+
+
+async def _events(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+    async for word in pieces:
+        yield f"data: {json.dumps({'word': word})}\n\n"
+    yield "data: [DONE]\n\n"
 
 
 @serve.deployment
@@ -78,18 +91,6 @@ class Writer:
         for word in islice(self.model.generate(prompt, seed), words):
             yield word
             await asyncio.sleep(self.args.pause_s)
-
-
-async def _text(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
-    async for word in pieces:
-        yield word + " "
-    yield "\n"
-
-
-async def _events(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
-    async for word in pieces:
-        yield f"data: {json.dumps({'word': word})}\n\n"
-    yield "data: [DONE]\n\n"
 
 
 def build(args: Args) -> Application:
