@@ -32,7 +32,7 @@ async def serve_config(state: Any, view: ClusterView, version_id: str) -> dict[s
         if values is None:
             raise NotFound("The version's env values are gone by retention.", remedy=DEPLOY_AGAIN)
         config = config.with_secrets(values)
-    named = [uri for _, uri in package_fields(config)]
+    named = [uri for _, uri in config.packages()]
     signed: dict[str, Any] = {}
     if named:
         bucket = served_bucket(state.buckets, view.cloud_id)
@@ -55,18 +55,6 @@ async def serve_config(state: Any, view: ClusterView, version_id: str) -> dict[s
     if config.logging_config is not None:
         given["logging_config"] = config.logging_config
     return given
-
-
-def package_fields(config: ServiceConfig) -> list[tuple[str, str]]:
-    """All code that it names: (field, ``upload:<sha256>`` or URL)."""
-    named = [("working_dir", config.working_dir)] if config.working_dir is not None else []
-    named += [(f"py_modules.{i}", uri) for i, uri in enumerate(config.py_modules)]
-    for n, app in enumerate(config.applications):
-        at, env = f"applications.{n}.runtime_env", app.runtime_env
-        if env.get("working_dir") is not None:
-            named.append((f"{at}.working_dir", env["working_dir"]))
-        named += [(f"{at}.py_modules.{i}", uri) for i, uri in enumerate(env.get("py_modules") or [])]
-    return named
 
 
 def _runtime_env(config: ServiceConfig, own: dict[str, Any], signed: dict[str, Any]) -> dict[str, Any]:

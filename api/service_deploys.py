@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from api import lookup, packages
 from api.accept import Order, claim, earlier, start, start_again
 from api.auth import Caller, Project
-from api.serve_config import package_fields
 from api.service_checks import check_config
 from api.service_rows import New, write
 from api.service_view import answer
@@ -39,7 +38,7 @@ async def deploy(state: Any, me: Caller, order: Order, body: ServiceDeploy) -> S
     if before is not None:
         return await _repeated(state, before)
     for new in news:
-        named = [(f"{new.at}{field}", uri) for field, uri in package_fields(new.config)]
+        named = [(f"{new.at}{field}", uri) for field, uri in new.config.packages()]
         excludes = f"{new.at}excludes" if new.config.excludes else None
         await packages.check(state, project.id, new.cloud.id, named, "service", excludes)
     _alike(news)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select
@@ -25,7 +25,7 @@ from runtime.messages import DeployRequest, Limits, ServiceInput, VersionSpec
 from store import service_deploys as store
 from store.database import insert_new
 from store.projection import write_sealed
-from store.services import ServiceRow, StoredToken, living_named, versions_of
+from store.services import ServiceRow, StoredToken, living_named, lock_service, versions_of
 from store.tables import events, service_versions
 
 TRIES = 5
@@ -60,8 +60,8 @@ async def write(
     news: list[New],
 ) -> Written:
     """Raises what is wrong with it in view of the service's state; then nothing is written."""
-    now = utcnow()
-    row, made = await _service(state, conn, me, project, name, news, now)
+    row, made = await _service(state, conn, me, project, name, news, utcnow())
+    now = utcnow()  # the row is ours by now: versions' times grow as their numbers do
     living = await versions_of(conn, row.id, ended=0)
     if not made:
         check_state(row)
@@ -77,9 +77,9 @@ async def write(
     number = await store.next_number(conn, row.id)
     specs: list[VersionSpec] = []
     for offset, new in enumerate(news):
-        specs.append(await _write_version(state, conn, me, project, row.id, deploy_id, number + offset, new, now))
+        at = now + timedelta(microseconds=offset)
+        specs.append(await _write_version(state, conn, me, project, row.id, deploy_id, number + offset, new, at))
     ids = {v.name: v.id for v in living} | {s.name: s.id for s in specs}
-    fresh = row.revision == row.told_revision  # its workflow has written nothing yet, so it may not know the tokens
     request = DeployRequest(
         id=deploy_id,
         actor=me.actor,
@@ -88,11 +88,8 @@ async def write(
         canary_percent=body.canary_percent,
         max_surge_percent=body.max_surge_percent,
         weights={ids[w.name]: w.traffic_percent for w in body.versions},
-        gate=row.gate if fresh else None,
+        gate=row.gate,  # each time: this deploy may be what starts the workflow
     )
-    if fresh and not made:
-        told = [t.model_copy(update={"told": True}) for t in row.valid_tokens]
-        await store.write_tokens(conn, row.id, told)
     await store.insert_deploy(conn, project.id, row.id, request)
     what = _in_words(body, specs)
     if made:
@@ -110,7 +107,7 @@ async def _service(
     for _ in range(TRIES):
         existing = await living_named(conn, project.id, name)
         if existing is not None:
-            row = await store.lock_service(conn, existing.id)
+            row = await lock_service(conn, existing.id)
             if row is not None:
                 return row, False
             continue  # deleted, or taken back, while we waited for it
@@ -163,7 +160,7 @@ async def _make(
         return None
     for stored in tokens:
         await write_sealed(conn, state.keys, stored.id, project.id, {"token": token})
-    return await store.lock_service(conn, id)
+    return await lock_service(conn, id)
 
 
 def new_token(*, told: bool) -> tuple[str, StoredToken]:

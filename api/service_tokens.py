@@ -4,6 +4,7 @@ The rows are the truth. A change is written there first, as *untold*; then the w
 has its proxies go by; then the row is *told*. A process that dies in between leaves an untold change, which whoever
 comes next tells again: the same call repeated, any other call about the service's tokens, or this API when it starts.
 Telling is repeatable, for it is always the whole set. A deleted token stays in the row until its deletion is told.
+A deploy carries the tokens too, those of when it was accepted: so deploys that may be on their way are delivered first.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from heliostat.errors import Conflict, HeliostatError, NotFound, Unavailable
 from heliostat.models.services import QueryToken, ServiceState
 from runtime.messages import GateOrder
 from store.projection import write_sealed
-from store.service_deploys import gate_told, lock_service, untold_gates, write_tokens
-from store.services import load_service
+from store.services import gate_told, load_service, lock_service, untold_gates, write_tokens
 from store.tables import sealed, services
 
 log = structlog.get_logger(__name__)
@@ -139,9 +139,11 @@ async def tell(state: Any, service_id: str, actor: str) -> None:
         Unavailable: Temporal is away; the change stands, and is told later.
         Conflict: the service has no workflow.
     """
-    for _ in range(TELL_TRIES):
+    for turn in range(TELL_TRIES):
         row = await load_service(state.db, service_id)
         if row is None or row.withdrawn or row.state == ServiceState.TERMINATED:
+            return
+        if turn == 0 and all(t.told and not t.deleted for t in row.tokens):
             return
         try:
             await deliver(state, service_id)

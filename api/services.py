@@ -31,8 +31,8 @@ from heliostat.models.services import (
     ServiceVersion,
 )
 from runtime.messages import RollbackOrder, RolloutOrder, TerminateRequest
-from store.service_deploys import delete_service, lock_service
-from store.services import VersionRow, version_row
+from store.service_deploys import delete_service
+from store.services import VersionRow, lock_service, version_row
 from store.tables import service_versions, services
 
 router = APIRouter(prefix="/v1/services", tags=["services"])

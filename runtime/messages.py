@@ -137,7 +137,7 @@ class DeployRequest(Model):
     back: bool = False
     """Made by the workflow itself: the version before comes back."""
     gate: GateTokens | None = None
-    """With a service's first deploy, and its first after it was terminated."""
+    """With every deploy: it may be what starts the workflow."""
 
 
 class ServiceInput(Model):

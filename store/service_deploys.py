@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from heliostat.models.common import utcnow
 from heliostat.models.services import Service, ServiceState, ServiceVersion
-from runtime.messages import DeployRequest, GateTokens, ServiceInput, VersionSpec
-from store.database import Database, insert_new
-from store.services import ServiceRow, StoredToken, service_doc, service_row, version_doc
+from runtime.messages import DeployRequest, ServiceInput, VersionSpec
+from store.database import insert_new
+from store.services import ServiceRow, StoredToken, lock_service, service_doc, version_doc
 from store.tables import sealed, service_deploys, service_versions, services
 
 
@@ -36,13 +36,6 @@ async def insert_service(conn: AsyncConnection, service: Service, arg: ServiceIn
         "created_at": service.created_at,
     }
     return await insert_new(conn, services, row)
-
-
-async def lock_service(conn: AsyncConnection, id: str) -> ServiceRow | None:
-    """Until the transaction ends nobody else writes it. None: there is none, or it was withdrawn."""
-    query = select(services).where(services.c.id == id, services.c.withdrawn.is_(False)).with_for_update()
-    row = (await conn.execute(query)).first()
-    return service_row(row) if row else None
 
 
 async def reopen_service(conn: AsyncConnection, row: ServiceRow, arg: ServiceInput, at: datetime) -> ServiceRow:
@@ -80,12 +73,6 @@ async def _put(conn: AsyncConnection, service: Service, arg: ServiceInput) -> No
             ended_at=service.ended_at,
         )
     )
-
-
-async def write_tokens(conn: AsyncConnection, service_id: str, tokens: list[StoredToken]) -> None:
-    """Call with the row locked."""
-    value = [t.model_dump(mode="json") for t in tokens]
-    await conn.execute(update(services).where(services.c.id == service_id).values(tokens=value))
 
 
 async def next_number(conn: AsyncConnection, service_id: str) -> int:
@@ -173,31 +160,3 @@ async def _withdraw(conn: AsyncConnection, row: ServiceRow) -> None:
         update(services).where(services.c.id == row.id).values(withdrawn=True, live_name=null(), tokens=[])
     )
     await conn.execute(delete(sealed).where(sealed.c.id.in_([t.id for t in row.tokens])))
-
-
-async def untold_gates(db: Database) -> list[tuple[str, GateTokens]]:
-    """(service, its tokens) where the workflow may not know of a change; call ``gate_told`` after telling it."""
-    async with db.read() as conn:
-        rows = await conn.execute(
-            select(services).where(services.c.withdrawn.is_(False), services.c.state != ServiceState.TERMINATED)
-        )
-        found = [service_row(r) for r in rows]
-    return [(row.id, row.gate) for row in found if any(t.deleted or not t.told for t in row.tokens)]
-
-
-async def gate_told(db: Database, service_id: str, gate: GateTokens) -> None:
-    """The workflow was told exactly this. What has changed since stays untold."""
-    async with db.begin() as conn:
-        row = await lock_service(conn, service_id)
-        if row is None:
-            return
-        kept, gone = [], []
-        for token in row.tokens:
-            known = token.sha256 in gate.hashes
-            if token.deleted and not known:
-                gone.append(token.id)
-            else:
-                kept.append(token if token.deleted or not known else token.model_copy(update={"told": True}))
-        if kept != row.tokens:
-            await write_tokens(conn, service_id, kept)
-            await conn.execute(delete(sealed).where(sealed.c.id.in_(gone)))

@@ -1,7 +1,7 @@
 """Services, their versions, deploys and tokens in the records.
 
 The row of a service and those of its versions are written by its workflow under the service's revision, as all
-projections are (``store/projection.py``). What the API writes is in ``store/service_deploys.py``.
+projections are (``store/projection.py``). What the API accepts it writes by ``store/service_deploys.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, bindparam, select, update
+from sqlalchemy import Row, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from heliostat.models.agents import ServeTraffic
@@ -21,7 +21,7 @@ from heliostat.models.services import Service, ServiceConfig, ServiceState, Serv
 from runtime.messages import DeployRequest, GateTokens, ServiceInput, VersionSpec
 from store.database import Database
 from store.projection import insert_events, newer, takes_writes
-from store.tables import nodes, reports, service_deploys, service_versions, services
+from store.tables import nodes, reports, sealed, service_deploys, service_versions, services
 
 _UPDATE_SERVICE = newer(services)
 _UPDATE_VERSION = update(service_versions).where(
@@ -189,6 +189,34 @@ async def latest_traffic(db: Database, cluster_ids: Collection[str]) -> dict[str
     return {id: (ServeTraffic.model_validate(r.doc["serve"]), r.at) for id, r in told.items()}
 
 
+async def untold_gates(db: Database) -> list[tuple[str, GateTokens]]:
+    """(service, its tokens) where the workflow may not know of a change; call ``gate_told`` after telling it."""
+    async with db.read() as conn:
+        rows = await conn.execute(
+            select(services).where(services.c.withdrawn.is_(False), services.c.state != ServiceState.TERMINATED)
+        )
+        found = [service_row(r) for r in rows]
+    return [(row.id, row.gate) for row in found if any(t.deleted or not t.told for t in row.tokens)]
+
+
+async def gate_told(db: Database, service_id: str, gate: GateTokens) -> None:
+    """The workflow was told exactly this. What has changed since stays untold."""
+    async with db.begin() as conn:
+        row = await lock_service(conn, service_id)
+        if row is None:
+            return
+        kept, gone = [], []
+        for token in row.tokens:
+            known = token.sha256 in gate.hashes
+            if token.deleted and not known:
+                gone.append(token.id)
+            else:
+                kept.append(token if token.deleted or not known else token.model_copy(update={"told": True}))
+        if kept != row.tokens:
+            await write_tokens(conn, service_id, kept)
+            await conn.execute(delete(sealed).where(sealed.c.id.in_(gone)))
+
+
 async def names(db: Database) -> list[ServiceNames]:
     """Of all services that have not ended, for labels of metrics."""
     async with db.read() as conn:
@@ -239,6 +267,19 @@ async def versions_of(conn: AsyncConnection, service_id: str, ended: int | None 
     living = await conn.execute(mine.where(v.ended_at.is_(None)))
     over = await conn.execute(mine.where(v.ended_at.is_not(None)).order_by(v.number.desc()).limit(ended))
     return sorted((version_row(r) for r in [*living, *over]), key=lambda row: -row.number)
+
+
+async def lock_service(conn: AsyncConnection, id: str) -> ServiceRow | None:
+    """Until the transaction ends nobody else writes it. None: there is none, or it was withdrawn."""
+    query = select(services).where(services.c.id == id, services.c.withdrawn.is_(False)).with_for_update()
+    row = (await conn.execute(query)).first()
+    return service_row(row) if row else None
+
+
+async def write_tokens(conn: AsyncConnection, service_id: str, tokens: list[StoredToken]) -> None:
+    """Call with the row locked."""
+    value = [t.model_dump(mode="json") for t in tokens]
+    await conn.execute(update(services).where(services.c.id == service_id).values(tokens=value))
 
 
 # --- rows -------------------------------------------------------------------------------------------------

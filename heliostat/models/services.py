@@ -254,6 +254,17 @@ class ServiceConfig(Model):
             found |= {f"applications.{i}.env_vars.{k}": str(v) for k, v in env.items()}
         return found
 
+    def packages(self) -> list[tuple[str, str]]:
+        """All code that it names: (field, ``upload:<sha256>`` or URL), the applications' own included."""
+        named = [("working_dir", self.working_dir)] if self.working_dir is not None else []
+        named += [(f"py_modules.{i}", uri) for i, uri in enumerate(self.py_modules)]
+        for n, app in enumerate(self.applications):
+            at, env = f"applications.{n}.runtime_env", app.runtime_env
+            if env.get("working_dir") is not None:
+                named.append((f"{at}.working_dir", env["working_dir"]))
+            named += [(f"{at}.py_modules.{i}", uri) for i, uri in enumerate(env.get("py_modules") or [])]
+        return named
+
     def masked(self) -> ServiceConfig:
         return self.with_secrets(dict.fromkeys(self.secrets(), MASK))
 

@@ -60,6 +60,22 @@ async def test_names_and_versions_at_two_apis(two: tuple[World, World]) -> None:
         assert sorted(r.json()["version"] for r in versions) == list(range(1, 9))
 
 
+async def test_deploys_at_two_apis_all_count(two: tuple[World, World]) -> None:
+    body = {"config": {"name": "s", "applications": [{"import_path": "main:app"}]}}
+    async with two[0].ada as a, two[1].ada as b:
+        made = await asyncio.gather(*(http.post("/v1/services", json=body) for http in (a, b) for _ in range(4)))
+        assert {r.status_code for r in made} == {201}, [r.text for r in made]
+        assert len({(r.json()["id"], r.json()["query_auth_token"]) for r in made}) == 1
+        assert sorted(r.json()["versions"][0]["number"] for r in made) == list(range(1, 9))
+        headers = {"idempotency-key": "k"}
+        again = await asyncio.gather(
+            *(http.post("/v1/services", json=body, headers=headers) for http in (a, b) for _ in range(3))
+        )
+        assert {r.status_code for r in again} == {201}, [r.text for r in again]
+        versions = (await b.get("/v1/services/s/versions")).json()["items"]
+        assert [v["number"] for v in versions] == list(range(9, 0, -1))
+
+
 async def test_filters_and_pages(two: tuple[World, World]) -> None:
     async with two[0].ada as http:
         ids = []

@@ -224,8 +224,7 @@ async def test_a_second_deploy_is_a_version_of_the_same_service(world: World, te
         events = (await http.get("/v1/services/chat/events")).json()["items"]
         assert [e["message"] for e in events][1:] == ["version blue deployed"]
     one, two = await heard(temporal, first["id"], "deploy")
-    assert one["gate"] is not None
-    assert two["gate"] is None  # the workflow knows them by now, and may know newer ones
+    assert one["gate"] == two["gate"]  # either may be what starts the workflow
 
 
 async def test_the_same_key_and_body_give_the_same_deploy(world: World, worker: None) -> None:

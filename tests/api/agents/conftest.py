@@ -44,7 +44,7 @@ TEMPORAL = Path(sys.executable).parent / "temporal"
 
 @workflow.defn(sandboxed=False)
 class Recorder:
-    """Stands for a cluster's or a job's workflow: writes down what it is told."""
+    """Stands for a cluster's, a job's or a service's workflow: writes down what it is told."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -63,6 +63,11 @@ class Recorder:
     @workflow.signal
     def run_fact(self, message: NodeFact) -> None:
         self.heard.append(f"run_fact {message.event_id} {message.kind}")
+        self.data.append(message.data)
+
+    @workflow.signal
+    def serve_fact(self, message: NodeFact) -> None:
+        self.heard.append(f"serve_fact {message.event_id} {message.cluster_id}")
         self.data.append(message.data)
 
     @workflow.signal
@@ -204,7 +209,9 @@ class World:
         server.should_exit = True
         await task
 
-    async def cluster(self, config: ComputeConfig | None = None, *, record: bool = True) -> Cluster:
+    async def cluster(
+        self, config: ComputeConfig | None = None, *, record: bool = True, service_id: str | None = None
+    ) -> Cluster:
         cluster = Cluster(
             id=new_id("cl"),
             name=f"c-{secrets.token_hex(6)}",
@@ -219,7 +226,7 @@ class World:
             desired={"small": 1},
         )
         async with self.db.begin() as conn:
-            await insert_cluster(conn, cluster, cluster_input(cluster))
+            await insert_cluster(conn, cluster, cluster_input(cluster).model_copy(update={"service_id": service_id}))
         if record:
             await self.record(cluster.id)
         return cluster
