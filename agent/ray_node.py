@@ -59,8 +59,10 @@ def environment(boot: Boot, group: str, head_address: str, autoscaling: bool, se
         "RAY_CLOUD_INSTANCE_ID": boot.node_id,
         "RAY_NODE_TYPE_NAME": group,
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(boot.constants.drain_s),
-        "RAY_health_check_period_ms": "1000",  # a dead node is known in 3 s instead of 13 to 65
-        "RAY_health_check_timeout_ms": "2000",
+        # A dead node is known in 3 s instead of 13 to 65: its connection breaks, so the checks fail at once. One that only
+        # does not answer (a machine that is starting Serve and much else) gets 20 s: at 2 s a timeout busy heads died.
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "6000",
         "RAY_health_check_failure_threshold": "3",
         "RAY_health_check_initial_delay_ms": "1000",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -54,6 +54,9 @@ def gate_environment(boot: Boot) -> dict[str, str]:
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
         "HELIOSTAT_SERVE_GATE": str(gate_file(boot)),
         "HELIOSTAT_SERVE_PORTS": f"{boot.ports.serve_http},{boot.ports.serve_grpc}",
+        # Either would take the traffic past the proxy that our gate is in.
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     }
 
 
