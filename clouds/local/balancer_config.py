@@ -83,7 +83,8 @@ def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path
     certificate files as they are now: another path is another text, so that Traefik reads them again).
 
     Raises:
-        BadConfig: an id or an address that can't stand in a rule, one cluster twice, or two weights of one version.
+        BadConfig: an id or an address that can't stand in a rule, one cluster twice, or two weights (but for 0) of one
+            version.
     """
     _check(backends)
     services: dict[str, Any] = {"none": {"loadBalancer": {"servers": []}}}
@@ -100,19 +101,25 @@ def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path
         rules.append((f"HeaderRegexp(`{BACKEND_HEADER}`, `.*`){more}", 800 + above, "none"))
         weights = {b.version_id: b.weight for b in mine if b.weight}
         for version in weights:
-            clusters = [(service_name(kind, b), 1) for b in mine if b.version_id == version]
+            clusters = [(service_name(kind, b), 1) for b in mine if b.version_id == version and b.weight]
             services[f"{kind}-{version}"] = _weighted(clusters)
         if weights:
             services[kind] = _weighted([(f"{kind}-{version}", weight) for version, weight in weights.items()])
         rules.append((f"PathPrefix(`/`){more}", 1 + above, kind if weights else "none"))
     tls = dict(zip(("certFile", "keyFile"), map(str, certificate), strict=True))
     changed = [(str(path), path.stat().st_mtime_ns) for path in certificate]
-    digest = hashlib.sha256(json.dumps([rules, services, changed]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([_dynamic(rules, services, tls, ""), changed]).encode()).hexdigest()
     loaded = f"{ROUTES_PATH}/{digest[:32]}"
+    return json.dumps(_dynamic(rules, services, tls, loaded), indent=1) + "\n", loaded
+
+
+def _dynamic(
+    rules: list[tuple[str, int, str]], services: dict[str, Any], tls: dict[str, str], loaded: str
+) -> dict[str, Any]:
     plain = _routers(rules, loaded)
     routers = plain | {f"{name}-tls": router | {"tls": {}} for name, router in plain.items()}
     routers["any"] = {"rule": f"Path(`{ROUTES_PATH}`)", "service": "noop@internal", "entryPoints": [METRICS]}
-    config = {
+    return {
         "http": {
             "routers": routers,
             "middlewares": {
@@ -140,7 +147,6 @@ def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path
         },
         "tls": {"stores": {"default": {"defaultCertificate": tls}}},
     }
-    return json.dumps(config, indent=1) + "\n", loaded
 
 
 def _routers(rules: list[tuple[str, int, str]], loaded: str) -> dict[str, dict[str, Any]]:
@@ -149,6 +155,8 @@ def _routers(rules: list[tuple[str, int, str]], loaded: str) -> dict[str, dict[s
         for number, (rule, priority, service) in enumerate(rules)
     }
     routers["loaded"] = {"rule": f"Path(`{loaded}`)", "priority": 10_000, "service": "noop@internal"}  # answers 418
+    # Our question before these routes are there: no backend must see it.
+    routers["not-loaded"] = {"rule": f"PathPrefix(`{ROUTES_PATH}`)", "priority": 9_999, "service": "none"}
     return {name: router | {"entryPoints": [ENTRY_POINT]} for name, router in routers.items()}
 
 
@@ -216,7 +224,7 @@ def _check(backends: list[Backend]) -> None:
             wrong = f"has no address of the form ip:port: {b.http!r}, {b.grpc!r}"
         elif b.id in seen:
             wrong = "is there twice"
-        elif weights.setdefault(b.version_id, b.weight) != b.weight:
+        elif b.weight and weights.setdefault(b.version_id, b.weight) != b.weight:
             wrong = f"has weight {b.weight}; another one of its version has {weights[b.version_id]}"
         if wrong:
             raise BadConfig(f"Backend {b.id!r} of version {b.version_id!r} {wrong}.", resource=b.id)

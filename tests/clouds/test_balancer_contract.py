@@ -83,6 +83,13 @@ def test_a_versions_clusters_share_its_weight(world: World) -> None:
     assert shares(world, 100) == {"cl_a": 30, "cl_b": 30, "cl_c": 40}
 
 
+def test_a_cluster_of_a_version_may_have_no_traffic_yet(world: World) -> None:
+    backends = [world.backend("cl_a", "sv_1", 60), world.backend("cl_b", "sv_1", 0), world.backend("cl_c", "sv_2", 40)]
+    world.balancer.set_backends(SERVICE, 1, backends)
+    assert shares(world, 100) == {"cl_a": 60, "cl_c": 40}
+    assert world.request({BACKEND_HEADER: "cl_b"}) == (200, "cl_b")
+
+
 def test_a_request_may_name_its_backend(world: World) -> None:
     world.balancer.set_backends(SERVICE, 1, [world.backend("cl_a"), world.backend("cl_b", "sv_2", 0)])
     assert [world.request({BACKEND_HEADER: "cl_b"}) for _ in range(5)] == [(200, "cl_b")] * 5
@@ -112,6 +119,15 @@ def test_an_old_revision_changes_nothing(world: World) -> None:
     assert world.request() == (200, "cl_a")
     world.balancer.set_backends(SERVICE, 6, [world.backend("cl_b")])
     assert world.request() == (200, "cl_b")
+
+
+def test_backends_get_what_clients_send_and_nothing_else(world: World) -> None:
+    """Health checks and our own questions to the load balancer do not count as requests."""
+    for revision in range(1, 11):
+        world.balancer.set_backends(SERVICE, revision, [world.backend("cl_a", weight=revision)])
+        world.request()
+        world.balancer.ensure(spec())
+    assert [c.requests for c in world.balancer.counters(SERVICE)] == [{"200": 10}]
 
 
 def test_counters_are_by_cluster_and_code(world: World) -> None:

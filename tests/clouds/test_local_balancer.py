@@ -275,7 +275,7 @@ def test_an_address_that_this_machine_has_not_is_refused(tmp_path: Path) -> None
 def test_backends_that_cannot_be_are_refused_and_change_nothing(
     shared: LocalWorld, change: dict[str, object], says: str
 ) -> None:
-    good = Backend(id="cl_b", version_id="sv_2", http="127.0.0.1:1", weight=0)
+    good = Backend(id="cl_b", version_id="sv_2", http="127.0.0.1:1", weight=1)
     with pytest.raises(BadConfig, match=says):
         shared.balancer.set_backends(SERVICE, 2, [good, good.model_copy(update={"id": "cl_c"} | change)])
     assert shared.request() == (200, "cl_a")
