@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import datetime
+from math import sqrt
 from typing import Any
 
 from temporalio import activity
@@ -25,6 +26,9 @@ UNHEARD_S = 15.0
 HANG_MIN_S, HANG_MAX_S = 3.0, 30.0
 """A request of the canary that waits for its answer's first byte longer than ``max_latency_ratio`` times the running
 version's 99th percentile, but at least and at most so long, counts as hanging."""
+
+CHANCE = 2.0
+"""Standard deviations of the running version's share of errors that the canary's may lie above it by chance."""
 
 HANG_UNKNOWN_S = 10.0
 """The same where nothing is known of the running version's latency."""
@@ -103,10 +107,12 @@ def judge(rules: RolloutConfig, canary: Sum, running: Sum, ever: Sum) -> str:
     usual = reference.errors / reference.requests if reference.requests else 0.0
     if enough:
         share = canary.errors / canary.requests
-        if share > usual + rules.max_error_rate:
+        # Of few answers a version that is no worse than the running one may have more bad ones by chance.
+        chance = CHANCE * sqrt(usual * (1 - usual) / canary.requests)
+        if share > usual + rules.max_error_rate + chance:
             return (
                 f"{canary.errors} of {canary.requests} answers failed ({share:.1%}); "
-                f"allowed are {rules.max_error_rate:.1%} above the running version's {usual:.1%}"
+                f"allowed are {rules.max_error_rate + chance:.1%} above the running version's {usual:.1%}"
             )
         p95, theirs = quantile(canary.buckets, 0.95), quantile(reference.buckets, 0.95)
         if p95 is not None and theirs is not None:

@@ -127,7 +127,7 @@ class ServiceRollouts(ServiceClusters):
         """Its clusters, Serve on them and real requests to them. Returns False when it is off."""
         if version.releasing:  # too late to recall what a deploy before this one has let go
             await workflow.wait_condition(lambda: version.state == ServiceVersionState.TERMINATED)
-        if not version.fit:
+        if not version.fit or version.state == ServiceVersionState.TERMINATING:
             if r.surge < 100 and version.capacity is None:
                 version.capacity = max(r.surge, 1)
             self._revive(version)
@@ -152,7 +152,7 @@ class ServiceRollouts(ServiceClusters):
         if not await self._have_fit(r, version):
             return
         while True:
-            if r.percent and not r.held:
+            if 0 < r.percent < 100 and not r.held:
                 r.doing = "holding"
                 if r.base and not r.back and not await self._hold(r, version):
                     return
@@ -181,9 +181,16 @@ class ServiceRollouts(ServiceClusters):
                 for v in r.base:
                     self.s.versions[v].capacity = max(old, 1) if old < 100 else None
                 version.capacity = room if room < 100 else None
+                self._wake()  # for the main loop to give them
                 if not await self._until(
-                    r, lambda: self._capacities_taken(r), r.deadline, "capacity did not move in time"
+                    r,
+                    lambda: self._capacities_taken(r) or bool(version.failure),
+                    r.deadline,
+                    "capacity did not move in time",
                 ):
+                    return False
+                if version.failure:
+                    self._end_rollout(r, f"{version.spec.name}: {version.failure}", failed=True)
                     return False
                 share = min(step, room)
             r.percent, r.held = share, False
@@ -193,7 +200,8 @@ class ServiceRollouts(ServiceClusters):
         return True
 
     def _capacities_taken(self, r: RolloutData) -> bool:
-        return all(self.s.versions[v].fit for v in (*r.base, r.version_id) if self.s.versions[v].slots)
+        versions = [self.s.versions[v] for v in (*r.base, r.version_id)]
+        return all(s.healthy and s.probed == s.wanted(v.spec.id, v.capacity) for v in versions for s in v.slots)
 
     async def _hold(self, r: RolloutData, version: VersionData) -> bool:
         """Holds a step and watches the canary against the running versions. False: it is off."""

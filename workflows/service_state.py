@@ -72,6 +72,10 @@ class Slot(Result):
         """The same, whatever Serve says now; also with another capacity."""
         return self.ready and self.taken and self.probed.startswith(f"{version_id}/{self.head_node_id}/")
 
+    def serves(self, version_id: str) -> bool:
+        """It is fit, or it was and is being given another capacity or config while what it had answers on."""
+        return self.fit(version_id) or (self.open and not self.failed and self.probed != self.given)
+
     @property
     def open(self) -> bool:
         """May have traffic."""

@@ -264,7 +264,7 @@ class ServiceWorkflow(ServiceRollouts):
             return
         serving = [self.s.versions[v] for v in self.s.weights if v in self.s.versions]
         slots = [(v, slot) for v in serving for slot in v.slots]
-        fit = [slot for v, slot in slots if slot.fit(v.spec.id)]
+        fit = [slot for v, slot in slots if slot.serves(v.spec.id)]
         names = ", ".join(v.spec.name for v in serving)
         if not fit:
             why = next((s.message or s.reason for _, s in slots if s.message or s.reason), "")
