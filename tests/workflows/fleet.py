@@ -206,6 +206,8 @@ class FakeFleet:
         """By version id; else everything goes well."""
         self.deployed: dict[str, set[str]] = defaultdict(set)
         """Clusters on which Serve took a version, by version id."""
+        self.capacities: list[tuple[str, int]] = []
+        """(version id, percent) of every deploy that Serve took, in order."""
         self.balancer: WatchedBalancer | None = None
         """By which probes go."""
         self.on_power_off: Callable[[FakeAgent], None] = lambda agent: None

@@ -11,9 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import select
 from temporalio.client import Client, Interceptor
 
+from activities import canaries
 from heliostat.models.clusters import ClusterState, Node
 from heliostat.models.common import new_id, utcnow
 from heliostat.models.compute_configs import ComputeConfig
@@ -31,16 +33,18 @@ from heliostat.models.services import (
 from runtime.messages import (
     DeployRequest,
     GateTokens,
+    HeadSilent,
     RollbackOrder,
     RolloutOrder,
     ServiceInput,
     VersionSpec,
     deploy_service,
 )
-from store.services import insert_deploy, insert_service, insert_version, load_service, versions_of
+from store.service_deploys import insert_deploy, insert_service, insert_version
+from store.services import load_service, versions_of
 from store.tables import clusters, service_deploys
 from tests.workflows.balancer import WatchedBalancer
-from tests.workflows.fleet import FakeAgent
+from tests.workflows.fleet import LOOK_S, FakeAgent
 from tests.workflows.plans import ServePlan
 from tests.workflows.serving import People
 from tests.workflows.world import KEYS, WAIT_S, World, make_world
@@ -179,6 +183,15 @@ class ServiceWorld(World):
         self.balancer.forgiven.add(node.cluster_id)
         await super().kill_machine(node)
 
+    async def lose_head(self, cluster_id: str) -> None:
+        """The head's machine loses its power, and the monitor says that it is silent."""
+        head = await self.node(cluster_id)
+        await self.kill_machine(head)
+        silence = HeadSilent(
+            event_id=f"{head.id}/silent", node_id=head.id, since=utcnow() - timedelta(seconds=30), silent_s=30
+        )
+        await self.handle(cluster_id).signal("head_silent", silence)
+
     async def terminate(self, id: str, reason: str = "enough") -> None:
         self.balancer.forgiven.add(id)
         await super().terminate(id, reason)
@@ -311,7 +324,9 @@ async def make_service_world(
         assert isinstance(world, ServiceWorld)
         living = asyncio.create_task(world.people.live())
         try:
-            yield world
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(canaries, "LOOK_S", LOOK_S)  # people here send in a second what others do in a minute
+                yield world
             assert not world.balancer.wrongs, world.balancer.wrongs
             assert not living.done() or living.result() is None
         finally:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TICK_S = 0.05
 OLD_S = 60.0
 """Age that a hanging request says at once."""
+FAILING_PROBE_S = 0.2
+"""A probe is given up after so long here, not after the ``give_up_s`` that it is told."""
 PROBE_S = 2.0
 """For so long a probe waits for the load balancer to know its backend."""
 
@@ -43,8 +45,6 @@ class FakeServe:
         """Versions that have passed a probe here."""
         self.drained = False
         """The last drain was answered, with nothing left or at its timeout."""
-        self.capacities: list[int | None] = []
-        """``target_capacity`` of every deploy."""
         self.gate: dict[str, Any] = {}
         self.draining = False
         self.traffic = ServeTraffic()
@@ -82,7 +82,8 @@ class FakeServe:
             self._refused.add(command.id)
             return {"ok": False, "result": {}, "error": plan.refuse, "retryable": plan.retryable}
         self.agent.fleet.deployed[version].add(self.agent.cluster_id)
-        self.capacities.append(args["target_capacity"])
+        capacity = args["target_capacity"]
+        self.agent.fleet.capacities.append((version, 100 if capacity is None else capacity))
         self.gate = args["gate"]
         self.status = ServeStatus(
             version_id=version,
@@ -131,6 +132,8 @@ class FakeServe:
     async def _probe(self, args: dict[str, Any]) -> dict[str, Any]:
         """As a request that names this cluster would be answered: by the load balancer first, then by us."""
         plan = self.agent.fleet.serve_plan(args["version_id"])
+        if plan.probe:
+            await asyncio.sleep(min(args["give_up_s"], FAILING_PROBE_S))
         words = plan.probe or await self._unreachable(args)
         status = None if words else 200
         found = {p["application"]: {"status": status, "ms": 1.0, "message": words} for p in args["probes"]}
@@ -217,7 +220,7 @@ class People:
         if plan.hang:
             serve.traffic = old.model_copy(update={"ongoing": old.ongoing + number, "oldest_s": OLD_S})
             return
-        errors = round((old.requests + number) * plan.error_share) - old.errors
+        errors = int((old.requests + number) * plan.error_share) - old.errors
         buckets = list(old.buckets) or [0] * (len(LATENCY_BOUNDS_MS) + 1)
         buckets[bisect_left(LATENCY_BOUNDS_MS, plan.latency_ms)] += number
         requests, errors = old.requests + number, old.errors + max(errors, 0)
