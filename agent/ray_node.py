@@ -59,8 +59,8 @@ def environment(boot: Boot, group: str, head_address: str, autoscaling: bool, se
         "RAY_CLOUD_INSTANCE_ID": boot.node_id,
         "RAY_NODE_TYPE_NAME": group,
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(boot.constants.drain_s),
-        # A dead node is known in 3 s instead of 13 to 65: its connection breaks, so the checks fail at once. One that only
-        # does not answer (a machine that is starting Serve and much else) gets 20 s: at 2 s a timeout busy heads died.
+        # A dead node is known in 3 s instead of 13 to 65: its connection breaks, so the checks fail at once. One that
+        # only does not answer (a machine that is starting Serve and much else) gets 20 s: at 2 s busy heads died.
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "6000",
         "RAY_health_check_failure_threshold": "3",
