@@ -13,6 +13,7 @@ from store.tables import tokens
 from tests.api.conftest import World
 
 JOB = {"entrypoint": "true"}
+SERVICE = {"config": {"name": "mine", "applications": [{"import_path": "main:app"}]}}
 SCHEDULE = {"cron_expression": "@daily", "job_config": JOB}
 
 BODIES: dict[tuple[str, str], Any] = {
@@ -21,6 +22,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PATCH", "/v1/clusters/{ref}/limits"): {"group": "workers", "max_nodes": 3},
     ("POST", "/v1/compute-configs"): {"config": {}},
     ("PUT", "/v1/schedules/{name}"): SCHEDULE,
+    ("POST", "/v1/services"): SERVICE,
+    ("POST", "/v1/services/{ref}/rollout"): {"action": "pause"},
     ("POST", "/v1/uploads"): {"sha256": "a" * 64, "size": 1},
     ("POST", "/v1/projects"): {"name": "new"},
     ("POST", "/v1/users"): {"name": "new"},
@@ -77,6 +80,7 @@ async def test_others_things_are_not_found(world: World) -> None:
             "jobs": (await http.post("/v1/jobs", json={**JOB, "name": "mine"})).json(),
             "clusters": (await http.post("/v1/clusters", json={"name": "mine"})).json(),
             "compute-configs": (await http.post("/v1/compute-configs", json={"name": "mine", "config": {}})).json(),
+            "services": (await http.post("/v1/services", json=SERVICE)).json(),
             "schedules": (await http.put("/v1/schedules/mine", json=SCHEDULE)).json(),
             "tokens": (await http.get("/v1/tokens")).json()["items"][0],
             "projects": (await http.get("/v1/projects")).json()["items"][0],
@@ -93,7 +97,7 @@ async def test_others_things_are_not_found(world: World) -> None:
                 assert answer.status_code == wanted, (method, path, ref, answer.text)
                 tried += 1
         assert tried > 30
-        for noun in ("jobs", "clusters", "compute-configs", "schedules"):
+        for noun in ("jobs", "clusters", "compute-configs", "schedules", "services"):
             assert (await http.get(f"/v1/{noun}")).json()["items"] == []
             assert (await http.get(f"/v1/{noun}", params={"project": "team"})).status_code == 404
             assert (await http.get(f"/v1/{noun}/mine", params={"project": "team"})).status_code == 404
@@ -105,7 +109,7 @@ async def test_others_things_are_not_found(world: World) -> None:
         on = await http.post("/v1/jobs", json={**JOB, "cluster": refs["clusters"]["id"]})
         assert (on.status_code, on.json()["field"]) == (404, "cluster")
     async with world.admin as http:
-        for noun in ("jobs", "clusters", "schedules"):
+        for noun in ("jobs", "clusters", "schedules", "services"):
             assert (await http.get(f"/v1/{noun}/{refs[noun]['id']}")).status_code == 200
 
 
