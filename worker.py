@@ -101,7 +101,7 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
     endpoints = EndpointActivities(mine.balancers, installation)
     canaries = CanaryActivities(db)
     leases = LeaseActivities(db, client, settings.task_queue)
-    monitor = MonitorActivities(db, client, settings)
+    monitor = MonitorActivities(db, client, settings, mine.balancers)
     nodes = NodeActivities(mine.machines, mine.keys, installation, mine.cloud_names)
     records = RecordActivities(db, boot)
     schedules = ScheduleActivities(db)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import structlog
@@ -11,11 +13,13 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError, RPCStatusCode
 
+from clouds.base import Gone, LoadBalancer
+from heliostat.errors import CloudError
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
 from runtime.messages import GateOrder, HeadSilent, deploy_service, start_cluster, start_job
 from runtime.settings import Settings
-from runtime.telemetry import CLUSTERS
+from runtime.telemetry import CLUSTERS, forget_endpoint, set_endpoint_counters
 from store import projection, services
 from store.database import Database
 from store.tables import clusters
@@ -25,6 +29,9 @@ log = structlog.get_logger(__name__)
 UNSTARTED_AFTER_S = 10.0
 """The API starts a workflow within milliseconds of accepting; one that is not there by now lost its API."""
 
+ENDPOINTS_S = 10.0
+"""Between two looks at the load balancers' counters; Prometheus scrapes every 15 s by habit."""
+
 MASS_SHARE = 0.5
 MASS_MIN = 3
 """More than this share of all heads silent at once, and at least so many: our ears are at fault, or a whole
@@ -32,7 +39,17 @@ network. An alarm, not a mass replacement: only those whose cloud says that thei
 
 
 class MonitorActivities:
-    def __init__(self, db: Database, client: Client, settings: Settings) -> None:
+    def __init__(
+        self,
+        db: Database,
+        client: Client,
+        settings: Settings,
+        balancers: Mapping[str, LoadBalancer] | None = None,
+    ) -> None:
+        self._balancers = balancers or {}
+        self._counted_at = 0.0
+        self._endpoints: set[str] = set()
+        """Names of the services whose counters are served."""
         self._db = db
         self._client = client
         self._settings = settings
@@ -53,6 +70,9 @@ class MonitorActivities:
                     continue
         finally:
             CLUSTERS.clear()  # whoever watches next counts them: two workers must not both
+            for name in self._endpoints:
+                forget_endpoint(name)
+            self._endpoints.clear()
 
     async def round(self, now: datetime) -> None:
         """One look at everything; ``now`` is the records' time."""
@@ -60,6 +80,7 @@ class MonitorActivities:
         await self._tell_gates()
         await self._find_silent(now)
         await self._count()
+        await self._count_endpoints()
 
     async def _start_forgotten(self) -> None:
         cluster_rows, job_rows = await projection.unstarted(self._db, UNSTARTED_AFTER_S)
@@ -125,6 +146,28 @@ class MonitorActivities:
             except RPCError as error:
                 if error.status != RPCStatusCode.NOT_FOUND:
                     raise
+
+    async def _count_endpoints(self) -> None:
+        """The load balancers' own counters, for whoever scrapes this worker."""
+        if time.monotonic() - self._counted_at < ENDPOINTS_S:
+            return
+        self._counted_at = time.monotonic()
+        living: set[str] = set()
+        for service in await services.names(self._db):
+            balancer = self._balancers.get(service.cloud_id)
+            if balancer is None:
+                continue
+            try:
+                counters = await asyncio.to_thread(balancer.counters, service.id)
+            except CloudError as error:
+                if not isinstance(error, Gone):  # it has no endpoint yet, or none any more
+                    log.warning("endpoint not counted", service=service.id, why=str(error))
+                continue
+            set_endpoint_counters(service.name, counters, service.versions)
+            living.add(service.name)
+        for name in self._endpoints - living:
+            forget_endpoint(name)
+        self._endpoints = living
 
     async def _count(self) -> None:
         async with self._db.read() as conn:

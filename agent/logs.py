@@ -179,15 +179,15 @@ class LogShipper:
         folder = self._session()
         if folder is None or not folder.is_dir():
             return
-        for path in folder.iterdir():
-            stream = f"ray/{path.name}"
+        serve = folder / "serve"
+        for path in [*folder.iterdir(), *(serve.glob("*.log") if serve.is_dir() else [])]:
+            stream = f"ray/{path.relative_to(folder)}"
             if stream in self._streams or not NAME.fullmatch(stream):
                 continue
             if path.name in SESSION_LOGS:
                 self.add(stream, path, self._constants.stream_max_bytes)
             elif (
-                path.name.startswith("worker-")
-                and path.suffix in (".out", ".err")
+                (path.parent == serve or (path.name.startswith("worker-") and path.suffix in (".out", ".err")))
                 and self._worker_files < self._constants.worker_streams_max
                 and path.stat().st_size > 0
             ):

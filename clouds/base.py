@@ -214,9 +214,9 @@ class Backend(Model):
     """``ip:port``."""
     grpc: str = ""
     weight: int = Field(ge=0)
-    """Of this backend's *version*, the same for each of its clusters: the version's share is weight / sum over
-    versions;
-    its clusters share it alike. 0: no traffic but that which names the backend (``BACKEND_HEADER``)."""
+    """Of this backend's *version*, the same for each of its clusters that have traffic: the version's share is weight /
+    sum over versions, its clusters share it alike. 0: no traffic but that which names the backend
+    (``BACKEND_HEADER``)."""
 
 
 class BackendCounters(Result):

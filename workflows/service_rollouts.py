@@ -33,21 +33,24 @@ class ServiceRollouts(ServiceClusters):
             if version is None:
                 version = self.s.versions[spec.id] = VersionData(spec=spec, state_since=now, reason="deployed")
             self._touch(version)
-        first = (
-            self.s.versions[deploy.versions[0].id] if deploy.versions else self.s.versions[next(iter(deploy.weights))]
-        )
+        weights = {v: w for v, w in deploy.weights.items() if v in self.s.versions}
+        if not deploy.versions and not weights:
+            # The records called them living after somebody had ended the workflow before this one.
+            self._event("refused", "none of these versions is there", level=EventLevel.ERROR, actor=deploy.actor)
+            return
+        first = self.s.versions[deploy.versions[0].id if deploy.versions else next(iter(weights))]
         rules = first.spec.rollout
         base = {v: w for v, w in self.s.weights.items() if w}
         in_place = deploy.in_place and len(base) == 1
-        kind = RolloutKind.WEIGHTS if deploy.weights else RolloutKind.IN_PLACE if in_place else RolloutKind.STEPS
+        kind = RolloutKind.WEIGHTS if weights else RolloutKind.IN_PLACE if in_place else RolloutKind.STEPS
         stop_at = deploy.canary_percent
         self.s.rollout = RolloutData(
             kind=kind,
             deploy_id=deploy.id,
             actor=deploy.actor,
-            version_ids=[v.id for v in deploy.versions] if not deploy.weights else list(deploy.weights),
+            version_ids=list(weights) or [v.id for v in deploy.versions],
             base=base,
-            target=deploy.weights,
+            target=weights,
             # The first version has nobody to be compared with, one that comes back has shown itself.
             steps=[100] if back or not base else rules.steps,
             stop_at=stop_at if base and stop_at is not None and stop_at < 100 else None,
