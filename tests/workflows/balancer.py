@@ -26,7 +26,9 @@ class Told:
     @property
     def shares(self) -> dict[str, float]:
         """Percent by version, those with none left out."""
-        weights = {b.version_id: b.weight for b in self.backends}
+        weights: dict[str, int] = {}
+        for backend in self.backends:  # one of a version's clusters may wait at 0
+            weights[backend.version_id] = max(backend.weight, weights.get(backend.version_id, 0))
         total = sum(weights.values())
         return {v: 100 * w / total for v, w in weights.items() if w}
 
@@ -163,6 +165,9 @@ class WatchedBalancer:
             head = self.fleet.heads.get(backend.id)
             if backend.weight and head is not None and not head.serve.probed:
                 self.wrongs.append(f"{backend.id} got traffic though no real request to it was ever answered")
+        for version_id in {b.version_id for b in told.backends}:
+            if len({b.weight for b in told.backends if b.version_id == version_id and b.weight}) > 1:
+                self.wrongs.append(f"two weights of one version: {told.backends}")
         ids = [b.id for b in told.backends]
         if len(set(ids)) != len(ids):
             self.wrongs.append(f"a backend stands there twice: {told.backends}")

@@ -293,12 +293,12 @@ class ServiceWorld(World):
 
         await self.until(look, f"the clusters of {version.name} to be released")
 
-    async def nothing_left(self, service_id: str) -> None:
+    async def nothing_left(self, service_id: str, timeout_s: float = WAIT_S) -> None:
         """It is TERMINATED in the records, its workflow has ended; no cluster, no machine, no endpoint is left."""
-        await self.until_state(service_id, ServiceState.TERMINATED)
-        await self.until_ended(service_id)
+        await self.until_state(service_id, ServiceState.TERMINATED, timeout_s)
+        await self.until_ended(service_id, timeout_s)
         for id in await self.clusters_of(service_id):
-            await self.until_cluster(id, ClusterState.TERMINATED)
+            await self.until_cluster(id, ClusterState.TERMINATED, timeout_s)
         await self.until_gone()
         assert self.balancer.describe(service_id) is None
         assert all(v.state == ServiceVersionState.TERMINATED for v in (await self.service(service_id)).versions)

@@ -196,10 +196,9 @@ class People:
     async def tick(self, seconds: float) -> None:
         """Sends what is due after so long, and reports."""
         for service_id in list(self.balancer.specs):
-            backends = self.balancer.backends(service_id)
-            versions = {b.version_id: b.weight for b in backends}
-            total = sum(versions.values())
-            for backend in backends if total else []:
+            backends = [b for b in self.balancer.backends(service_id) if b.weight]
+            total = sum({b.version_id: b.weight for b in backends}.values())
+            for backend in backends:
                 alike = sum(1 for b in backends if b.version_id == backend.version_id)
                 share = backend.weight / total / alike
                 self._owed[backend.id] += self.per_s * seconds * share  # type: ignore[assignment]

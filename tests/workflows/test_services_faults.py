@@ -1,0 +1,451 @@
+"""Heads, clusters, the load balancer, the records and the worker fail beside a service, at rest and in a rollout: it
+heals by itself, and while anybody is there who can answer, somebody does."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+import store.services
+from clouds.base import BadConfig
+from heliostat.errors import CloudError, Unavailable
+from heliostat.models.agents import CommandKind, FactKind
+from heliostat.models.clusters import ClusterState
+from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
+from tests.workflows.plans import NodePlan, ServePlan
+from tests.workflows.service_world import AT_ONCE, IN_STEPS, TOKENS, ServiceWorld
+from tests.workflows.test_services_rollout import LONG, rolling
+from tests.workflows.test_sweep import sweep
+from workflows import policies
+
+DEPLOY = CommandKind.SERVE_DEPLOY
+
+
+async def until_heads(world: ServiceWorld, service_id: str, number: int) -> None:
+    """So many of its backends have traffic."""
+
+    async def look() -> bool:
+        return sum(1 for b in world.balancer.backends(service_id) if b.weight) == number
+
+    await world.until(look, f"{number} backends with traffic")
+
+
+# --- lost heads -----------------------------------------------------------------------------------------------------
+
+
+async def test_one_of_two_heads_is_lost_and_comes_back(services: ServiceWorld) -> None:
+    world = services
+    service_id, version = await world.running_service(cluster_replicas=2)
+    await until_heads(world, service_id, 2)
+    lost, other = (h.cluster_id for h in world.heads_of(version))
+    before = world.head(lost)
+    world.machines.no_capacity()
+    await world.lose_head(lost)
+    await until_heads(world, service_id, 1)
+    assert [b.id for b in world.balancer.backends(service_id) if b.weight] == [other]
+    service = await world.until_service(service_id, "to say that one is missing", lambda s: "1 of 2" in s.reason)
+    assert service.state == ServiceState.RUNNING
+    (found,) = service.versions
+    assert {c.cluster_id: c.ready for c in found.clusters} == {lost: False, other: True}
+    world.machines.restock()
+
+    async def back() -> bool:
+        await world.skip(lost, 30)
+        return lost in world.fleet.heads
+
+    await world.until(back, "the next head")
+    await until_heads(world, service_id, 2)
+    after = world.head(lost)
+    assert after is not before
+    assert after.serve.serving == version.id
+    assert after.serve.gate == TOKENS.model_dump(mode="json")
+    assert {b.http for b in world.balancer.backends(service_id)} == {h.serve.address for h in world.heads_of(version)}
+    await world.until_service(
+        service_id, "to be whole", lambda s: s.state == ServiceState.RUNNING and "of 2" not in s.reason
+    )
+    assert len(await world.clusters_of(service_id)) == 2
+
+
+async def test_the_only_head_is_lost_and_comes_back(services: ServiceWorld) -> None:
+    world = services
+    service_id, version = await world.running_service()
+    (head,) = world.heads_of(version)
+    await world.lose_head(head.cluster_id)
+    await world.until_state(service_id, ServiceState.UNHEALTHY)
+    await world.until_finished(service_id, version)
+    (after,) = world.heads_of(version)
+    assert after is not head
+    assert after.cluster_id == head.cluster_id
+    assert [c.kind for c in after.commands] == [DEPLOY, CommandKind.SERVE_PROBE]
+
+
+async def test_a_canary_that_loses_its_head_loses_its_traffic(services: ServiceWorld) -> None:
+    world = services
+    service_id, first, second = await rolling(world, rules=LONG)
+    (head,) = world.heads_of(second)
+    await world.lose_head(head.cluster_id)
+    bad = await world.until_version(service_id, second, ServiceVersionState.UNHEALTHY)
+    assert bad.kept_until is not None
+    await world.until_finished(service_id, first)
+
+
+async def test_the_running_version_loses_its_head_in_a_rollout(services: ServiceWorld) -> None:
+    world = services
+    service_id, first, second = await rolling(world)
+    (head,) = world.heads_of(first)
+    await world.lose_head(head.cluster_id)
+    await world.until_finished(service_id, second)
+    await world.until_released(service_id, first)
+    assert len(world.alive()) == 1
+
+
+async def test_a_head_is_lost_in_an_update_in_place(services: ServiceWorld) -> None:
+    world = services
+    service_id, first = await world.running_service()
+    second = world.version(service_id, ServePlan(healthy=False))
+    await world.deploy(service_id, second, in_place=True)
+    (head,) = world.heads_of(first)
+
+    async def given() -> bool:
+        return head.serve.status.version_id == second.id
+
+    await world.until(given, "the update to be given")
+    world.fleet.serve_plans[second.id] = ServePlan()
+    await world.lose_head(head.cluster_id)
+    await world.until_finished(service_id, second)
+    assert len(await world.clusters_of(service_id)) == 1
+
+
+async def test_a_head_that_is_lost_while_it_drains_is_drained(services: ServiceWorld) -> None:
+    world = services
+    service_id, first = await world.running_service(ServePlan(silent=frozenset({CommandKind.SERVE_DRAIN})))
+    (head,) = world.heads_of(first)
+    second = world.version(service_id)
+    await world.deploy(service_id, second)
+
+    async def drains() -> bool:
+        return any(c.kind == CommandKind.SERVE_DRAIN for c in head.commands)
+
+    await world.until(drains, "the drain to be given")
+    await world.lose_head(head.cluster_id)
+    await world.until_released(service_id, first)
+    await world.until_finished(service_id, second)
+
+
+# --- lost clusters --------------------------------------------------------------------------------------------------
+
+
+async def test_a_cluster_that_ends_is_replaced(services: ServiceWorld) -> None:
+    world = services
+    service_id, version = await world.running_service(cluster_replicas=2)
+    ended, other = (h.cluster_id for h in world.heads_of(version))
+    world.balancer.forgiven.add(ended)
+    await world.terminate(ended, "somebody thought that it was idle")
+    await world.until_cluster(ended, ClusterState.TERMINATED)
+
+    async def replaced() -> bool:
+        living = {b.id for b in world.balancer.backends(service_id) if b.weight}
+        return len(living) == 2 and ended not in living and other in living
+
+    await world.until(replaced, "another cluster in its place")
+    assert len(await world.clusters_of(service_id)) == 3
+    await world.until_finished(service_id, version)
+
+
+async def test_clusters_that_come_to_nothing_are_made_again_with_back_off(services: ServiceWorld) -> None:
+    world = services
+    world.fleet.node_plan = lambda spec: NodePlan(failed="no libcuda", ready=False)
+    service_id = await world.new_service()
+    version = world.version(service_id)
+    await world.deploy(service_id, version)
+
+    async def several() -> bool:
+        made = await world.clusters_of(service_id)
+        for cluster_id, state in made.items():
+            if not state.settled:
+                await world.until_quiet(cluster_id)
+                await world.skip(cluster_id, 120)
+        await world.skip(service_id, 5)
+        return len(made) >= 2
+
+    await world.until(several, "a second cluster", timeout_s=60)
+    world.fleet.node_plan = lambda spec: NodePlan()
+
+    async def up() -> bool:
+        for cluster_id, state in (await world.clusters_of(service_id)).items():
+            if not state.settled:
+                await world.skip(cluster_id, 120)
+        await world.skip(service_id, 30)
+        return (await world.service(service_id)).state == ServiceState.RUNNING
+
+    await world.until(up, "the service to run", timeout_s=60)
+    await world.until_finished(service_id, version)
+
+
+async def test_a_config_that_no_cloud_takes_fails_the_rollout_at_once(services: ServiceWorld) -> None:
+    world = services
+    service_id, first = await world.running_service()
+    world.machines.bad_config = "no such instance type"
+    second = world.version(service_id)
+    await world.deploy(service_id, second)
+    bad = await world.until_version(service_id, second, ServiceVersionState.UNHEALTHY)
+    assert "no such instance type" in bad.reason
+    await world.until_finished(service_id, first)
+
+
+async def test_a_cluster_whose_workflow_was_terminated_by_hand_is_replaced(services: ServiceWorld) -> None:
+    world = services
+    service_id, version = await world.running_service()
+    (head,) = world.heads_of(version)
+    world.balancer.forgiven.add(head.cluster_id)
+    await world.handle(head.cluster_id).terminate("by hand")
+    await sweep(world)
+
+    async def replaced() -> bool:
+        living = [b.id for b in world.balancer.backends(service_id) if b.weight]
+        return len(living) == 1 and living[0] != head.cluster_id
+
+    await world.until(replaced, "another cluster in its place")
+    await world.until_finished(service_id, version)
+    assert len(world.alive()) == 1
+
+
+async def test_a_service_whose_workflow_was_terminated_by_hand_is_settled_by_the_sweep(services: ServiceWorld) -> None:
+    world = services
+    service_id, _, _ = await rolling(world, rules=LONG)
+    world.balancer.forgiven.add(service_id)
+    await world.handle(service_id).terminate("by hand")
+
+    async def settled() -> bool:
+        await sweep(world)
+        return (await world.service(service_id)).state == ServiceState.TERMINATED
+
+    await world.until(settled, "the sweep to settle it")
+    for cluster_id in await world.clusters_of(service_id):
+        await world.until_cluster(cluster_id, ClusterState.TERMINATED)
+    await world.until_gone()
+    assert world.balancer.describe(service_id) is None
+
+
+# --- what Serve says later ------------------------------------------------------------------------------------------
+
+
+async def test_serve_falls_ill_and_recovers(services: ServiceWorld) -> None:
+    world = services
+    service_id, version = await world.running_service()
+    (head,) = world.heads_of(version)
+    await head.serve.become(False, "replica Model#1 died: OOM")
+    service = await world.until_state(service_id, ServiceState.UNHEALTHY)
+    assert "OOM" in service.reason
+    assert world.balancer.shares(service_id) == {version.id: 100}, "what still answers goes on answering"
+    await head.serve.become(True)
+    await world.until_finished(service_id, version)
+    assert [c.kind for c in head.commands].count(DEPLOY) == 1
+
+
+async def test_facts_twice_late_and_of_the_dead_change_nothing(services: ServiceWorld) -> None:
+    world = services
+    service_id, version = await world.running_service()
+    (head,) = world.heads_of(version)
+    status = head.serve.status
+    ill = head.fact(FactKind.SERVE, **status.model_copy(update={"healthy": False}).model_dump(mode="json"))
+    old = head.fact(
+        FactKind.SERVE,
+        **status.model_copy(update={"healthy": False, "deploy": "an-earlier-one"}).model_dump(mode="json"),
+    )
+    stranger = ill.model_copy(update={"event_id": "x", "cluster_id": "cl_that_never_was"})
+    handle = world.handle(service_id)
+    await handle.signal("serve_fact", old)
+    await handle.signal("serve_fact", stranger)
+    await world.until_quiet(service_id)
+    assert (await world.service(service_id)).state == ServiceState.RUNNING
+    await handle.signal("serve_fact", ill)
+    await world.until_state(service_id, ServiceState.UNHEALTHY)
+    await head.serve.become(True)
+    await world.until_state(service_id, ServiceState.RUNNING)
+    await handle.signal("serve_fact", ill)  # delivered again, late
+    await world.until_quiet(service_id)
+    assert (await world.service(service_id)).state == ServiceState.RUNNING
+
+
+async def test_a_head_that_could_not_even_try_is_asked_again(services: ServiceWorld) -> None:
+    world = services
+    plan = ServePlan(refuse="Ray is starting", retryable=True)
+    service_id, version = await world.running_service(plan)
+    (head,) = world.heads_of(version)
+    assert [c.kind for c in head.commands].count(DEPLOY) == 2
+    assert len({c.id for c in head.commands if c.kind == DEPLOY}) == 1, "the same command"
+    assert (await world.service(service_id)).state == ServiceState.RUNNING
+
+
+# --- the load balancer ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ensure", "set_backends"])
+async def test_errors_of_the_load_balancer_are_tried_again(services: ServiceWorld, method: str) -> None:
+    world = services
+    world.balancer.fail(method, CloudError("It does not answer."))
+    world.balancer.lose_answers(method, 1)
+    service_id, first = await world.running_service()
+    world.balancer.fail("set_backends", CloudError("It does not answer."))
+    world.balancer.lose_answers("set_backends", 1)
+    second = world.version(service_id, rollout=IN_STEPS)
+    await world.deploy(service_id, second)
+    await world.until_finished(service_id, second)
+    await world.until_released(service_id, first)
+    assert world.balancer.shares_over_time(service_id, second.id) == [0, 25, 50, 100]
+
+
+async def test_an_endpoint_that_cannot_be_made_is_said_and_made_when_it_can(services: ServiceWorld) -> None:
+    world = services
+    world.balancer.fail("ensure", BadConfig("Port 8443 is taken by another program.", remedy="Free it."))
+    service_id = await world.new_service()
+    version = world.version(service_id)
+    await world.deploy(service_id, version)
+    await world.until_service(service_id, "to say why", lambda s: "Port 8443 is taken" in s.waits_for)
+
+    async def made() -> bool:
+        await world.skip(service_id, policies.ENDPOINT_AGAIN.total_seconds())
+        return world.balancer.describe(service_id) is not None
+
+    await world.until(made, "the endpoint")
+    service = await world.until_finished(service_id, version)
+    assert service.waits_for == ""
+
+
+async def test_an_endpoint_that_somebody_removed_comes_back_with_the_next_change(services: ServiceWorld) -> None:
+    world = services
+    service_id, _ = await world.running_service()
+    world.balancer.remove(service_id)
+    second = world.version(service_id)
+    await world.deploy(service_id, second)
+    await world.until_finished(service_id, second)
+    assert world.balancer.describe(service_id) is not None
+
+
+async def test_a_slow_load_balancer_costs_no_request(services: ServiceWorld) -> None:
+    world = services
+    world.people.per_s = 200
+    service_id, _ = await world.running_service()
+    world.balancer.latency_s = 0.3
+    second = world.version(service_id, rollout=IN_STEPS)
+    await world.deploy(service_id, second)
+    await world.until_finished(service_id, second)
+    await world.deploy(service_id, world.version(service_id), in_place=True)
+    await world.until_state(service_id, ServiceState.UPDATING)
+    await world.until_state(service_id, ServiceState.RUNNING)
+    assert not world.people.lost
+
+
+async def test_a_breach_goes_back_over_a_load_balancer_that_fails_at_first(services: ServiceWorld) -> None:
+    world = services
+    world.people.per_s = 800
+    service_id, first = await world.running_service()
+    second = world.version(service_id, ServePlan(error_share=1), rollout=LONG)
+    await world.deploy(service_id, second, canary_percent=25)
+
+    async def has_traffic() -> bool:
+        return 25 in world.balancer.shares_over_time(service_id, second.id)
+
+    world.balancer.lose_answers("set_backends", 1)
+    await world.until(has_traffic, "the canary's share")
+    world.balancer.fail("set_backends", CloudError("It does not answer."))
+    await world.until_version(service_id, second, ServiceVersionState.UNHEALTHY)
+    await world.until_finished(service_id, first)
+
+
+# --- worker and records ---------------------------------------------------------------------------------------------
+
+
+async def test_the_worker_is_replaced_in_the_middle_of_a_hold(services: ServiceWorld) -> None:
+    world = services
+    world.people.per_s = 400
+    service_id, first, second = await rolling(world)
+    await world.restart_worker()
+    await world.until_finished(service_id, second)
+    await world.until_released(service_id, first)
+    assert world.balancer.shares_over_time(service_id, second.id) == [0, 25, 50, 100]
+
+
+async def test_without_a_worker_everything_stays_as_it_is(services: ServiceWorld) -> None:
+    """Also what was said meanwhile is done afterwards."""
+    world = services
+    service_id, first, second = await rolling(world, rules=LONG)
+    await world.stop_worker()
+    told = len(world.balancer.history)
+    third = world.version(service_id)
+    await world.deploy(service_id, third)
+    await asyncio.sleep(0.3)
+    assert world.balancer.shares(service_id) == {first.id: 75, second.id: 25}
+    assert len(world.balancer.history) == told
+    await world.start_worker()
+    await world.until_finished(service_id, third)
+    await world.until_released(service_id, second)
+
+
+async def test_the_records_are_away_while_it_is_rolled_out(
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = services
+    service_id, first = await world.running_service()
+    real = store.services.write_service
+    away = True
+
+    async def write(*args: Any) -> bool:
+        if away:
+            raise Unavailable("The records are away.")
+        return await real(*args)
+
+    monkeypatch.setattr(store.services, "write_service", write)
+    second = world.version(service_id)
+    await world.deploy(service_id, second)
+    await world.until_share(service_id, second, 100)
+    away = False
+
+    async def written() -> bool:
+        await world.skip(service_id, 30)
+        service: Service = await world.service(service_id)
+        return service.primary_version == second.id and service.state == ServiceState.RUNNING
+
+    await world.until(written, "the records to catch up")
+    await world.until_released(service_id, first)
+    kinds = await world.kinds(service_id)
+    assert kinds.count("rollout_done") == 2
+    ids = [e.id for e in await world.story(service_id)]
+    assert len(ids) == len(set(ids))
+
+
+async def test_silent_commands_end_at_their_limits(services: ServiceWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that takes a command and never answers costs no more than the command's own limit."""
+    world = services
+    monkeypatch.setattr(policies, "DEPLOY_TIMEOUT", timedelta(seconds=0.5))
+    monkeypatch.setattr(policies, "PROBE_TIMEOUT", timedelta(seconds=0.3))
+    monkeypatch.setattr(policies, "PROBE_ANSWER", timedelta(seconds=0.2))
+    service_id, first = await world.running_service()
+    rules = AT_ONCE.model_copy(update={"health_timeout_s": 3})
+    for kind in (DEPLOY, CommandKind.SERVE_PROBE):
+        version = world.version(service_id, ServePlan(silent=frozenset({kind})), rollout=rules)
+        await world.deploy(service_id, version)
+        await world.until_version(service_id, version, ServiceVersionState.UNHEALTHY)
+        await world.until_finished(service_id, first)
+    assert world.balancer.shares_over_time(service_id, first.id) == [0, 100]
+
+
+async def test_steering_while_the_load_balancer_is_slow(services: ServiceWorld) -> None:
+    """Orders come while weights are on their way: the last one counts, and the end is consistent."""
+    world = services
+    service_id, first = await world.running_service()
+    world.balancer.latency_s = 0.2
+    second = world.version(service_id, rollout=LONG)
+    await world.deploy(service_id, second)
+    await world.until_service(service_id, "to shift", lambda s: s.rollout is not None and s.rollout.percent == 25)
+    await world.order(service_id, RolloutAction.PAUSE)
+    await world.order(service_id, RolloutAction.RESUME)
+    await world.order(service_id, RolloutAction.PROMOTE)
+    await world.until_finished(service_id, second)
+    await world.until_released(service_id, first)
+    shares = world.balancer.shares_over_time(service_id, second.id)
+    assert shares == sorted(shares)
