@@ -47,7 +47,7 @@ from tests.workflows.balancer import WatchedBalancer
 from tests.workflows.fleet import LOOK_S, FakeAgent
 from tests.workflows.plans import ServePlan
 from tests.workflows.serving import People
-from tests.workflows.world import KEYS, WAIT_S, World, make_world
+from tests.workflows.world import WAIT_S, World, make_world
 
 TOKENS = GateTokens(enabled=True, hashes=["ab" * 32])
 AT_ONCE = RolloutConfig(steps=[100], hold_s=1, drain_timeout_s=5)
@@ -67,7 +67,7 @@ class ServiceWorld(World):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.balancer = WatchedBalancer(self.fleet, KEYS.installation_id())
+        self.balancer = WatchedBalancer(fleet=self.fleet)
         self.balancers["cloud_1"] = self.balancer
         self.people = People(self.fleet, self.db, self.balancer)
         self.fleet.balancer = self.balancer
@@ -300,7 +300,7 @@ class ServiceWorld(World):
         for id in await self.clusters_of(service_id):
             await self.until_cluster(id, ClusterState.TERMINATED, timeout_s)
         await self.until_gone()
-        assert self.balancer.describe(service_id) is None
+        assert self.balancer.url_of(service_id) is None
         assert all(v.state == ServiceVersionState.TERMINATED for v in (await self.service(service_id)).versions)
 
 

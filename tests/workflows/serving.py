@@ -148,11 +148,10 @@ class FakeServe:
         assert fleet.balancer is not None
         service_id = await fleet.service_of(self.agent.cluster_id)
         for _ in range(int(min(args["give_up_s"], PROBE_S) / TICK_S) + 1):
-            endpoint = fleet.balancer.describe(service_id)
             known = any(
                 b.id == args["cluster_id"] and b.http == self.address for b in fleet.balancer.backends(service_id)
             )
-            if known and endpoint is not None and endpoint.url == args["url"]:
+            if known and fleet.balancer.url_of(service_id) == args["url"]:
                 return ""
             await asyncio.sleep(TICK_S)
         return "503 by the load balancer: it knows no such backend"
@@ -195,7 +194,7 @@ class People:
 
     async def tick(self, seconds: float) -> None:
         """Sends what is due after so long, and reports."""
-        for service_id in list(self.balancer.specs):
+        for service_id in self.balancer.services():
             backends = [b for b in self.balancer.backends(service_id) if b.weight]
             total = sum({b.version_id: b.weight for b in backends}.values())
             for backend in backends:

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 import store.services
-from clouds.base import BadConfig
-from heliostat.errors import CloudError, Unavailable
+from heliostat.errors import Unavailable
 from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import ClusterState
 from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
@@ -227,7 +226,7 @@ async def test_a_service_whose_workflow_was_terminated_by_hand_is_settled_by_the
     for cluster_id in await world.clusters_of(service_id):
         await world.until_cluster(cluster_id, ClusterState.TERMINATED)
     await world.until_gone()
-    assert world.balancer.describe(service_id) is None
+    assert world.balancer.url_of(service_id) is None
 
 
 # --- what Serve says later ------------------------------------------------------------------------------------------
@@ -287,11 +286,11 @@ async def test_a_head_that_could_not_even_try_is_asked_again(services: ServiceWo
 @pytest.mark.parametrize("method", ["ensure", "set_backends"])
 async def test_errors_of_the_load_balancer_are_tried_again(services: ServiceWorld, method: str) -> None:
     world = services
-    world.balancer.fail(method, CloudError("It does not answer."))
-    world.balancer.lose_answers(method, 1)
+    world.balancer.fail(1, method)
+    world.balancer.lose_answers(1, method)
     service_id, first = await world.running_service()
-    world.balancer.fail("set_backends", CloudError("It does not answer."))
-    world.balancer.lose_answers("set_backends", 1)
+    world.balancer.fail(1)
+    world.balancer.lose_answers(1)
     second = world.version(service_id, rollout=IN_STEPS)
     await world.deploy(service_id, second)
     await world.until_finished(service_id, second)
@@ -301,15 +300,16 @@ async def test_errors_of_the_load_balancer_are_tried_again(services: ServiceWorl
 
 async def test_an_endpoint_that_cannot_be_made_is_said_and_made_when_it_can(services: ServiceWorld) -> None:
     world = services
-    world.balancer.fail("ensure", BadConfig("Port 8443 is taken by another program.", remedy="Free it."))
+    world.balancer.bad_config = "port 8443 is taken by another program"
     service_id = await world.new_service()
     version = world.version(service_id)
     await world.deploy(service_id, version)
-    await world.until_service(service_id, "to say why", lambda s: "Port 8443 is taken" in s.waits_for)
+    await world.until_service(service_id, "to say why", lambda s: "port 8443 is taken" in s.waits_for)
+    world.balancer.bad_config = ""
 
     async def made() -> bool:
         await world.skip(service_id, policies.ENDPOINT_AGAIN.total_seconds())
-        return world.balancer.describe(service_id) is not None
+        return world.balancer.url_of(service_id) is not None
 
     await world.until(made, "the endpoint")
     service = await world.until_finished(service_id, version)
@@ -323,14 +323,14 @@ async def test_an_endpoint_that_somebody_removed_comes_back_with_the_next_change
     second = world.version(service_id)
     await world.deploy(service_id, second)
     await world.until_finished(service_id, second)
-    assert world.balancer.describe(service_id) is not None
+    assert world.balancer.url_of(service_id) is not None
 
 
 async def test_a_slow_load_balancer_costs_no_request(services: ServiceWorld) -> None:
     world = services
     world.people.per_s = 200
     service_id, _ = await world.running_service()
-    world.balancer.latency_s = 0.3
+    world.balancer.latency_s = {"set_backends": 0.3}
     second = world.version(service_id, rollout=IN_STEPS)
     await world.deploy(service_id, second)
     await world.until_finished(service_id, second)
@@ -350,9 +350,9 @@ async def test_a_breach_goes_back_over_a_load_balancer_that_fails_at_first(servi
     async def has_traffic() -> bool:
         return 25 in world.balancer.shares_over_time(service_id, second.id)
 
-    world.balancer.lose_answers("set_backends", 1)
+    world.balancer.lose_answers(1)
     await world.until(has_traffic, "the canary's share")
-    world.balancer.fail("set_backends", CloudError("It does not answer."))
+    world.balancer.fail(1)
     await world.until_version(service_id, second, ServiceVersionState.UNHEALTHY)
     await world.until_finished(service_id, first)
 
@@ -375,12 +375,12 @@ async def test_without_a_worker_everything_stays_as_it_is(services: ServiceWorld
     world = services
     service_id, first, second = await rolling(world, rules=LONG)
     await world.stop_worker()
-    told = len(world.balancer.history)
+    told = len(world.balancer.applied)
     third = world.version(service_id)
     await world.deploy(service_id, third)
     await asyncio.sleep(0.3)
     assert world.balancer.shares(service_id) == {first.id: 75, second.id: 25}
-    assert len(world.balancer.history) == told
+    assert len(world.balancer.applied) == told
     await world.start_worker()
     await world.until_finished(service_id, third)
     await world.until_released(service_id, second)
@@ -438,7 +438,7 @@ async def test_steering_while_the_load_balancer_is_slow(services: ServiceWorld) 
     """Orders come while weights are on their way: the last one counts, and the end is consistent."""
     world = services
     service_id, first = await world.running_service()
-    world.balancer.latency_s = 0.2
+    world.balancer.latency_s = {"set_backends": 0.2}
     second = world.version(service_id, rollout=LONG)
     await world.deploy(service_id, second)
     await world.until_service(service_id, "to shift", lambda s: s.rollout is not None and s.rollout.percent == 25)
