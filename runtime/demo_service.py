@@ -81,6 +81,7 @@ def _upgrade(env: dict[str, str], name: str, service: dict[str, Any]) -> tuple[i
     stop_at, report = 0, dict[str, Any]()
     with _load(service) as load:
         assert load.stdout is not None
+        # While the new version's cluster starts, every fifth second is enough.
         for line in load.stdout:
             seen = json.loads(line)
             if "kinds" in seen:
@@ -91,7 +92,9 @@ def _upgrade(env: dict[str, str], name: str, service: dict[str, Any]) -> tuple[i
                     found = answer(env, "service", "status", name)
                     names |= {v["id"]: v["name"] for v in found["versions"]}
                     order.append(version_id)
-            say(_second(seen, order, names))
+            quiet = len(seen["versions"]) <= 1 and not seen["failed"] and deploying is not None and not stop_at
+            if not quiet or seen["second"] % 5 == 0:
+                say(_second(seen, order, names))
             if deploying is None and seen["second"] + 1 >= BEFORE_S:
                 say("      $ heliostat service deploy -f service.yaml " + " ".join(UPGRADE) + " --wait")
                 words = cli("service", "deploy", "-f", str(EXAMPLE), "-n", name, *UPGRADE, "--wait")
