@@ -237,8 +237,8 @@ class LoadBalancer(Protocol):
     What every implementation does with a request: it is sent to one of the backends by weight, or to the one that
     ``heliostat.models.services.BACKEND_HEADER`` names (503 when there is none such); one whose backend does not take it
     (connection refused or reset before the answer began) is tried on another if its method is idempotent; streams,
-    websockets, large bodies and gRPC pass; a backend that does not answer ``GET /-/healthz`` gets no traffic. Tokens
-    are checked by the backends.
+    websockets, large bodies and gRPC pass; a backend that does not answer ``GET /-/healthz`` gets no traffic, unless
+    it is the only one that may have any. Tokens are checked by the backends.
     """
 
     def ensure(self, spec: EndpointSpec) -> Endpoint:

@@ -178,10 +178,15 @@ class FakeBalancer:
 
     def _named(self, held: _Fake, headers: Mapping[str, str]) -> Backend | None:
         wanted = headers[BACKEND_HEADER.lower()]
-        return next((b for b in held.backends if b.id == wanted and b.id not in self.down), None)
+        return next((b for b in held.backends if b.id == wanted and not self._is_out(held, b)), None)
+
+    def _is_out(self, held: _Fake, backend: Backend) -> bool:
+        """By health checks, which are of those that have traffic, and of them only where there are several."""
+        several = sum(1 for b in held.backends if b.weight) > 1
+        return several and backend.weight > 0 and backend.id in self.down
 
     def _next(self, held: _Fake) -> Backend | None:
-        up = [b for b in held.backends if b.weight and b.id not in self.down]
+        up = [b for b in held.backends if b.weight and not self._is_out(held, b)]
         version = _turn(held.credit, {b.version_id: b.weight for b in up})
         chosen = _turn(held.credit, {b.id: 1 for b in up if b.version_id == version})
         return next((b for b in up if b.id == chosen), None)

@@ -34,6 +34,9 @@ dead one with probability 1/2, until the health check has found it."""
 MAX_REPLAYED_BODY = 64 * 1024
 """Bytes of a request's body that are kept for another try."""
 HEALTH_PATH = "/-/healthz"
+HEALTH_INTERVAL, HEALTH_TIMEOUT = "1s", "5s"
+"""A dead backend refuses the check and is out within a second. One that only does not answer may be starting other
+replicas on a busy machine: with a timeout of 1 s such backends lost their traffic, and their callers got 503."""
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _ADDRESS = re.compile(r"([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
@@ -95,16 +98,19 @@ def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path
         mine = [b for b in backends if kind == "http" or b.grpc]
         more = "" if kind == "http" else " && HeaderRegexp(`Content-Type`, `^application/grpc`)"
         above = 0 if kind == "http" else 500
+        # The only one keeps its traffic whatever a check says: there is nobody who could take it.
+        several = sum(1 for b in mine if b.weight) > 1
         for b in mine:
-            services[service_name(kind, b)] = {"loadBalancer": _server(kind, b)}
+            services[service_name(kind, b)] = {"loadBalancer": _server(kind, b, checked=several and b.weight > 0)}
             rules.append((f"Header(`{BACKEND_HEADER}`, `{b.id}`){more}", 900 + above, service_name(kind, b)))
         rules.append((f"HeaderRegexp(`{BACKEND_HEADER}`, `.*`){more}", 800 + above, "none"))
         weights = {b.version_id: b.weight for b in mine if b.weight}
         for version in weights:
             clusters = [(service_name(kind, b), 1) for b in mine if b.version_id == version and b.weight]
-            services[f"{kind}-{version}"] = _weighted(clusters)
+            services[f"{kind}-{version}"] = _weighted(clusters, checked=several)
         if weights:
-            services[kind] = _weighted([(f"{kind}-{version}", weight) for version, weight in weights.items()])
+            versions = [(f"{kind}-{version}", weight) for version, weight in weights.items()]
+            services[kind] = _weighted(versions, checked=several)
         rules.append((f"PathPrefix(`/`){more}", 1 + above, kind if weights else "none"))
     tls = dict(zip(("certFile", "keyFile"), map(str, certificate), strict=True))
     changed = [(str(path), path.stat().st_mtime_ns) for path in certificate]
@@ -189,28 +195,31 @@ def counted(metrics: str, backends: list[Backend]) -> list[BackendCounters]:
     return answer
 
 
-def _server(kind: str, backend: Backend) -> dict[str, Any]:
+def _server(kind: str, backend: Backend, *, checked: bool) -> dict[str, Any]:
     address = _ADDRESS.fullmatch(backend.http)
     assert address is not None  # _check
-    return {
+    server: dict[str, Any] = {
         "servers": [{"url": f"http://{backend.http}" if kind == "http" else f"h2c://{backend.grpc}"}],
         "serversTransport": "backends",
+    }
+    if checked:
         # Of gRPC too: its own health service wants the token.
-        "healthCheck": {
+        server["healthCheck"] = {
             "path": HEALTH_PATH,
             "scheme": "http",
             "port": int(address[2]),
-            "interval": "1s",
-            "timeout": "1s",
+            "interval": HEALTH_INTERVAL,
+            "timeout": HEALTH_TIMEOUT,
             "followRedirects": False,
-        },
-    }
+        }
+    return server
 
 
-def _weighted(services: list[tuple[str, int]]) -> dict[str, Any]:
-    return {
-        "weighted": {"services": [{"name": name, "weight": weight} for name, weight in services], "healthCheck": {}}
-    }
+def _weighted(services: list[tuple[str, int]], *, checked: bool) -> dict[str, Any]:
+    weighted: dict[str, Any] = {"services": [{"name": name, "weight": weight} for name, weight in services]}
+    if checked:
+        weighted["healthCheck"] = {}
+    return {"weighted": weighted}
 
 
 def _check(backends: list[Backend]) -> None:

@@ -180,18 +180,32 @@ def test_grpc_goes_to_the_grpc_addresses(world: LocalWorld, grpc_backend: int) -
     certificate = (world.home / "balancers" / "tls.crt").read_bytes()
     with grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate)) as channel:
         assert channel.unary_unary("/echo/One")(b"tls", timeout=20) == b"tls"
-    # Its health is that of the cluster's HTTP port: the gRPC one wants a token.
-    world.set_up("cl_b", False)
+    # With a second one its health counts, which is that of its HTTP port: the gRPC one wants a token.
+    gone = world.backend("cl_a", "sv_3", 50).model_copy(update={"grpc": f"127.0.0.1:{grpc_backend}"})
+    world.balancer.set_backends(SERVICE, 2, [b.model_copy(update={"version_id": "sv_2", "weight": 50}), gone])
+    world.set_up("cl_a", False)
+    before = sum(world.balancer.counters(SERVICE)[1].requests.values())
     with grpc.insecure_channel(address) as channel:
+        one = channel.unary_unary("/echo/One")
 
-        def refused() -> bool:
-            try:
-                channel.unary_unary("/echo/One")(b"x", timeout=20)
-            except grpc.RpcError as e:
-                return bool(e.code() == grpc.StatusCode.UNAVAILABLE)
-            return False
+        def left_out() -> bool:
+            nonlocal before
+            assert [one(b"x", timeout=20) for _ in range(10)] == [b"x"] * 10
+            count = sum(world.balancer.counters(SERVICE)[1].requests.values())
+            same, before = count == before, count
+            return same
 
-        eventually(refused)
+        eventually(left_out)
+
+
+def test_the_only_backend_keeps_its_traffic_whatever_its_health_says(world: LocalWorld) -> None:
+    """On a busy machine a check may be late; nobody else could take the traffic."""
+    world.balancer.ensure(spec())
+    world.balancer.set_backends(SERVICE, 1, [world.backend("cl_a"), world.backend("cl_b", "sv_2", 0)])
+    world.backends["cl_a"].sicken(True)
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        assert world.request() == (200, "cl_a")
 
 
 def test_an_operators_certificate(tmp_path: Path, backends: dict[str, Process]) -> None:
