@@ -30,6 +30,9 @@ version's 99th percentile, but at least and at most so long, counts as hanging."
 CHANCE = 2.0
 """Standard deviations of the running version's share of errors that the canary's may lie above it by chance."""
 
+ERRORS_MIN = 2
+"""A single failed answer says nothing of a version: of ten answers it would be a tenth."""
+
 HANG_UNKNOWN_S = 10.0
 """The same where nothing is known of the running version's latency."""
 
@@ -109,7 +112,7 @@ def judge(rules: RolloutConfig, canary: Sum, running: Sum, ever: Sum) -> str:
         share = canary.errors / canary.requests
         # Of few answers a version that is no worse than the running one may have more bad ones by chance.
         chance = CHANCE * sqrt(usual * (1 - usual) / canary.requests)
-        if share > usual + rules.max_error_rate + chance:
+        if canary.errors >= ERRORS_MIN and share > usual + rules.max_error_rate + chance:
             return (
                 f"{canary.errors} of {canary.requests} answers failed ({share:.1%}); "
                 f"allowed are {rules.max_error_rate + chance:.1%} above the running version's {usual:.1%}"

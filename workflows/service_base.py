@@ -22,7 +22,7 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.agents import CommandKind
     from heliostat.models.common import Event, EventLevel
     from heliostat.models.services import ServiceState, ServiceVersionState
-    from runtime.messages import ServiceInput
+    from runtime.messages import ServiceInput, TerminateRequest
     from workflows import ids, policies
     from workflows.service_state import ENDED_KEPT, ServiceData, Slot, VersionData
     from workflows.service_view import service_details, service_resource, version_resource
@@ -134,8 +134,10 @@ class ServiceBase:
             self._retry_flush_at = workflow.now() + wait
             return
         self._retry_flush_at, self._unwritten = None, 0
-        if not recorded.wanted:
-            self._withdrawn = True
+        if not recorded.wanted and self.s.terminate is None:
+            # The row is gone for good (records restored from before it): nobody can reach this service any more.
+            self.s.terminate = TerminateRequest(actor="records", reason="the records do not know this service")
+            self._wake()
 
     def _forget_ended(self) -> None:
         """Of the ended versions the newest few, and the one to roll back to, stay; told once more before they go."""

@@ -332,6 +332,8 @@ class ServiceClusters(ServiceBase):
             self._found_fit(version, slot)
         else:
             slot.message = str(answer.get("message") or "its requests were not answered as expected")
+            self._touch(version)
+            await workflow.sleep(policies.STEP_AGAIN, summary=f"before {version.spec.name} is probed again")
         self._touch(version)
 
     def _found_fit(self, version: VersionData, slot: Slot) -> None:
