@@ -179,6 +179,7 @@ def serve() -> Iterator[Running]:
             running.close()
 
 
+@pytest.mark.long
 def test_http_through_serves_proxy(serve: Running) -> None:
     before = serve.statistics()
     assert serve.get("/-/healthz").text == "success"
@@ -231,6 +232,7 @@ def test_http_through_serves_proxy(serve: Running) -> None:
     until(lambda: serve.get("/headers", BEARER).status_code == 200, WAIT_S, "the gate does not open again")
 
 
+@pytest.mark.long
 async def test_grpc_through_serves_proxy(serve: Running) -> None:
     before = await asyncio.to_thread(serve.statistics)
     token = tuple(BEARER.items())

@@ -216,6 +216,7 @@ def test_grpc_finds_its_servicers_in_the_package_and_asks_for_the_token(service:
         assert b"default" in answer
 
 
+@pytest.mark.long
 def test_new_configuration_alone_keeps_the_replica(service: Service) -> None:
     pid = json.loads(service.ask("/")[2])["pid"]
     load = Load(service)
@@ -244,6 +245,7 @@ def test_an_import_error_in_place_leaves_the_good_replica_alone(service: Service
     assert service.ask("/")[1] == "sv_2"
 
 
+@pytest.mark.long
 def test_a_crash_at_start_in_place_leaves_the_good_replica_alone(service: Service) -> None:
     load = Load(service)
     began = time.monotonic()
@@ -257,6 +259,7 @@ def test_a_crash_at_start_in_place_leaves_the_good_replica_alone(service: Servic
     assert {a["text"] for _, a in load.answers} == {"one"}
 
 
+@pytest.mark.long
 def test_good_code_in_place_after_broken_ones_leaves_no_gap(service: Service) -> None:
     load = Load(service)
     began = time.monotonic()
@@ -270,6 +273,7 @@ def test_good_code_in_place_after_broken_ones_leaves_no_gap(service: Service) ->
     assert service.ask("/")[1] == "sv_5"
 
 
+@pytest.mark.long
 def test_a_renamed_deployment_in_place_is_no_failure(service: Service) -> None:
     load = Load(service)
     began = time.monotonic()
@@ -285,6 +289,7 @@ def test_a_renamed_deployment_in_place_is_no_failure(service: Service) -> None:
     assert load.failures == []
 
 
+@pytest.mark.long
 def test_target_capacity_is_a_share_of_the_replicas(service: Service) -> None:
     three = [{"name": "Renamed", "num_replicas": 3}]
     service.deploy("sv_7", service.package("six", name="Renamed"), deployments=three)

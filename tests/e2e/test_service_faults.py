@@ -50,6 +50,7 @@ def kill_all_of_the_control_plane(stack: Stack) -> None:
     until("the control plane to be dead", lambda: not any(is_alive(p) for p in pids), 10)
 
 
+@pytest.mark.long
 def test_the_service_answers_while_the_whole_control_plane_is_dead(echo: Served) -> None:
     """In the middle of a rollout, whose weights stay as they are; afterwards it goes on from what it finds."""
     good = primary(echo)

@@ -91,6 +91,7 @@ def test_a_rollout_under_load_loses_nothing(echo: Served) -> None:
     assert seen["errors"] == 0, seen
 
 
+@pytest.mark.long
 def test_a_version_that_answers_500_goes_back(echo: Served) -> None:
     """The canary's own requests are lost, nobody else's, and the old version is never touched."""
     good = primary(echo)
@@ -135,6 +136,7 @@ def test_tokens_are_rotated_without_a_refusal(echo: Served) -> None:
     assert echo.now["query_auth_token"] == second
 
 
+@pytest.mark.long
 def test_an_import_path_that_does_not_exist(echo: Served) -> None:
     good = primary(echo)
     with Traffic(echo, "--kinds", "get_fresh,get_kept") as traffic:

@@ -140,6 +140,7 @@ def served(example: str, app: str, *asked: str) -> list[Any]:
 
 @pytest.mark.ray
 @pytest.mark.timeout(450)
+@pytest.mark.long
 def test_the_pipeline_answers_over_http() -> None:
     body = """'/', b'{"text": "Wie geht es dir, und wo bist du?"}', **{'Content-Type': 'application/json'}"""
     answers = served("serve_pipeline", "main.app", "'/'", body)

@@ -88,6 +88,7 @@ async def steps_of_a_life(temporal: Client, folder: Path) -> int:
     return (await lifecycle(temporal, folder / "dry", {}, cold=False, die=False)).step
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_at_some_steps(temporal: Client, tmp_path: Path) -> None:
     """Every twelfth step, before and after, dying and going on; the long tests have all combinations."""
