@@ -329,6 +329,7 @@ async def test_an_endpoint_that_somebody_removed_comes_back_with_the_next_change
     assert world.balancer.url_of(service_id) is not None
 
 
+@pytest.mark.long
 async def test_a_slow_load_balancer_costs_no_request(services: ServiceWorld) -> None:
     world = services
     world.people.per_s = 200
@@ -421,6 +422,7 @@ async def test_the_records_are_away_while_it_is_rolled_out(
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.long
 async def test_silent_commands_end_at_their_limits(services: ServiceWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that takes a command and never answers costs no more than the command's own limit."""
     world = services

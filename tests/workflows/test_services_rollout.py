@@ -74,6 +74,7 @@ async def test_traffic_moves_by_the_steps_and_the_old_version_is_drained(service
     assert [v.weight for v in service.versions] == [0, 100]
 
 
+@pytest.mark.long
 async def test_a_version_on_two_clusters_shares_alike(services: ServiceWorld) -> None:
     world = services
     service_id, first = await world.running_service(cluster_replicas=2)
@@ -329,7 +330,7 @@ async def test_nothing_to_go_back_to_is_said(services: ServiceWorld) -> None:
 # --- capacity -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("surge", [0, 10, 25, 60])
+@pytest.mark.parametrize("surge", [0, 10, *(pytest.param(n, marks=pytest.mark.long) for n in (25, 60))])
 async def test_no_more_capacity_than_max_surge_allows(services: ServiceWorld, surge: int) -> None:
     world = services
     service_id, first = await world.running_service()
@@ -349,6 +350,7 @@ async def test_no_more_capacity_than_max_surge_allows(services: ServiceWorld, su
     assert shares[-1] == 100
 
 
+@pytest.mark.long
 async def test_with_full_surge_no_capacity_is_touched(services: ServiceWorld) -> None:
     service_id, first = await services.running_service()
     second = services.version(service_id, rollout=IN_STEPS)
