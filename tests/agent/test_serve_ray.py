@@ -230,6 +230,7 @@ def test_new_configuration_alone_keeps_the_replica(service: Service) -> None:
     assert {a["pid"] for _, a in load.answers} == {pid}
 
 
+@pytest.mark.long
 def test_an_import_error_in_place_leaves_the_good_replica_alone(service: Service) -> None:
     load = Load(service)
     began = time.monotonic()
