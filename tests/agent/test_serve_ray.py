@@ -23,7 +23,7 @@ from heliostat.models.agents import ServeStatus, ServeTraffic
 from tests.agent.conftest import Nodes, namespaces_work, until
 from tests.agent.control_plane import ControlPlane
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(300)]
 
 TOKEN = "t0ken-of-the-service"
 GATE = {"enabled": True, "hashes": [hashlib.sha256(TOKEN.encode()).hexdigest()]}
@@ -216,7 +216,6 @@ def test_grpc_finds_its_servicers_in_the_package_and_asks_for_the_token(service:
         assert b"default" in answer
 
 
-@pytest.mark.long
 def test_new_configuration_alone_keeps_the_replica(service: Service) -> None:
     pid = json.loads(service.ask("/")[2])["pid"]
     load = Load(service)
@@ -230,7 +229,6 @@ def test_new_configuration_alone_keeps_the_replica(service: Service) -> None:
     assert {a["pid"] for _, a in load.answers} == {pid}
 
 
-@pytest.mark.long
 def test_an_import_error_in_place_leaves_the_good_replica_alone(service: Service) -> None:
     load = Load(service)
     began = time.monotonic()
@@ -246,7 +244,6 @@ def test_an_import_error_in_place_leaves_the_good_replica_alone(service: Service
     assert service.ask("/")[1] == "sv_2"
 
 
-@pytest.mark.long
 def test_a_crash_at_start_in_place_leaves_the_good_replica_alone(service: Service) -> None:
     load = Load(service)
     began = time.monotonic()
@@ -260,7 +257,6 @@ def test_a_crash_at_start_in_place_leaves_the_good_replica_alone(service: Servic
     assert {a["text"] for _, a in load.answers} == {"one"}
 
 
-@pytest.mark.long
 def test_good_code_in_place_after_broken_ones_leaves_no_gap(service: Service) -> None:
     load = Load(service)
     began = time.monotonic()
@@ -274,7 +270,6 @@ def test_good_code_in_place_after_broken_ones_leaves_no_gap(service: Service) ->
     assert service.ask("/")[1] == "sv_5"
 
 
-@pytest.mark.long
 def test_a_renamed_deployment_in_place_is_no_failure(service: Service) -> None:
     load = Load(service)
     began = time.monotonic()
@@ -290,7 +285,6 @@ def test_a_renamed_deployment_in_place_is_no_failure(service: Service) -> None:
     assert load.failures == []
 
 
-@pytest.mark.long
 def test_target_capacity_is_a_share_of_the_replicas(service: Service) -> None:
     three = [{"name": "Renamed", "num_replicas": 3}]
     service.deploy("sv_7", service.package("six", name="Renamed"), deployments=three)

@@ -180,6 +180,7 @@ def kill_node(stack: Stack, machine_id: str, what: str) -> None:
     assert not is_alive(pid)
 
 
+@pytest.mark.long
 def test_ctrl_c_and_up_with_newer_code_under_a_running_job(own_stack: NewStack, script: Script, tmp_path: Path) -> None:
     """The cluster goes on without its control plane; newer code finds it, also with another agent, and its log is
     whole. What is made afterwards has the new agent."""

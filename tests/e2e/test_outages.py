@@ -31,6 +31,7 @@ sys.addaudithook(hook)
 """
 
 
+@pytest.mark.long
 def test_the_control_plane_never_dials_a_node(own_stack: NewStack, tmp_path: Path) -> None:
     """Its Python has no route to a node, and no socket of any of its processes is ever connected to one."""
     (tmp_path / "sitecustomize.py").write_text(DENY)

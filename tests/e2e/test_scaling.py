@@ -62,6 +62,7 @@ def test_workers_come_by_demand_and_go_without_it(stack: Stack, tmp_path: Path) 
     stack.await_cluster(cluster, "TERMINATED")
 
 
+@pytest.mark.long
 def test_an_idle_cluster_ends_by_itself_and_a_busy_one_does_not(stack: Stack) -> None:
     config = {"head_node": {"resources": {"CPU": 1}}, "worker_nodes": [], "idle_termination_minutes": 0.1}
     made = stack.ask("cluster", "create", "-n", "lazy", "-f", stack.config_file(config))

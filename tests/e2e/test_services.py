@@ -114,6 +114,7 @@ def test_a_version_that_answers_500_goes_back(echo: Served) -> None:
     assert bad["reason"]
 
 
+@pytest.mark.long
 def test_an_update_in_place_under_load_loses_nothing(echo: Served) -> None:
     old = echo.version(primary(echo))
     with Traffic(echo, "--in-place") as traffic:
@@ -125,6 +126,7 @@ def test_an_update_in_place_under_load_loses_nothing(echo: Served) -> None:
     assert [c["cluster_id"] for c in new["clusters"]] == [c["cluster_id"] for c in old["clusters"]]
 
 
+@pytest.mark.long
 def test_tokens_are_rotated_without_a_refusal(echo: Served) -> None:
     first = echo.now["query_auth_token"]
     second = echo.cli("token", "add", echo.name).stdout.strip()

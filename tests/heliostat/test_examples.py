@@ -149,6 +149,7 @@ def test_the_pipeline_answers_over_http() -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(450)
+@pytest.mark.long
 def test_the_model_streams_over_http() -> None:
     about, version, plain, events, whole = served(
         "serve_model",
