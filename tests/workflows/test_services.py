@@ -182,16 +182,16 @@ async def test_an_update_in_place_stays_on_its_cluster(services: ServiceWorld) -
     (head,) = world.heads_of(first)
     second = world.version(service_id)
     await world.deploy(service_id, second, in_place=True)
-    service = await world.until_finished(service_id, second)
+    await world.until_finished(service_id, second)
     assert [c.kind for c in head.commands].count(KINDS.SERVE_DEPLOY) == 2
     assert head.serve.serving == second.id
     assert second.id in head.serve.probed
     assert not head.serve.draining
     assert len(await world.clusters_of(service_id)) == 1
-    assert {v.name: v.state for v in service.versions} == {
-        "v1": ServiceVersionState.TERMINATED,
-        "v2": ServiceVersionState.RUNNING,
-    }
+    over = {"v1": ServiceVersionState.TERMINATED, "v2": ServiceVersionState.RUNNING}
+    await world.until_service(
+        service_id, "the old version to be over", lambda s: {v.name: v.state for v in s.versions} == over
+    )
     assert KINDS.SERVE_DRAIN not in [c.kind for c in head.commands]
 
 
