@@ -36,9 +36,6 @@ ERRORS_MIN = 2
 HANG_UNKNOWN_S = 10.0
 """The same where nothing is known of the running version's latency."""
 
-REPORT_S = 2.5
-"""A report is that old at most when all is well: one second's interval, its way into the records, and a pause."""
-
 
 class WatchStep(Model):
     canary: list[str]

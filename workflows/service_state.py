@@ -228,7 +228,6 @@ class ServiceData(Result):
     commands: int = 0
     terminate: TerminateRequest | None = None
     seen: list[str] = []
-    traffic_checked_at: datetime | None = None
     idle_due: datetime | None = None
     partial: str = ""
     """On how many clusters it serves, when not on all."""
