@@ -44,6 +44,8 @@ class WatchStep(Model):
     """Of those that it is compared with; empty: it is judged by itself."""
     rules: RolloutConfig
     hold_s: float
+    window_s: float | None = None
+    """What is older is no evidence: the count begins anew each so long. None: one count for the whole hold."""
 
 
 class StepVerdict(Model):
@@ -139,14 +141,14 @@ class CanaryActivities:
     async def watch_canary(self, step: WatchStep) -> StepVerdict:
         """Returns at the breach, at once, or after ``hold_s`` without one; later while the canary has answered nothing
         yet that it was asked. A worker that takes over goes on from the heartbeat's baseline."""
-        began, baseline = self._resumed()
-        if baseline is None:
-            baseline = {i: t for i, (t, _) in (await latest_traffic(self._db, step.canary + step.running)).items()}
+        began, turned, baseline = self._resumed()
         silent_since: float | None = None
         while True:
-            activity.heartbeat(began, {i: t.model_dump(mode="json") for i, t in baseline.items()})
             found = await latest_traffic(self._db, step.canary + step.running)
             now = utcnow()
+            if baseline is None or (step.window_s is not None and time.time() - turned >= step.window_s):
+                turned, baseline = time.time(), {i: t for i, (t, _) in found.items()}
+            activity.heartbeat(began, turned, {i: t.model_dump(mode="json") for i, t in baseline.items()})
             fresh = {i: t for i, (t, at) in found.items() if t.alive and (now - at).total_seconds() < UNHEARD_S}
             canary = together([since(fresh[i], baseline.get(i)) for i in step.canary if i in fresh])
             running = together([since(fresh[i], baseline.get(i)) for i in step.running if i in fresh])
@@ -167,11 +169,13 @@ class CanaryActivities:
                 return StepVerdict(observed=observed)
             await asyncio.sleep(min(LOOK_S, max(began + step.hold_s - time.time(), 0.05)))
 
-    def _resumed(self) -> tuple[float, dict[str, ServeTraffic] | None]:
+    def _resumed(self) -> tuple[float, float, dict[str, ServeTraffic] | None]:
+        """When it began, when its count began, and from what."""
         details: tuple[Any, ...] = tuple(activity.info().heartbeat_details)
-        if len(details) == 2 and isinstance(details[1], dict):
-            return float(details[0]), {i: ServeTraffic.model_validate(t) for i, t in details[1].items()}
-        return time.time(), None
+        if len(details) == 3 and isinstance(details[2], dict):
+            baseline = {i: ServeTraffic.model_validate(t) for i, t in details[2].items()}
+            return float(details[0]), float(details[1]), baseline
+        return time.time(), time.time(), None
 
     @activity.defn
     async def last_traffic(self, cluster_ids: list[str]) -> LastTraffic:

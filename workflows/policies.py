@@ -145,6 +145,12 @@ WATCH_BEYOND = timedelta(minutes=5)
 """A watch ends with its step's hold; a worker that dies costs it one heartbeat timeout, unanswered requests may prolong
 it."""
 
+PAUSED_WATCH = timedelta(days=1)
+"""A rollout that waits for a person is watched all the while; one activity for so long, then the next one."""
+
+PAUSED_WINDOW_S = 300.0
+"""What it is judged by then: its answers of the last minutes at most, so that hours of good ones hide nothing."""
+
 WATCH: dict[str, Any] = {
     "heartbeat_timeout": timedelta(seconds=10),
     "retry_policy": RetryPolicy(initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=5)),

@@ -27,6 +27,9 @@ with workflow.unsafe.imports_passed_through():
     from workflows.service_state import ENDED_KEPT, ServiceData, Slot, VersionData
     from workflows.service_view import service_details, service_resource, version_resource
 
+BACKENDS_BITS = 20
+"""A million changes of the weights in one life, from the records' revision of its beginning."""
+
 STATE = SearchAttributeKey.for_keyword("HeliostatState")
 
 
@@ -36,7 +39,9 @@ class ServiceBase:
         if request.state is not None:
             self.s = ServiceData.model_validate(request.state)
         else:
-            self.s = ServiceData(state_since=workflow.now(), revision=request.revision)
+            # What a life before this one told the load balancer is older, however often it did.
+            told = request.revision << BACKENDS_BITS
+            self.s = ServiceData(state_since=workflow.now(), revision=request.revision, backends_revision=told)
         self._dirty = False  # nothing is written before the first deploy is known to be wanted
         self._changed: dict[str, None] = {}
         """Versions to be written."""
@@ -86,7 +91,7 @@ class ServiceBase:
 
         await workflow.wait_condition(lambda: command.done() or off())
         if not command.done():
-            command.cancel()
+            let_go(command)
             raise CommandOff
         answer: dict[str, Any] = await command
         return answer
@@ -254,6 +259,13 @@ class ServiceBase:
         await workflow.sleep(after, summary=why)
         self._alarm_at, self._alarm = None, None
         self._wake()
+
+
+def let_go(handle: workflow.ActivityHandle[Any]) -> None:
+    """Cancels what is not done; nobody reads how it ends, and asyncio is told so."""
+    if not handle.done():
+        handle.add_done_callback(lambda h: h.cancelled() or h.exception())
+        handle.cancel()
 
 
 class CommandOff(Exception):

@@ -30,6 +30,7 @@ with workflow.unsafe.imports_passed_through():
 HOPELESS = ("bad_config", "denied")
 """Ends of a cluster after which another one would end the same way."""
 
+UNHEALTHY = ServiceVersionState.UNHEALTHY
 ENDING = (ClusterState.TERMINATING, ClusterState.TERMINATED, ClusterState.FAILED)
 
 
@@ -173,11 +174,14 @@ class ServiceClusters(ServiceBase):
 
     def _tend(self, now: datetime) -> None:
         for version in self.s.versions.values():
-            if version.state not in LIVING:
-                continue
             for slot in version.slots:
-                self._tend_slot(version, slot, now)
-            self._tell_checklist(version)
+                if version.state in LIVING:
+                    self._tend_slot(version, slot, now)
+                elif version.state == UNHEALTHY and slot.ready and slot.taken and slot.gate != self.s.gate_key:
+                    # It is kept, and can be reached for inspection: a token that was deleted opens it no more.
+                    self._start(_task(version, slot), partial(self._set_gate, version, slot))
+            if version.state in LIVING:
+                self._tell_checklist(version)
 
     def _tend_slot(self, version: VersionData, slot: Slot, now: datetime) -> None:
         name = _task(version, slot)
@@ -303,7 +307,7 @@ class ServiceClusters(ServiceBase):
             CommandKind.SERVE_GATE,
             {"gate": self.s.gate.model_dump(mode="json"), "draining": False},
             policies.GATE_TIMEOUT,
-            until=lambda: version.state not in LIVING,
+            until=lambda: version.state == ServiceVersionState.TERMINATING,
         )
         slot.gate = gate
         self._touch(version)

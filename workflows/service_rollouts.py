@@ -18,6 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.services import ServiceState, ServiceVersionState
     from runtime.messages import DeployRequest
     from workflows import policies
+    from workflows.service_base import let_go
     from workflows.service_clusters import ServiceClusters
     from workflows.service_state import RolloutData, RolloutKind, Slot, VersionData
 
@@ -42,6 +43,9 @@ class ServiceRollouts(ServiceClusters):
         rules = first.spec.rollout
         base = {v: w for v, w in self.s.weights.items() if w}
         in_place = deploy.in_place and len(base) == 1
+        if deploy.in_place and not in_place:
+            why = "nothing serves any more" if not base else "several versions serve"
+            self._event("not_in_place", f"{why}: the new version gets clusters of its own", actor=deploy.actor)
         kind = RolloutKind.WEIGHTS if weights else RolloutKind.IN_PLACE if in_place else RolloutKind.STEPS
         stop_at = deploy.canary_percent
         self.s.rollout = RolloutData(
@@ -81,6 +85,10 @@ class ServiceRollouts(ServiceClusters):
         if version.state == ServiceVersionState.TERMINATING:
             version.recalled = True
         version.ended_at = version.kept_until = None
+        if version.state == ServiceVersionState.UNHEALTHY:
+            for slot in version.slots:
+                if slot.failed:  # what it was kept for counts no more: it is given its config again
+                    slot.given, slot.failed, slot.message = "", False, ""
         if version.state != ServiceVersionState.RUNNING:
             self._enter_version(version, ServiceVersionState.STARTING, "its clusters start")
         if not version.slots:
@@ -130,7 +138,7 @@ class ServiceRollouts(ServiceClusters):
         """Its clusters, Serve on them and real requests to them. Returns False when it is off."""
         if version.releasing:  # too late to recall what a deploy before this one has let go
             await workflow.wait_condition(lambda: version.state == ServiceVersionState.TERMINATED)
-        if not version.fit or version.state == ServiceVersionState.TERMINATING:
+        if not version.fit or version.state not in (ServiceVersionState.STARTING, ServiceVersionState.RUNNING):
             if r.surge < 100 and version.capacity is None:
                 version.capacity = max(r.surge, 1)
             self._revive(version)
@@ -213,21 +221,7 @@ class ServiceRollouts(ServiceClusters):
         r.holds_until = workflow.now() + hold
         self._dirty = True
         self._wake()
-        running = [s.cluster_id for v in r.base for s in self.s.versions[v].slots if s.open]
-        watch = workflow.start_activity_method(
-            CanaryActivities.watch_canary,
-            WatchStep(
-                canary=[s.cluster_id for s in version.slots],
-                running=running,
-                rules=rules,
-                hold_s=rules.hold_s,
-            ),
-            summary=f"watch {version.spec.name} at {r.percent} % for {rules.hold_s:g} s",
-            start_to_close_timeout=hold + policies.WATCH_BEYOND,
-            schedule_to_close_timeout=hold + policies.WATCH_BEYOND,
-            cancellation_type=workflow.ActivityCancellationType.TRY_CANCEL,
-            **policies.WATCH,
-        )
+        watch = self._watch(r, version, hold)
         try:
             ok = await self._until(
                 r,
@@ -240,17 +234,39 @@ class ServiceRollouts(ServiceClusters):
             if r.skip:
                 r.skip = False
                 return True
-            if not version.fit:
-                why = version.failure or next(
-                    (s.message or s.reason for s in version.slots if not s.fit(version.spec.id)), ""
-                )
-                self._end_rollout(r, f"{version.spec.name} is not healthy at {r.percent} %: {why}", failed=True)
-                return False
-            verdict: StepVerdict = await watch
+            return await self._good(r, version, watch)
         finally:
-            if not watch.done():
-                watch.cancel()
+            let_go(watch)
             r.holds_until = None
+
+    def _watch(
+        self, r: RolloutData, version: VersionData, hold: timedelta, window_s: float | None = None
+    ) -> workflow.ActivityHandle[StepVerdict]:
+        return workflow.start_activity_method(
+            CanaryActivities.watch_canary,
+            WatchStep(
+                canary=[s.cluster_id for s in version.slots],
+                running=[s.cluster_id for v in r.base for s in self.s.versions[v].slots if s.open],
+                rules=version.spec.rollout,
+                hold_s=hold.total_seconds(),
+                window_s=window_s,
+            ),
+            summary=f"watch {version.spec.name} at {r.percent} % for {hold.total_seconds():g} s",
+            start_to_close_timeout=hold + policies.WATCH_BEYOND,
+            schedule_to_close_timeout=hold + policies.WATCH_BEYOND,
+            cancellation_type=workflow.ActivityCancellationType.TRY_CANCEL,
+            **policies.WATCH,
+        )
+
+    async def _good(self, r: RolloutData, version: VersionData, watch: workflow.ActivityHandle[StepVerdict]) -> bool:
+        """The verdict on a canary whose watch is over, or which is not fit any more. False: the rollout ends by it."""
+        if not version.fit:
+            why = version.failure or next(
+                (s.message or s.reason for s in version.slots if not s.fit(version.spec.id)), ""
+            )
+            self._end_rollout(r, f"{version.spec.name} is not healthy at {r.percent} %: {why}", failed=True)
+            return False
+        verdict = await watch
         r.observed = verdict.observed
         self._dirty = True
         if verdict.breach:
@@ -258,6 +274,19 @@ class ServiceRollouts(ServiceClusters):
             self._end_rollout(r, f"{version.spec.name} at {r.percent} %: {verdict.breach}", failed=True)
             return False
         return True
+
+    async def _watch_paused(self, r: RolloutData) -> None:
+        """People's requests go to a canary that waits for a person as to any other: it goes back as at any step."""
+        version = self.s.versions[r.version_id]
+        watch = self._watch(r, version, policies.PAUSED_WATCH, policies.PAUSED_WINDOW_S)
+        try:
+            await workflow.wait_condition(
+                lambda: watch.done() or not version.fit or not r.paused or self.s.terminate is not None
+            )
+            if r.paused and self.s.terminate is None:
+                await self._good(r, version, watch)
+        finally:
+            let_go(watch)
 
     async def _by_weights(self, r: RolloutData) -> None:
         wanted = {v: w for v, w in r.target.items() if w}
@@ -384,13 +413,7 @@ class ServiceRollouts(ServiceClusters):
             self._wake()
 
     def _unpause(self, r: RolloutData) -> None:
-        """The rollout's own time stood still meanwhile."""
-        if r.paused:
-            r.paused = False
-            if r.paused_at is not None:
-                r.deadline += workflow.now() - r.paused_at
-                r.health_deadline += workflow.now() - r.paused_at
-            r.paused_at = None
+        r.resume(workflow.now())
         self._wake()
 
     def _name(self, version_id: str | None) -> str:

@@ -177,6 +177,18 @@ class RolloutData(Result):
     def version_id(self) -> str:
         return self.version_ids[0]
 
+    @property
+    def canaried(self) -> bool:
+        """The new version has a share that is measured against those before."""
+        return self.kind == RolloutKind.STEPS and bool(self.base) and not self.back and 0 < self.percent < 100
+
+    def resume(self, now: datetime) -> None:
+        """The rollout's own time stood still while it was paused."""
+        if self.paused and self.paused_at is not None:
+            self.deadline += now - self.paused_at
+            self.health_deadline += now - self.paused_at
+        self.paused, self.paused_at = False, None
+
     def next_step(self) -> int | None:
         """The next share to go to; None: it is at its end or where it is to stop."""
         last = 100 if self.stop_at is None else min(self.stop_at, 100)
@@ -254,7 +266,7 @@ class ServiceData(Result):
     @property
     def gate_hashes(self) -> list[str]:
         """The hashes that every proxy with traffic takes."""
-        open_slots = [s for v in self.versions.values() for s in v.slots if s.open]
+        open_slots = [s for v in self.versions.values() if self.weights.get(v.spec.id) for s in v.slots if s.open]
         if not open_slots or any(s.gate != self.gate_key for s in open_slots):
             return []
         return self.gate.hashes

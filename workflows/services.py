@@ -38,6 +38,8 @@ with workflow.unsafe.imports_passed_through():
     from workflows.service_state import VersionData
     from workflows.service_view import service_resource, version_resource
 
+WATCH_PAUSED = "watch while paused"
+
 
 @workflow.defn
 class ServiceWorkflow(ServiceRollouts):
@@ -205,8 +207,11 @@ class ServiceWorkflow(ServiceRollouts):
             self._take_up()
             self._tend(now)
             self._tend_endpoint()
-            if self.s.rollout is not None and not self.s.rollout.paused:
+            r = self.s.rollout
+            if r is not None and not r.paused:
                 self._start("rollout", self._roll)
+            elif r is not None and r.canaried and "rollout" not in self._tasks:
+                self._start(WATCH_PAUSED, lambda: self._watch_paused(r))
             self._check_kept(now)
             self._check_health()
             self._check_idle(now)
@@ -254,7 +259,9 @@ class ServiceWorkflow(ServiceRollouts):
 
     def _check_kept(self, now: datetime) -> None:
         for version in self.s.versions.values():
-            if version.kept_until is not None and now >= version.kept_until:
+            if version.kept_until is None or version.state != ServiceVersionState.UNHEALTHY:
+                continue
+            if now >= version.kept_until:
                 version.kept_until = None
                 self._retire(version, version.reason)
 
@@ -374,7 +381,7 @@ class ServiceWorkflow(ServiceRollouts):
     def _may_continue_as_new(self) -> bool:
         return (
             workflow.info().is_continue_as_new_suggested()
-            and not self._tasks
+            and not self._tasks.keys() - {WATCH_PAUSED}  # the next run begins that one anew
             and not self._dirty
             and not self.s.pending
             and workflow.all_handlers_finished()

@@ -24,10 +24,15 @@ from heliostat.models.agents import FactKind
 from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
 from heliostat.models.jobs import JobState
+from heliostat.models.services import RolloutAction, ServiceState, ServiceVersionState
+from runtime.messages import GateOrder, GateTokens
+from tests.workflows.plans import ServePlan
+from tests.workflows.service_world import IN_STEPS, ServiceWorld, make_service_world
 from tests.workflows.test_clusters_healing import silent
 from tests.workflows.test_clusters_scaling import limits, until_running
 from tests.workflows.test_continue_as_new import runs_of_workflow
 from tests.workflows.test_schedules import apply, until_jobs
+from tests.workflows.test_services_rollout import LONG, is_paused
 from tests.workflows.test_sweep import stray, sweep
 from tests.workflows.world import NodePlan, RunPlan, World, make_world, temporal_server
 from workflows import ids
@@ -158,7 +163,77 @@ async def continued_as_new(world: World) -> Saved:
     return {"first": (cluster_id, first), "second": (cluster_id, second)}
 
 
-SCENARIOS: list[Callable[[World], Awaitable[Saved]]] = [
+async def service_steered(world: ServiceWorld) -> Saved:
+    """Paused at its canary's share, promoted; new tokens; in place and back; superseded, aborted, terminated."""
+    service_id, first = await world.running_service()
+    second = world.version(service_id, rollout=IN_STEPS)
+    await world.deploy(service_id, second, canary_percent=40)
+    await world.until_service(service_id, "to be paused", is_paused)
+    await world.until_quiet(service_id)
+    both = GateTokens(enabled=True, hashes=["ab" * 32, "cd" * 32])
+    await world.update(service_id, "set_gate", GateOrder(actor="user:ann", gate=both))
+    await world.order(service_id, RolloutAction.PROMOTE)
+    await world.until_finished(service_id, second)
+    await world.until_released(service_id, first)
+    third = world.version(service_id)
+    await world.deploy(service_id, third, in_place=True)
+    await world.until_finished(service_id, third)
+    await world.rollback(service_id)
+    await world.until_finished(service_id, second)
+    fourth, fifth = (world.version(service_id, rollout=LONG) for _ in range(2))
+    await world.deploy(service_id, fourth)
+    await world.until_share(service_id, fourth, 25)
+    await world.deploy(service_id, fifth)
+    await world.until_share(service_id, fifth, 25)
+    await world.order(service_id, RolloutAction.ABORT)
+    await world.until_finished(service_id, second)
+    await world.until_released(service_id, fifth)
+    await world.terminate(service_id)
+    await world.nothing_left(service_id)
+    return {"service": service_id}
+
+
+async def service_in_trouble(world: ServiceWorld) -> Saved:
+    """A canary that breaches and is kept, a head that is lost, a version that never comes up, static weights, idle."""
+    world.people.per_s = 400
+    service_id, first = await world.running_service()
+    bad = world.version(service_id, ServePlan(error_share=0.5), rollout=LONG)
+    await world.deploy(service_id, bad)
+    await world.until_version(service_id, bad, ServiceVersionState.UNHEALTHY)
+    await world.until_finished(service_id, first)
+    (cluster_id,) = world.fleet.deployed[first.id]
+    await world.lose_head(cluster_id)
+    await world.until_state(service_id, ServiceState.UNHEALTHY)
+    await world.until_state(service_id, ServiceState.RUNNING)
+    never = world.version(service_id, ServePlan(failed="no module named app"))
+    await world.deploy(service_id, never)
+    await world.until_version(service_id, never, ServiceVersionState.UNHEALTHY)
+    await world.until_finished(service_id, first)
+    a, b = (world.version(service_id, idle_termination_minutes=10) for _ in range(2))
+    await world.deploy(service_id, a, b, weights={a.id: 70, b.id: 30})
+    await world.until_released(service_id, first)
+    await world.until_quiet(service_id)
+    world.people.per_s = 0
+    await world.skip(service_id, 1300)
+    await world.nothing_left(service_id)
+    return {"service": service_id}
+
+
+async def service_continued_as_new(world: ServiceWorld) -> Saved:
+    """On a server that suggests it after few events; the second run begins within a rollout that is paused."""
+    service_id, _ = await world.running_service()
+    second = world.version(service_id, rollout=IN_STEPS)
+    await world.deploy(service_id, second, canary_percent=40)
+    await world.until_service(service_id, "to be paused", is_paused)
+    await world.until_quiet(service_id)
+    await world.order(service_id, RolloutAction.RESUME)
+    await world.until_finished(service_id, second)
+    await world.until_quiet(service_id)
+    runs = await runs_of_workflow(world, service_id)
+    return {f"run{n}": (service_id, run) for n, run in enumerate(runs[:3], 1)}
+
+
+SCENARIOS: list[Callable[[Any], Awaitable[Saved]]] = [
     job_with_retry_on_its_own_cluster,
     job_on_a_given_cluster,
     head_lost_under_a_job,
@@ -168,6 +243,9 @@ SCENARIOS: list[Callable[[World], Awaitable[Saved]]] = [
     terminated_while_running,
     scheduled_turn_and_sweep,
     continued_as_new,
+    service_steered,
+    service_in_trouble,
+    service_continued_as_new,
 ]
 
 
@@ -188,10 +266,11 @@ async def record(names: list[str]) -> None:
         name = scenario.__name__
         if names and name not in names:
             continue
-        cut = {"limit__historyCount__suggestContinueAsNew": "8"} if scenario is continued_as_new else {}
+        cut = {"limit__historyCount__suggestContinueAsNew": "8"} if "continued_as_new" in name else {}
+        make = make_service_world if name.startswith("service_") else make_world
         async with temporal_server(**cut) as client:
             with tempfile.TemporaryDirectory() as folder:
-                async with make_world(client, Path(folder)) as world:
+                async with make(client, Path(folder)) as world:
                     for what, id in (await scenario(world)).items():
                         of, run_id = (id, None) if isinstance(id, str) else id
                         history = await client.get_workflow_handle(of, run_id=run_id).fetch_history()

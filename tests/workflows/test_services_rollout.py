@@ -128,6 +128,30 @@ async def test_a_bad_canary_loses_its_traffic_at_once_and_is_kept(
     await world.until_finished(service_id, first)
 
 
+async def test_a_kept_version_takes_new_tokens_and_may_be_chosen_after_all(services: ServiceWorld) -> None:
+    """What people give weights to is theirs: it does not end when it would have been kept long enough."""
+    world, plan = services, ServePlan(error_share=0.5)
+    world.people.per_s = 800
+    service_id, first, second = await rolling(world, plan, LONG)
+    await world.until_version(service_id, second, ServiceVersionState.UNHEALTHY)
+    await world.until_finished(service_id, first)
+    (kept,) = world.heads_of(second)
+    only_new = GateTokens(enabled=True, hashes=["cd" * 32])
+    await world.update(service_id, "set_gate", GateOrder(actor="user:ann", gate=only_new))
+
+    async def told() -> bool:
+        return kept.serve.gate == only_new.model_dump(mode="json")
+
+    await world.until(told, "the kept version to ask for the new token")
+    plan.error_share = 0
+    await world.deploy(service_id, weights={second.id: 100})
+    await world.until_finished(service_id, second)
+    await world.until_released(service_id, first)
+    assert world.heads_of(second) == [kept], "as it stands"
+    await world.skip(service_id, second.rollout.keep_failed_s + 60)
+    await world.until_finished(service_id, second)
+
+
 async def test_too_few_answers_are_no_evidence(services: ServiceWorld) -> None:
     services.people.per_s = 6
     service_id, _, second = await rolling(services, ServePlan(error_share=1))
@@ -166,7 +190,7 @@ async def test_a_rollout_has_a_deadline(services: ServiceWorld) -> None:
 # --- steered by people ----------------------------------------------------------------------------------------------
 
 
-async def test_paused_for_hours_and_resumed(services: ServiceWorld) -> None:
+async def test_paused_and_resumed(services: ServiceWorld) -> None:
     world = services
     service_id, _, second = await rolling(world)
     await world.order(service_id, RolloutAction.PAUSE)
@@ -176,12 +200,27 @@ async def test_paused_for_hours_and_resumed(services: ServiceWorld) -> None:
     percent = service.rollout.percent
     assert percent in (25, 50)
     await world.until_quiet(service_id)
-    await world.skip(service_id, 3 * 7200)  # the rollout's own time stands still
     assert world.balancer.shares(service_id)[second.id] == percent
     await world.order(service_id, RolloutAction.RESUME)
     await world.until_finished(service_id, second)
     assert world.balancer.shares_over_time(service_id, second.id) == [0, 25, 50, 100]
     assert {e.actor for e in await world.story(service_id) if e.kind == "rollout_paused"} == {"user:ann"}
+
+
+@pytest.mark.parametrize("turns", [{"error_share": 0.5}, {"sick_in_traffic": "CUDA error"}], ids=["errors", "serve"])
+async def test_a_canary_that_turns_bad_while_it_is_paused_loses_its_traffic(
+    services: ServiceWorld, turns: dict[str, object]
+) -> None:
+    world, plan = services, ServePlan()
+    world.people.per_s = 800
+    service_id, first, second = await rolling(world, plan, canary_percent=25)
+    await world.until_service(service_id, "to be paused", is_paused)
+    for name, value in turns.items():
+        setattr(plan, name, value)
+    await world.until_version(service_id, second, ServiceVersionState.UNHEALTHY)
+    service = await world.until_finished(service_id, first)
+    assert "at 25 %" in service.reason
+    assert world.balancer.shares_over_time(service_id, second.id) == [0, 25, 0]
 
 
 async def test_promoted_out_of_a_hold(services: ServiceWorld) -> None:

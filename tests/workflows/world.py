@@ -312,7 +312,8 @@ class World:
         return result
 
     async def until_quiet(self, *ids: str) -> None:
-        """The agents have said all, and no workflow task or activity of these is under way."""
+        """The agents have said all, and no workflow task or activity of these is under way; but for the watch over a
+        canary, which lasts as long as a pause."""
 
         async def said() -> bool:
             return self.fleet.said_all()
@@ -323,7 +324,8 @@ class World:
             async def look(id: str = id) -> bool:
                 d = await self.handle(id).describe()
                 raw = d.raw_description
-                return not raw.HasField("pending_workflow_task") and not raw.pending_activities
+                busy = [a for a in raw.pending_activities if a.activity_type.name != "watch_canary"]
+                return not raw.HasField("pending_workflow_task") and not busy
 
             await self.until(look, f"{id} to be quiet")
 

@@ -1,0 +1,65 @@
+"""Decisions of a service's workflow that need no Temporal."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from workflows.service_state import RolloutData, RolloutKind, shares
+
+BEGAN = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+
+def rollout(**more: Any) -> RolloutData:
+    values: dict[str, Any] = {
+        "kind": RolloutKind.STEPS,
+        "deploy_id": "dp_1",
+        "actor": "user:ann",
+        "version_ids": ["new"],
+        "base": {"old": 100},
+        "since": BEGAN,
+        "health_deadline": BEGAN + timedelta(minutes=10),
+        "deadline": BEGAN + timedelta(hours=1),
+    }
+    return RolloutData(**(values | more))
+
+
+def test_its_own_time_stands_still_while_it_is_paused() -> None:
+    r = rollout(paused=True, paused_at=BEGAN + timedelta(minutes=5))
+    r.resume(BEGAN + timedelta(hours=7, minutes=5))
+    assert (r.paused, r.paused_at) == (False, None)
+    assert r.deadline == BEGAN + timedelta(hours=8)
+    assert r.health_deadline == BEGAN + timedelta(hours=7, minutes=10)
+    r.resume(BEGAN + timedelta(hours=9))
+    assert r.deadline == BEGAN + timedelta(hours=8), "it was not paused"
+
+
+@pytest.mark.parametrize(
+    ("percent", "stop_at", "step"),
+    [(0, None, 5), (5, None, 50), (50, None, 100), (100, None, None), (5, 30, 30), (30, 30, None), (0, 3, 3), (7, None, 50)],
+)  # fmt: skip
+def test_the_next_step(percent: int, stop_at: int | None, step: int | None) -> None:
+    assert rollout(steps=[5, 50, 100], percent=percent, stop_at=stop_at).next_step() == step
+
+
+@pytest.mark.parametrize(
+    ("more", "canaried"),
+    [
+        ({"percent": 25}, True),
+        ({"percent": 0}, False),
+        ({"percent": 100}, False),
+        ({"percent": 25, "back": True}, False),
+        ({"percent": 25, "base": {}}, False),
+        ({"percent": 50, "kind": RolloutKind.IN_PLACE}, False),
+    ],
+)
+def test_what_is_measured_against_the_versions_before(more: dict[str, Any], canaried: bool) -> None:
+    assert rollout(**more).canaried is canaried
+
+
+def test_weights_sum_to_the_whole() -> None:
+    assert rollout(base={"a": 60, "b": 30, "c": 10}, percent=7).weights() == {"a": 56, "b": 28, "c": 9, "new": 7}
+    assert shares({"a": 1, "b": 1, "c": 1}, 100) == {"a": 34, "b": 33, "c": 33}
+    assert shares({"a": 0}, 100) == {"a": 0}
