@@ -14,7 +14,7 @@ from pathlib import Path
 
 from clouds.base import Backend, BackendCounters, BadConfig, Endpoint, EndpointSpec, Gone
 from clouds.local import balancer_config, balancer_ports, balancer_process, supervisor
-from clouds.local.balancer_files import Garbled, Place, Wanted, disk, is_held, load, locked, read
+from clouds.local.balancer_files import Garbled, Place, Wanted, disk, is_held, load, locked, places, read
 from clouds.local.balancer_tls import Certificate
 from heliostat.errors import CloudError
 from runtime.home import write_private
@@ -140,16 +140,7 @@ class LocalBalancer:
             shutil.rmtree(trash)
 
     def list_owned(self, installation_id: str) -> list[str]:
-        owned = []
-        for folder in sorted(self._root.glob("[!.]*/")):
-            with disk(folder):
-                try:
-                    place = self._place(folder)
-                except FileNotFoundError:
-                    continue  # removed in between, or never finished
-            if place.installation_id == installation_id:
-                owned.append(place.service_id)
-        return owned
+        return [place.service_id for place in places(self._root) if place.installation_id == installation_id]
 
     # -- making
 

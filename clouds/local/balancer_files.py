@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
 from pydantic import ValidationError
 
 from clouds.base import Backend, Denied, QuotaExceeded
 from heliostat.errors import CloudError
 from heliostat.models.common import Result
+
+log = structlog.get_logger(__name__)
 
 LOCK_S = 60.0
 """How long a call waits for others on the same service, each of which ends sooner."""
@@ -59,6 +62,18 @@ def load(kind: type[Stored], path: Path) -> Stored:
             "the folder: the service gets another port.",
             resource=path.parent.name,
         ) from None
+
+
+def places(root: Path) -> Iterator[Place]:
+    """Of all endpoints that are there. One whose file can't be read is logged and passed over: it is one service's
+    trouble, and all others must not have it."""
+    for path in sorted(root.glob("[!.]*/endpoint.json")):
+        try:
+            yield load(Place, path)
+        except FileNotFoundError:
+            continue  # removed in between
+        except (Garbled, OSError) as error:
+            log.error("an endpoint is passed over", service=path.parent.name, why=str(error))
 
 
 def read(path: Path) -> str:

@@ -8,13 +8,14 @@ import socket
 from pathlib import Path
 
 from clouds.base import BadConfig, QuotaExceeded
-from clouds.local.balancer_files import Place, load
+from clouds.local.balancer_files import places
 from runtime.home import free_port
 
 
 def choose(home: Path, root: Path, host: str, ports: str) -> tuple[int, int]:
     """The endpoint's port on ``host`` and that of its metrics on loopback, neither of them another one's of this home,
-    running or not. To be called under the lock of all of ``root``'s balancers.
+    running or not; of one whose file can't be read only the ports that it has open are known. To be called under the
+    lock of all of ``root``'s balancers.
 
     Args:
         ports: ``first-last`` for the endpoint's; empty: above those that outgoing connections draw from.
@@ -24,8 +25,7 @@ def choose(home: Path, root: Path, host: str, ports: str) -> tuple[int, int]:
         BadConfig: this machine has no such address, or this user may not open such a port.
     """
     taken = set()
-    for path in root.glob("[!.]*/endpoint.json"):
-        place = load(Place, path)
+    for place in places(root):
         taken |= {place.port, place.metrics_port}
     stack = home / "stack.json"
     if stack.exists():

@@ -16,10 +16,11 @@ import pytest
 
 from clouds.base import BadConfig, Denied, QuotaExceeded
 from clouds.local import balancer as balancer_module
+from clouds.local.balancer import LocalBalancer
 from clouds.local.balancer_files import disk
 from heliostat.errors import CloudError
 from tests.clouds.balancer_support import SERVICE, LocalWorld, Process, local_world, processes, spec
-from tests.clouds.support import eventually
+from tests.clouds.support import OURS, eventually
 
 
 @pytest.fixture(scope="module")
@@ -247,10 +248,24 @@ def test_garbled_backends_are_told_and_set_anew(world: LocalWorld) -> None:
     assert world.request() == (200, "cl_b")
 
 
+@pytest.mark.parametrize("text", ["{", "", "[]"])
+def test_one_endpoints_garbled_file_is_nobody_elses_trouble(
+    world: LocalWorld, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = int(world.url.rpartition(":")[2])
+    (world.folder / "endpoint.json").write_text(text)
+    found = LocalBalancer(world.home, ports=f"{port}-{port + 50}").ensure(spec("svc_2"))
+    assert int(found.url.rpartition(":")[2]) > port, "that of the one that runs is known by its being taken"
+    assert world.balancer.list_owned(OURS) == ["svc_2"]
+    assert SERVICE in capsys.readouterr().out
+    world.balancer.remove(SERVICE)
+    assert not world.folder.exists()
+
+
 def test_a_folder_that_is_none(tmp_path: Path, backends: dict[str, Process]) -> None:
     (tmp_path / "balancers").write_text("a file")
     with pytest.raises(CloudError, match="can't be read or written"):
-        balancer_module.LocalBalancer(tmp_path).ensure(spec())
+        LocalBalancer(tmp_path).ensure(spec())
 
 
 @pytest.mark.parametrize(
