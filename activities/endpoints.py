@@ -12,11 +12,11 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.nodes import as_failure
-from clouds.base import Backend, BadConfig, Denied, Endpoint, EndpointSpec, Gone, LoadBalancer
+from clouds.base import Backend, BadConfig, Denied, Endpoint, EndpointSpec, Gone, LoadBalancer, Outdated
 from heliostat.errors import CloudError
 from heliostat.models.common import Model
 
-FINAL = (BadConfig, Denied, Gone)
+FINAL = (BadConfig, Denied, Gone, Outdated)
 """What another try of the same call does not cure."""
 
 
@@ -73,7 +73,8 @@ class EndpointActivities:
 
     @activity.defn
     def set_backends(self, request: SetBackends) -> None:
-        """Returns when new requests go by these weights. Type ``gone``: make the endpoint first."""
+        """Returns when new requests go by these weights. Type ``gone``: make the endpoint first. Type ``outdated``: it
+        has a newer revision, which is the error's first detail; say what is wanted under a greater one."""
         try:
             self._balancer(request.cloud_id).set_backends(request.service_id, request.revision, request.backends)
         except CloudError as error:
@@ -92,6 +93,7 @@ def _failure(error: CloudError) -> ApplicationError:
     failure = as_failure(error)
     return ApplicationError(
         failure.message,
+        *([error.details["revision"]] if isinstance(error, Outdated) else []),
         type=failure.type,
         non_retryable=isinstance(error, FINAL),
         next_retry_delay=failure.next_retry_delay,

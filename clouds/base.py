@@ -64,6 +64,24 @@ class Gone(CloudError):
     status = 404
 
 
+class Outdated(CloudError):
+    """The thing goes by a newer revision than the one given, or by another word of the same one: nothing was changed.
+    ``details["revision"]`` is the one that it goes by; only a greater one changes it."""
+
+    code = "outdated"
+    status = 409
+
+    @classmethod
+    def backends(cls, service_id: str, given: int, has: int) -> Outdated:
+        return cls(
+            f"The load balancer of service {service_id} has backends of revision {has}: those of revision {given} are "
+            f"{'others' if given == has else 'older'}, and were not taken.",
+            remedy=f"Give what is wanted now under a revision above {has}.",
+            resource=service_id,
+            details={"revision": has},
+        )
+
+
 class MachineState(StrEnum):
     PENDING = "pending"
     RUNNING = "running"
@@ -250,8 +268,9 @@ class LoadBalancer(Protocol):
 
     def set_backends(self, service_id: str, revision: int, backends: list[Backend]) -> None:
         """Replaces all backends and weights at once; returns when new requests go by them. Requests that are under way
-        are not touched. A revision that is not greater than the last one's changes nothing, unless it is that one's
-        repeat. Raises Gone when there is no such endpoint."""
+        are not touched. The last call's repeat (same revision, same backends) is done. Raises Outdated, and changes
+        nothing, for a smaller revision than the last one's and for other backends under the same one; Gone when there
+        is no such endpoint."""
         ...
 
     def counters(self, service_id: str) -> list[BackendCounters]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from clouds.base import Backend, BackendCounters, BadConfig, Denied, Endpoint, EndpointSpec, Gone, Throttled
+from clouds.base import Backend, BackendCounters, BadConfig, Denied, Endpoint, EndpointSpec, Gone, Outdated, Throttled
 from heliostat.errors import CloudError
 from heliostat.models.services import BACKEND_HEADER
 
@@ -113,8 +113,10 @@ class FakeBalancer:
     def set_backends(self, service_id: str, revision: int, backends: list[Backend]) -> None:
         with self._call("set_backends"), self._lock:
             held = self._held(service_id)
-            if revision <= held.revision:
+            if revision == held.revision and backends == held.backends:
                 return
+            if revision <= held.revision:
+                raise Outdated.backends(service_id, revision, held.revision)
             kept = {(b.version_id, b.id) for b in backends}
             held.revision, held.backends, held.credit = revision, list(backends), Counter()
             held.counts = {key: count for key, count in held.counts.items() if key in kept}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clouds.base import Backend, BackendCounters, BadConfig, Endpoint, EndpointSpec, Gone
+from clouds.base import Backend, BackendCounters, BadConfig, Endpoint, EndpointSpec, Gone, Outdated
 from clouds.local import balancer_config, balancer_ports, balancer_process, supervisor
 from clouds.local.balancer_files import Garbled, Place, Wanted, disk, is_held, load, locked, places, read
 from clouds.local.balancer_tls import Certificate
@@ -93,7 +93,7 @@ class LocalBalancer:
                 last = Wanted()  # this call says it anew
             new = Wanted(revision=revision, backends=backends)
             if revision < last.revision or (revision == last.revision and new != last):
-                return
+                raise Outdated.backends(service_id, revision, last.revision)
             self._routes(place, new)  # refuses what can't be, before it is written down
             if new != last:
                 write_private(folder / "backends.json", new.model_dump_json(indent=1))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clouds.base import BadConfig, Gone
+from clouds.base import BadConfig, Gone, Outdated
 from heliostat.models.services import BACKEND_HEADER
 from tests.clouds.balancer_support import SERVICE, FakeWorld, Process, World, local_world, processes, spec
 from tests.clouds.support import OURS
@@ -106,17 +106,22 @@ def test_requests_go_by_the_new_weights_as_soon_as_the_call_returns(world: World
         assert shares(world, 4) == {name: 4}
 
 
-def test_an_old_revision_changes_nothing(world: World) -> None:
+def test_an_old_revision_changes_nothing_and_is_told(world: World) -> None:
+    def refused(revision: int) -> None:
+        with pytest.raises(Outdated, match="of revision 5") as caught:
+            world.balancer.set_backends(SERVICE, revision, [world.backend("cl_b")])
+        assert caught.value.details == {"revision": 5}
+        assert caught.value.resource == SERVICE
+        assert world.request() == (200, "cl_a")
+
     world.balancer.set_backends(SERVICE, 5, [world.backend("cl_a")])
-    world.balancer.set_backends(SERVICE, 4, [world.backend("cl_b")])
-    assert world.request() == (200, "cl_a")
-    world.balancer.set_backends(SERVICE, 5, [world.backend("cl_b")])
-    assert world.request() == (200, "cl_a")
+    refused(4)
+    refused(0)
+    refused(5)
     world.balancer.set_backends(SERVICE, 5, [world.backend("cl_a")])  # the answer was lost
     assert world.request() == (200, "cl_a")
     world.balancer.ensure(spec())
-    world.balancer.set_backends(SERVICE, 5, [world.backend("cl_b")])
-    assert world.request() == (200, "cl_a")
+    refused(5)
     world.balancer.set_backends(SERVICE, 6, [world.backend("cl_b")])
     assert world.request() == (200, "cl_b")
 
