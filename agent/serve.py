@@ -243,7 +243,11 @@ class Serve:
 
     def probe(self, args: dict[str, Any]) -> dict[str, Any]:
         """Ends early when a deploy of another version is taken or Serve gives this one up."""
-        return Prober(args, self.gate.probe_token, self._constants, self._judged).run()
+        return Prober(args, self.gate.probe_token, self._constants, self._judged, self._secrets).run()
+
+    def _secrets(self) -> list[str]:
+        deploy = self._deploy
+        return deploy.secrets if deploy is not None else []
 
     def _judged(self) -> tuple[str, bool, bool, str]:
         with self._lock:

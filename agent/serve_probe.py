@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.constants import Constants
-from agent.serve_status import words
+from agent.serve_status import masked, words
 
 VERSION_HEADER = "X-Heliostat-Version"
 BACKEND_HEADER = "X-Heliostat-Backend"
@@ -44,10 +44,16 @@ class Target:
 
 
 class Prober:
-    """One ``serve_probe`` command. ``look``: (the version deployed here, healthy, failed, message) as of Serve."""
+    """One ``serve_probe`` command. ``look``: (the version deployed here, healthy, failed, message) as of Serve.
+    ``secrets``: of what is deployed here now; they and the token are masked in what an application says."""
 
     def __init__(
-        self, args: dict[str, Any], token: str, constants: Constants, look: Callable[[], tuple[str, bool, bool, str]]
+        self,
+        args: dict[str, Any],
+        token: str,
+        constants: Constants,
+        look: Callable[[], tuple[str, bool, bool, str]],
+        secrets: Callable[[], list[str]],
     ) -> None:
         self._url = str(args["url"])
         self._version = str(args["version_id"])
@@ -56,6 +62,7 @@ class Prober:
         self._targets = [Target(str(p["application"]), p) for p in args.get("probes") or []]
         self._constants = constants
         self._look = look
+        self._secrets = lambda: [token, *secrets()]
 
     def run(self) -> dict[str, Any]:
         """The command's result. Requests count only once Serve itself says that this version is healthy: before, during
@@ -102,14 +109,18 @@ class Prober:
                 target.status = before  # cut off by the end of our time: what was seen before says more
                 return
             target.message = f"no answer within {timeout:.3g} s"
-        except (OSError, http.client.HTTPException) as error:
-            target.good, target.message = 0, f"the request failed: {error!r}"
+        except (OSError, http.client.HTTPException, ValueError) as error:  # the last: a header that can't be sent
+            target.good, target.message = 0, f"the request failed: {masked(repr(error), self._secrets())[:500]}"
         except Bad as error:
             target.good, target.message = 0, str(error)
         else:
             target.good, target.message = target.good + 1, ""
         target.asked = True
         target.ms = (time.monotonic() - began) * 1000
+
+    def _said(self, text: str) -> str:
+        """The beginning of an answer. Masked before it is cut: of a secret that is cut, the rest would stand there."""
+        return words(text, self._secrets())[:200]
 
     def _send(self, target: Target, timeout_s: float) -> None:
         """Over a connection of its own, as a new client. Raises Bad, OSError or HTTPException."""
@@ -126,15 +137,15 @@ class Prober:
             version = answer.headers.get(VERSION_HEADER)
             if version != self._version:
                 from_where = f"version {version}" if version else "something that is not this service's proxy"
-                raise Bad(f"HTTP {answer.status} came from {from_where}: {words(text, [])[:200]}")
+                raise Bad(f"HTTP {answer.status} came from {from_where}: {self._said(text)}")
             if answer.headers.get_content_type() == "application/problem+json" and (not text or GATES_OWN in text):
                 raise Bad(f"HTTP {answer.status} came from a gate that is not this head's, or not open yet")
             expected = [int(s) for s in probe.get("expected_status") or []]
             if expected and answer.status not in expected:
                 wanted = " or ".join(map(str, expected))
-                raise Bad(f"HTTP {answer.status} instead of {wanted}: {words(text, [])[:200]}")
+                raise Bad(f"HTTP {answer.status} instead of {wanted}: {self._said(text)}")
             if not expected and answer.status >= 500:
-                raise Bad(f"HTTP {answer.status}: {words(text, [])[:200]}")
+                raise Bad(f"HTTP {answer.status}: {self._said(text)}")
         finally:
             connection.close()
 

@@ -324,6 +324,28 @@ def test_probes_go_through_the_url_to_this_head(start: Any, plane: ControlPlane)
     assert "the request failed: ConnectionRefusedError" in asked["message"]
 
 
+def test_what_an_application_answers_to_a_probe_is_told_without_its_secrets(start: Any, plane: ControlPlane) -> None:
+    head = start()
+    address = give(plane, "sv_1")["result"]["http"]
+    application_says(head, status=500)
+    echoed = f"/{'x' * 165}{SECRET}"  # the answer is cut within it
+    for how in ({}, {"expected_status": [200]}):
+        result = plane.do("serve_probe", **probe(f"http://{address}", give_up_s=1, path=echoed, **how))["result"]
+        assert "HTTP 500" in result["message"]
+        assert "xxx***" in result["message"]
+        assert SECRET[:4] not in json.dumps(result)
+    assert SECRET not in head.log()
+
+
+def test_a_probe_that_can_not_be_sent_is_a_failed_one(endpoint: Endpoint) -> None:
+    for headers in ({"X-A": "1\n2"}, {"X-A": "\u20ac"}, {"X:A": "1"}):
+        result = send(endpoint, headers=headers, give_up_s=0.3)
+        assert result["healthy"] is False
+        assert "the request failed: " in result["message"]
+    assert "Error" in send(endpoint, path="/\u00e4", give_up_s=0.3)["message"]
+    assert endpoint.seen == []
+
+
 def test_a_newer_version_ends_the_probe_of_an_older_one(start: Any, plane: ControlPlane) -> None:
     start()
     give(plane, "sv_1", app(becomes="DEPLOYING"))
@@ -472,7 +494,7 @@ def endpoint(tmp_path: Path) -> Iterator[Endpoint]:
 def send(endpoint: Endpoint, host: str = "127.0.0.1", **how: Any) -> dict[str, Any]:
     args = probe(f"https://{host}:{endpoint.server_address[1]}", method="POST", body="ping", **how)
     constants = Constants(serve_probe_pause_s=0.01, serve_probes_good=2)
-    return Prober(args, "the token", constants, lambda: ("sv_1", True, False, "")).run()
+    return Prober(args, "the token", constants, lambda: ("sv_1", True, False, ""), list).run()
 
 
 def test_a_probe_over_tls_takes_an_addresses_own_certificate_and_checks_a_names(
