@@ -49,7 +49,7 @@ class MonitorActivities:
         self._balancers = balancers or {}
         self._counted_at = 0.0
         self._endpoints: set[str] = set()
-        """Names of the services whose counters are served."""
+        """Ids of the services whose counters are served."""
         self._db = db
         self._client = client
         self._settings = settings
@@ -70,8 +70,8 @@ class MonitorActivities:
                     continue
         finally:
             CLUSTERS.clear()  # whoever watches next counts them: two workers must not both
-            for name in self._endpoints:
-                forget_endpoint(name)
+            for id in self._endpoints:
+                forget_endpoint(id)
             self._endpoints.clear()
 
     async def round(self, now: datetime) -> None:
@@ -163,10 +163,12 @@ class MonitorActivities:
                 if not isinstance(error, Gone):  # it has no endpoint yet, or none any more
                     log.warning("endpoint not counted", service=service.id, why=str(error))
                 continue
-            set_endpoint_counters(service.name, counters, service.versions)
-            living.add(service.name)
-        for name in self._endpoints - living:
-            forget_endpoint(name)
+            set_endpoint_counters(
+                service.id, counters, name=service.name, project=service.project, version_names=service.versions
+            )
+            living.add(service.id)
+        for id in self._endpoints - living:
+            forget_endpoint(id)
         self._endpoints = living
 
     async def _count(self) -> None:

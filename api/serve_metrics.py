@@ -20,7 +20,9 @@ from heliostat.models.services import LATENCY_BOUNDS_MS
 from store.database import Database
 from store.services import load_service, load_version
 
-LABELS = ["service", "version", "project"]
+LABELS = ["service_id", "service", "version", "project"]
+"""The id, because a name is unique only within its project, a project's within its organization, and both may be given
+again."""
 FORGET_S = 3600.0
 """A version that nothing was heard of for so long gets no series any more: labels must not grow without end."""
 
@@ -35,11 +37,16 @@ _MIDDLE_S = [
 
 @dataclass
 class _Total:
-    labels: list[str]
+    labels: tuple[str, ...]
     requests: int = 0
     errors: int = 0
     buckets: list[int] = field(default_factory=lambda: [0] * BUCKETS)
     at: float = 0.0
+
+    def add(self, other: _Total) -> None:
+        self.requests += other.requests
+        self.errors += other.errors
+        self.buckets = [mine + more for mine, more in zip(self.buckets, other.buckets, strict=True)]
 
 
 @dataclass(eq=False)
@@ -81,6 +88,8 @@ class ServeTotals(Collector):
         self._totals = {version: total for version, total in self._totals.items() if now - total.at < FORGET_S}
 
     def collect(self) -> Iterator[Metric]:
+        """Each set of labels once, whatever names the records gave: a repeated series would make Prometheus refuse the
+        whole answer."""
         requests = CounterMetricFamily("heliostat_service_requests", "Requests that a version answered.", labels=LABELS)
         errors = CounterMetricFamily(
             "heliostat_service_errors", "Of them: answered 5xx, or broken off by the application.", labels=LABELS
@@ -90,23 +99,27 @@ class ServeTotals(Collector):
             "Until the answer began; the sum is taken from the middles of the buckets.",
             labels=LABELS,
         )
-        for total in list(self._totals.values()):
-            requests.add_metric(total.labels, total.requests)
-            errors.add_metric(total.labels, total.errors)
+        merged: dict[tuple[str, ...], _Total] = {}
+        for one in list(self._totals.values()):
+            merged.setdefault(one.labels, _Total(one.labels)).add(one)
+        for total in merged.values():
+            labels = list(total.labels)
+            requests.add_metric(labels, total.requests)
+            errors.add_metric(labels, total.errors)
             grown, sums = 0, []
             for bound, count in zip(_BOUNDS, total.buckets, strict=True):
                 grown += count
                 sums.append((bound, grown))
             seconds = sum(middle * count for middle, count in zip(_MIDDLE_S, total.buckets, strict=True))
-            latency.add_metric(total.labels, sums, seconds)
+            latency.add_metric(labels, sums, seconds)
         yield from (requests, errors, latency)
 
 
-async def _labels(db: Database, service_id: str, version_id: str) -> list[str] | None:
+async def _labels(db: Database, service_id: str, version_id: str) -> tuple[str, ...] | None:
     service, version = await load_service(db, service_id), await load_version(db, version_id)
     if service is None or version is None or version.service_id != service.id:
         return None
-    return [service.name, version.name, service.service.project]
+    return service.id, service.name, version.name, service.service.project
 
 
 TOTALS = ServeTotals()

@@ -13,7 +13,9 @@ import re
 import sys
 import threading
 import time
+from collections import Counter as Counts
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
 import structlog
@@ -63,41 +65,59 @@ class EndpointCounters(Protocol):
     def up(self) -> bool: ...
 
 
+@dataclass(frozen=True)
+class _Heard:
+    labels: list[str]
+    """Id, name and project of the service."""
+    counters: list[EndpointCounters]
+    versions: dict[str, str]
+
+
 class EndpointCollector(Collector):
     """``heliostat_endpoint_*``: the load balancers' own counters as last heard, passed on rather than counted here. So
     they start anew when a load balancer does, which Prometheus knows of counters, and go when a backend goes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._heard: dict[str, tuple[Sequence[EndpointCounters], Mapping[str, str]]] = {}
+        self._heard: dict[str, _Heard] = {}
+        """By service id: a name is unique only within its project, and may be given again."""
 
-    def set(self, service: str, counters: Sequence[EndpointCounters], versions: Mapping[str, str]) -> None:
+    def set(self, service_id: str, heard: _Heard) -> None:
         with self._lock:
-            self._heard[service] = list(counters), dict(versions)
+            self._heard[service_id] = heard
 
-    def forget(self, service: str) -> None:
+    def forget(self, service_id: str) -> None:
         with self._lock:
-            self._heard.pop(service, None)
+            self._heard.pop(service_id, None)
 
     def collect(self) -> Iterator[Metric]:
+        """Each set of labels once, whatever names the records gave: a repeated series would make Prometheus refuse the
+        whole answer."""
+        names = ["service_id", "service", "project", "version", "cluster"]
+        sums: Counts[tuple[str, ...]] = Counts()
+        is_up: dict[tuple[str, ...], bool] = {}
+        with self._lock:
+            heard = sorted(self._heard.items())
+        for _, of_one in heard:
+            for one in of_one.counters:
+                labels = (*of_one.labels, of_one.versions.get(one.version_id, one.version_id), one.backend_id)
+                is_up[labels] = one.up and is_up.get(labels, True)
+                for code, count in sorted(one.requests.items()):
+                    sums[*labels, code] += count
         requests = CounterMetricFamily(
             "heliostat_endpoint_requests",
             "Requests that a service's load balancer sent to each cluster, retries included.",
-            labels=["service", "version", "cluster", "code"],
+            labels=[*names, "code"],
         )
         up = GaugeMetricFamily(
             "heliostat_endpoint_backend_up",
             "Whether the cluster answers the load balancer's health checks.",
-            labels=["service", "version", "cluster"],
+            labels=names,
         )
-        with self._lock:
-            heard = sorted(self._heard.items())
-        for service, (counters, versions) in heard:
-            for one in counters:
-                labels = [service, versions.get(one.version_id, one.version_id), one.backend_id]
-                up.add_metric(labels, float(one.up))
-                for code, count in sorted(one.requests.items()):
-                    requests.add_metric([*labels, code], count)
+        for key, count in sums.items():
+            requests.add_metric(list(key), count)
+        for key, value in is_up.items():
+            up.add_metric(list(key), float(value))
         yield requests
         yield up
 
@@ -107,19 +127,25 @@ REGISTRY.register(ENDPOINTS)
 
 
 def set_endpoint_counters(
-    service_name: str, counters: Sequence[EndpointCounters], version_names: Mapping[str, str]
+    service_id: str,
+    counters: Sequence[EndpointCounters],
+    *,
+    name: str,
+    project: str,
+    version_names: Mapping[str, str],
 ) -> None:
     """Serves these counters of one service's load balancer from now on, in place of the last ones.
 
     Args:
+        name, project: of the service, for people.
         version_names: by version id; people know a version by its name.
     """
-    ENDPOINTS.set(service_name, counters, version_names)
+    ENDPOINTS.set(service_id, _Heard([service_id, name, project], list(counters), dict(version_names)))
 
 
-def forget_endpoint(service_name: str) -> None:
+def forget_endpoint(service_id: str) -> None:
     """The service has ended: its counters are served no more."""
-    ENDPOINTS.forget(service_name)
+    ENDPOINTS.forget(service_id)
 
 
 def render_metrics() -> tuple[bytes, str]:

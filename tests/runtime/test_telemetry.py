@@ -153,22 +153,52 @@ def test_a_trace_goes_from_the_request_to_the_cloud_call(
 
 def test_a_load_balancers_counters_are_served_as_last_heard() -> None:
     def sample(name: str, **labels: str) -> float | None:
-        return REGISTRY.get_sample_value(f"heliostat_endpoint_{name}", {"service": "shop", **labels})
+        known = {"service_id": "svc_1", "service": "shop", "project": "default"}
+        return REGISTRY.get_sample_value(f"heliostat_endpoint_{name}", known | labels)
 
-    first = [
+    def hear(*counters: BackendCounters, **versions: str) -> None:
+        set_endpoint_counters("svc_1", counters, name="shop", project="default", version_names=versions)
+
+    hear(
         BackendCounters(backend_id="cl_1", version_id="sv_1", requests={"200": 17, "502": 1}),
         BackendCounters(backend_id="cl_2", version_id="sv_2", up=False),
-    ]
-    set_endpoint_counters("shop", first, {"sv_1": "v1"})
+        sv_1="v1",
+    )
     assert sample("requests_total", version="v1", cluster="cl_1", code="200") == 17
     assert sample("requests_total", version="v1", cluster="cl_1", code="502") == 1
     assert sample("backend_up", version="v1", cluster="cl_1") == 1
     assert sample("backend_up", version="sv_2", cluster="cl_2") == 0, "a version without a name has its id"
     # The load balancer has started anew, and one backend is gone.
-    set_endpoint_counters("shop", [BackendCounters(backend_id="cl_1", version_id="sv_1", requests={"200": 2})], {})
+    hear(BackendCounters(backend_id="cl_1", version_id="sv_1", requests={"200": 2}))
     assert sample("requests_total", version="sv_1", cluster="cl_1", code="200") == 2
     assert sample("requests_total", version="v1", cluster="cl_1", code="200") is None
     assert sample("backend_up", version="sv_2", cluster="cl_2") is None
-    assert b'heliostat_endpoint_backend_up{cluster="cl_1",service="shop",version="sv_1"} 1.0' in render_metrics()[0]
-    forget_endpoint("shop")
+    assert b'heliostat_endpoint_backend_up{cluster="cl_1",project="default",service="shop",' in render_metrics()[0]
+    forget_endpoint("svc_1")
     assert b"shop" not in render_metrics()[0]
+
+
+def test_services_and_versions_of_the_same_name_are_told_apart_or_added_up() -> None:
+    """Two projects' services of one name; and in one of them two versions of one name on one cluster."""
+    one = BackendCounters(backend_id="cl_1", version_id="sv_1", requests={"200": 3})
+    same = BackendCounters(backend_id="cl_1", version_id="sv_2", requests={"200": 4, "404": 1}, up=False)
+    set_endpoint_counters("svc_1", [one, same], name="shop", project="a", version_names={"sv_1": "v", "sv_2": "v"})
+    set_endpoint_counters("svc_2", [one], name="shop", project="b", version_names={"sv_1": "v"})
+    try:
+        lines = [line for line in render_metrics()[0].decode().splitlines() if 'service="shop"' in line]
+        assert len({line.rpartition(" ")[0] for line in lines}) == len(lines) == 5, "no series twice"
+        labels = {"service": "shop", "version": "v", "cluster": "cl_1"}
+        first, second = (
+            labels | {"service_id": "svc_1", "project": "a"},
+            labels | {"service_id": "svc_2", "project": "b"},
+        )
+        counted = "heliostat_endpoint_requests_total"
+        assert REGISTRY.get_sample_value(counted, first | {"code": "200"}) == 7
+        assert REGISTRY.get_sample_value(counted, second | {"code": "200"}) == 3
+        assert REGISTRY.get_sample_value("heliostat_endpoint_backend_up", first) == 0
+        assert REGISTRY.get_sample_value("heliostat_endpoint_backend_up", second) == 1
+        forget_endpoint("svc_1")
+        assert REGISTRY.get_sample_value(counted, second | {"code": "200"}) == 3
+    finally:
+        forget_endpoint("svc_1")
+        forget_endpoint("svc_2")

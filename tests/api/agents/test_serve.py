@@ -33,7 +33,7 @@ from store.commands import put_command
 from store.projection import write_sealed
 from store.service_deploys import insert_service, insert_version
 from store.services import latest_traffic
-from store.tables import commands
+from store.tables import commands, service_versions, services
 from tests.api.agents.conftest import Agent, World, fact
 from tests.api.agents.test_commands import Asks, asking
 from tests.api.agents.test_reports import seen, stored_report
@@ -46,6 +46,7 @@ CONFIG = ServiceConfig(
             "import_path": "other:app",
             "name": "other",
             "route_prefix": "/other",
+            "logging_config": {"encoding": "JSON"},
             "runtime_env": {
                 "working_dir": "https://host/other.zip",
                 "py_modules": ["upload:" + "b" * 64],
@@ -58,7 +59,7 @@ CONFIG = ServiceConfig(
     requirements=["requests==2.32.0"],
     env_vars={"A": "hunter2", "B": "ours"},
     http_options={"request_timeout_s": 30},
-    grpc_options={"grpc_servicer_functions": ["pb:add"], "service_names": ["x"]},
+    grpc_options={"grpc_servicer_functions": ["pb:add"]},
     logging_config={"log_level": "DEBUG"},
 )
 BUCKETS = len(LATENCY_BOUNDS_MS) + 1
@@ -128,6 +129,7 @@ async def test_a_head_is_given_serves_config(world: World, http: httpx.AsyncClie
     assert config["grpc_options"] == {"grpc_servicer_functions": ["pb:add"]}
     assert config["logging_config"] == {"log_level": "DEBUG"}
     first, second = config["applications"]
+    assert ("logging_config" in first, second["logging_config"]) == (False, {"encoding": "JSON"})
     assert (first["name"], first["route_prefix"], first["import_path"]) == ("default", "/", "main:app")
     assert (first["args"], first["deployments"]) == ({"model": "small"}, [{"name": "Chat", "num_replicas": 2}])
     assert first["runtime_env"]["env_vars"] == {"A": "hunter2", "B": "ours"}
@@ -254,7 +256,7 @@ async def test_what_the_proxies_saw_stands_in_the_report_and_in_the_metrics(
     assert (await stored_report(world, heads[0].node.id)).doc["serve"]["requests"] == 3
     text = generate_latest().decode()
     name = f"chat-{service_id[-6:]}"
-    labels = f'{{project="default",service="{name}",version="v1"}}'
+    labels = f'{{project="default",service="{name}",service_id="{service_id}",version="v1"}}'
     # What it saw before it was heard first is not counted: 10 -> 25 are 15, then 3; the other one 0 -> 5.
     assert f"heliostat_service_requests_total{labels} 23.0" in _sorted(text)
     assert f"heliostat_service_errors_total{labels} 2.0" in _sorted(text)
@@ -278,7 +280,9 @@ async def test_the_latency_histogram_is_cumulative(world: World) -> None:
         await totals.heard(world.db, "nd_1", service_id, ServeTraffic.model_validate(seen_so_far))
     await totals.heard(world.db, "nd_1", service_id, ServeTraffic(version_id=version_id, buckets=[1]))  # no histogram
     await totals.heard(world.db, "nd_2", service_id, ServeTraffic(version_id="sv_unknown", requests=1))
-    labels = {"service": f"chat-{service_id[-6:]}", "version": "v1", "project": "default"}
+    labels = {
+        "service_id": service_id, "service": f"chat-{service_id[-6:]}", "version": "v1", "project": "default",
+    }  # fmt: skip
     name = "heliostat_service_latency_seconds"
 
     def value(suffix: str, **more: str) -> float | None:
@@ -288,3 +292,30 @@ async def test_the_latency_histogram_is_cumulative(world: World) -> None:
     assert value("count") == 4.0
     assert value("sum") == pytest.approx(60 + 3 * 0.0005)
     assert len({s.labels["version"] for m in registry.collect() for s in m.samples}) == 1
+
+
+async def test_services_and_versions_of_the_same_name_are_told_apart_or_added_up(world: World) -> None:
+    """A service was made anew under its name; and the name of a version that the records forgot was given again."""
+    first, version_id = await a_version(world)
+    second, second_version = await a_version(world)
+    again = new_id("sv")
+    totals, registry = ServeTotals(), CollectorRegistry()
+    registry.register(totals)
+    await totals.heard(world.db, "nd_1", first, ServeTraffic(version_id=version_id))
+    async with world.db.begin() as conn:
+        await conn.execute(services.update().where(services.c.id == second).values(name=f"chat-{first[-6:]}"))
+        mine = service_versions.c.id == version_id
+        await conn.execute(service_versions.update().where(mine).values(id=again))
+    told = (("nd_1", first, version_id), ("nd_2", first, again), ("nd_3", second, second_version))
+    for count in (0, 4):
+        for node, service, version in told:
+            seen_so_far = ServeTraffic.model_validate(traffic(version, count, errors=count // 4))
+            await totals.heard(world.db, node, service, seen_so_far)
+    lines = [line.rpartition(" ")[0] for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
+    assert len(set(lines)) == len(lines), "no series twice"
+    labels = {"service": f"chat-{first[-6:]}", "version": "v1", "project": "default"}
+    for service, requests, errors in ((first, 8, 2), (second, 4, 1)):
+        mine = labels | {"service_id": service}
+        assert registry.get_sample_value("heliostat_service_requests_total", mine) == requests
+        assert registry.get_sample_value("heliostat_service_errors_total", mine) == errors
+        assert registry.get_sample_value("heliostat_service_latency_seconds_count", mine) == requests
