@@ -61,8 +61,9 @@ def _decode(cursor: str) -> tuple[datetime, str]:
         ) from None
 
 
-def tag_filter(table: Table, tags: list[str]) -> list[ColumnElement[bool]]:
-    """``tag=team:ml&tag=team:web&tag=stage:prod`` → (team is ml or web) and stage is prod. ``key=value`` works too."""
+def tag_filter(table: Table, tags: list[str], column: str = "doc") -> list[ColumnElement[bool]]:
+    """``tag=team:ml&tag=team:web&tag=stage:prod`` → (team is ml or web) and stage is prod. ``key=value`` works too.
+    ``column``: that of the table in which the tags stand."""
     wanted: dict[str, list[str]] = {}
     for tag in tags:
         at = min((i for i in (tag.find(":"), tag.find("=")) if i > 0), default=-1)
@@ -70,7 +71,7 @@ def tag_filter(table: Table, tags: list[str]) -> list[ColumnElement[bool]]:
         if at < 1 or '"' in key:
             raise InvalidRequest(f"{tag!r} is not a tag filter.", remedy="Write tag=key:value.", field="tag")
         wanted.setdefault(key, []).append(value)
-    return [table.c.doc["tags"][key].as_string().in_(values) for key, values in wanted.items()]
+    return [table.c[column]["tags"][key].as_string().in_(values) for key, values in wanted.items()]
 
 
 def state_filter(table: Table, states: list[Any]) -> list[ColumnElement[bool]]:

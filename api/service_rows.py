@@ -72,8 +72,9 @@ async def write(
     if body.versions:
         check_weights(name, body, [v.name for v in living if v.state != VersionState.TERMINATING])
     if row.state == ServiceState.TERMINATED:
-        tags = news[0].config.tags if news else row.input.tags
-        row = await store.reopen_service(conn, row, row.input.model_copy(update={"tags": tags}), now)
+    if news and not made:
+        row = await store.retag_service(conn, row, news[-1].config.tags)
+        row = await store.reopen_service(conn, row, now)
     number = await store.next_number(conn, row.id)
     specs: list[VersionSpec] = []
     for offset, new in enumerate(news):
@@ -118,7 +119,7 @@ async def _service(
                 resource=name,
                 field="name",
             )
-        row = await _make(state, conn, me, project, name, news[0], now)
+        row = await _make(state, conn, me, project, name, news[-1], now)
         if row is not None:
             return row, True
     raise Unavailable(f"The name {name!r} changes hands all the time.", remedy="Try again.", resource=name)

@@ -32,7 +32,7 @@ from heliostat.models.services import (
 )
 from runtime.messages import RollbackOrder, RolloutOrder, TerminateRequest
 from store.service_deploys import delete_service
-from store.services import VersionRow, lock_service, version_row
+from store.services import VersionRow, lock_service, stored_service, version_row
 from store.tables import service_versions, services
 
 router = APIRouter(prefix="/v1/services", tags=["services"])
@@ -62,11 +62,11 @@ async def list_all(
 ) -> Page[Service]:
     """Without their versions and tokens."""
     c = services.c
-    query = select(c.id, c.created_at, c.doc).where(
+    query = select(c.id, c.created_at, c.doc, c.input).where(
         c.project_id.in_(me.scope(project)),
         c.withdrawn.is_(False),
         *state_filter(services, state),
-        *tag_filter(services, tag),
+        *tag_filter(services, tag, "input"),
     )
     query = query.where(c.name == name) if name is not None else query
     query = query.where(c.created_at > created_after) if created_after else query
@@ -74,7 +74,7 @@ async def list_all(
     async with request.app.state.db.read() as conn:
         if cloud is not None:
             query = query.where(c.cloud_id == (await lookup.cloud(conn, me, cloud)).id)
-        make = lambda r: shown(Service.model_validate(r.doc))  # noqa: E731
+        make = lambda r: shown(stored_service(r))  # noqa: E731
         return await page(conn, query, (c.created_at, c.id), make, limit, cursor)
 
 

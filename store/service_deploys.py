@@ -38,11 +38,19 @@ async def insert_service(conn: AsyncConnection, service: Service, arg: ServiceIn
     return await insert_new(conn, services, row)
 
 
-async def reopen_service(conn: AsyncConnection, row: ServiceRow, arg: ServiceInput, at: datetime) -> ServiceRow:
+async def retag_service(conn: AsyncConnection, row: ServiceRow, tags: dict[str, str]) -> ServiceRow:
+    """Its workflow writes none: they may be changed while it runs. Call with the row locked."""
+    arg = row.input.model_copy(update={"tags": tags})
+    stored = arg.model_copy(update={"revision": row.told_revision})
+    await conn.execute(update(services).where(services.c.id == row.id).values(input=stored.model_dump(mode="json")))
+    return replace(row, service=row.service.model_copy(update={"tags": tags}), input=arg)
+
+
+async def reopen_service(conn: AsyncConnection, row: ServiceRow, at: datetime) -> ServiceRow:
     """A terminated service is to start again, under the next revision: what its former workflow may still have on the
     way changes nothing. Call with the row locked."""
     revision = row.revision + 1
-    arg = arg.model_copy(update={"revision": revision})
+    arg = row.input.model_copy(update={"revision": revision})
     reopened = {
         "state": ServiceState.STARTING,
         "reason": "asked for again",
@@ -50,10 +58,10 @@ async def reopen_service(conn: AsyncConnection, row: ServiceRow, arg: ServiceInp
         "state_since": at,
         "ended_at": None,
         "primary_version": None,
+        "previous_version": None,
         "canary_version": None,
         "rollout": None,
         "gate_hashes": [],
-        "tags": arg.tags,
         "revision": revision,
     }
     service = row.service.model_copy(update=reopened)
@@ -121,9 +129,9 @@ async def insert_deploy(conn: AsyncConnection, project_id: str, service_id: str,
 
 
 async def withdraw_deploy(conn: AsyncConnection, deploy_id: str) -> bool:
-    """Takes back a deploy that its workflow does not have: its versions go. If the workflow has written nothing and no
-    other deploy waits for it, so does a service that was new; one that was started again is terminated as before.
-    False: the workflow has it already."""
+    """Takes back a deploy that its workflow does not have: its versions go, and with them their tags. If the workflow
+    has written nothing and no other deploy waits for it, so does a service that was new; one that was started again is
+    terminated as before. False: the workflow has it already."""
     d = service_deploys.c
     service_id = await conn.scalar(select(d.service_id).where(d.id == deploy_id))
     row = await lock_service(conn, service_id) if service_id is not None else None
@@ -134,6 +142,9 @@ async def withdraw_deploy(conn: AsyncConnection, deploy_id: str) -> bool:
     env = select(v.env_ref).where(v.deploy_id == deploy_id, v.env_ref.is_not(None))
     await conn.execute(delete(sealed).where(sealed.c.id.in_(env)))
     await conn.execute(delete(service_versions).where(v.deploy_id == deploy_id))
+    newest = select(v.spec).where(v.service_id == row.id).order_by(v.number.desc()).limit(1)
+    if (spec := await conn.scalar(newest)) is not None:
+        row = await retag_service(conn, row, VersionSpec.model_validate(spec).tags)
     since = row.service.state_since  # when it was made, or started again: nobody has written since
     others = select(d.id).where(d.service_id == row.id, d.withdrawn.is_(False), d.created_at >= since).limit(1)
     if row.revision != row.told_revision or await conn.scalar(others) is not None:

@@ -29,7 +29,8 @@ _UPDATE_VERSION = update(service_versions).where(
     service_versions.c.service_id == bindparam("its_service"),
     service_versions.c.revision <= bindparam("its_revision"),
 )
-_NOT_IN_DOC = {"versions", "query_auth_token", "query_auth_tokens"}
+_NOT_IN_DOC = {"versions", "query_auth_token", "query_auth_tokens", "tags"}
+"""``tags`` stand in ``input``: a deploy may change them while the workflow, which does not know, writes ``doc``."""
 
 
 class StoredToken(Result):
@@ -305,7 +306,12 @@ def service_row(r: Row[Any]) -> ServiceRow:
         name=r.name,
         withdrawn=r.withdrawn,
         revision=r.revision,
-        service=Service.model_validate(r.doc),
+        service=stored_service(r),
+def stored_service(r: Row[Any]) -> Service:
+    """Of a row's ``doc`` and ``input``."""
+    return Service.model_validate({**r.doc, "tags": r.input["tags"]})
+
+
         input=_input(r.input, r.revision),
         told_revision=r.input["revision"],
         tokens=[StoredToken.model_validate(t) for t in r.tokens],

@@ -234,12 +234,13 @@ services = Table(
     "services", metadata, _id(), _project(),
     Column("cloud_id", String(40), ForeignKey("clouds.id"), nullable=False),
     Column("name", String(63), nullable=False),
-    Column("live_name", String(63)),  # the name until it is deleted: a terminated service keeps its name and its URL
+    Column("live_name", String(63)),  # the name until it is deleted: a terminated service keeps its name
     Column("state", String(20), nullable=False),
     Column("withdrawn", Boolean, nullable=False, default=False),
     Column("revision", Integer, nullable=False, default=0),
-    Column("doc", JSON, nullable=False),  # heliostat.models.services.Service without versions and tokens
-    # runtime.messages.ServiceInput: whoever starts the workflow starts it with this, at the row's revision.
+    Column("doc", JSON, nullable=False),  # heliostat.models.services.Service without versions, tokens and tags
+    # runtime.messages.ServiceInput: whoever starts the workflow starts it with this, at the row's revision. Its tags
+    # are the service's.
     Column("input", JSON, nullable=False),
     # [{id, created_at, sealed: row of `sealed` that holds {"token": …}, sha256}], the primary one first.
     Column("tokens", JSON, nullable=False),

@@ -171,7 +171,7 @@ async def test_a_service_that_starts_again_goes_on_from_its_revision(db: Databas
     async with db.begin() as conn:
         row = await services.lock_service(conn, "svc_1")
         assert row is not None
-        row = await service_deploys.reopen_service(conn, row, row.input, utcnow())
+        row = await service_deploys.reopen_service(conn, row, utcnow())
     assert (row.state, row.revision, row.told_revision, row.input.revision) == (ServiceState.STARTING, 8, 8, 8)
     loaded = await services.load_service(db, "svc_1")
     assert loaded == row
@@ -271,7 +271,7 @@ async def test_retention_leaves_a_service_that_is_not_deleted(db: Database, proj
         row = await services.lock_service(conn, "svc_3")
         assert row is not None
         await service_deploys.delete_service(conn, row)
-        for key in (deploy_id, "qt_svc_1"):
+        for key in (deploy_id, "qt_svc_1", "od_1"):
             await conn.execute(
                 accepted.insert().values(project_id=project, key=key, body_sha256="x", resource_id=key, created_at=NOW)
             )
