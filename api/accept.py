@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.temporal import calling
 from heliostat.errors import Conflict, HeliostatError, InvalidRequest, Unavailable
-from heliostat.models.common import Event, utcnow
+from heliostat.models.common import Event, new_id, utcnow
 from runtime.keys import Keys
 from store.database import Database, insert_new
 from store.tables import accepted, clusters, events, jobs, service_deploys
@@ -34,6 +34,9 @@ _EARLIER = select(accepted.c.resource_id, accepted.c.body_sha256).where(
 )
 
 _TABLES = {"cluster": clusters, "job": jobs, "deploy": service_deploys}
+
+TOLD = "od"
+"""Ids of orders that make nothing: retention takes them by their age."""
 
 Withdraw = Callable[[AsyncConnection], Awaitable[bool]]
 """Takes back what its workflow does not have; False: it has it."""
@@ -103,6 +106,16 @@ async def claim(conn: AsyncConnection, owner_id: str, order: Order, resource_id:
         return True
     row = {"key": order.key, "body_sha256": order.digest, "resource_id": resource_id, "created_at": utcnow()}
     return await insert_new(conn, accepted, {"project_id": owner_id, **row})
+
+
+async def told_once(db: Database, owner_id: str, order: Order) -> None:
+    """For a request that makes nothing but tells a workflow something, which the workflow takes once under a key: fixes
+    the key to this request. Raises Conflict when it was used for another one."""
+    if order.key is None:
+        return
+    async with db.begin() as conn:
+        if not await claim(conn, owner_id, order, new_id(TOLD)):
+            await earlier(conn, owner_id, order)
 
 
 async def first_event(conn: AsyncConnection, resource_id: str, actor: str, message: str) -> None:

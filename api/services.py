@@ -10,7 +10,7 @@ from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import lookup, service_tokens, temporal
-from api.accept import Ordered
+from api.accept import Order, Ordered, told_once
 from api.auth import Caller, Me
 from api.clusters import events_of
 from api.logs import follow_clusters, service_page
@@ -42,7 +42,8 @@ router.include_router(service_tokens.router)
 @router.post("", status_code=201)
 async def create(request: Request, me: Me, order: Ordered, body: ServiceDeploy) -> Service:
     """Deploys a version: of a new service, of one that runs, or of a terminated one, which starts again with its id,
-    its URL and its tokens. Accepted is durable; the newest of ``versions`` is this deploy's."""
+    its name and its tokens, and may get another URL. Accepted is durable; the newest of ``versions`` is this
+    deploy's."""
     return await deploy(request.app.state, me, order, body)
 
 
@@ -157,7 +158,7 @@ async def terminate(
 ) -> Service:
     """Asks for its end, at any moment; answers at once. Terminated already is fine."""
     message = TerminateRequest(actor=me.actor, reason=(body or ServiceTerminate()).reason)
-    return await _tell(request, me, ref, project, "terminate", message, order.key, ended_is_fine=True)
+    return await _tell(request, me, ref, project, "terminate", message, order, ended_is_fine=True)
 
 
 @router.post("/{ref}/rollback")
@@ -166,7 +167,7 @@ async def rollback(
 ) -> Service:
     """Abandons the rollout that is under way; without one, brings the version before back."""
     message = RollbackOrder(actor=me.actor, reason=(body or ServiceRollback()).reason)
-    return await _tell(request, me, ref, project, "rollback", message, order.key)
+    return await _tell(request, me, ref, project, "rollback", message, order)
 
 
 @router.post("/{ref}/rollout")
@@ -175,7 +176,7 @@ async def rollout(
 ) -> Service:
     """Pauses, resumes, promotes or aborts the rollout that is under way."""
     message = RolloutOrder(actor=me.actor, action=body.action, percent=body.percent)
-    return await _tell(request, me, ref, project, "rollout", message, order.key)
+    return await _tell(request, me, ref, project, "rollout", message, order)
 
 
 async def _tell(
@@ -185,17 +186,18 @@ async def _tell(
     project: str | None,
     update: str,
     message: Model,
-    key: str | None,
+    order: Order,
     *,
     ended_is_fine: bool = False,
 ) -> Service:
     state = request.app.state
     async with state.db.read() as conn:
         row = await _find(conn, me, ref, project)
+    await told_once(state.db, row.project_id, order)
     if row.state != ServiceState.TERMINATED:
         await deliver(state, row.id)
         try:
-            await temporal.update(state.temporal, row.id, update, message, key, "service")
+            await temporal.update(state.temporal, row.id, update, message, order.key, "service")
         except NotFound as e:
             await only_ended(state, row.id, e)
             if not ended_is_fine:
@@ -211,7 +213,7 @@ def _ended(row: Row[Any]) -> Conflict:
 
 @router.delete("/{ref}", status_code=204)
 async def remove(request: Request, me: Me, ref: str, project: str | None = None) -> Response:
-    """Of a terminated service: its name is free at once, its URL and its tokens are gone."""
+    """Of a terminated service: its name is free at once, its tokens are gone."""
     state = request.app.state
     async with state.db.begin() as conn:
         row = await lock_service(conn, (await _find(conn, me, ref, project)).id)

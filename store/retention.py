@@ -38,7 +38,7 @@ VERSIONS_KEPT = 10
 
 async def delete_old(db: Database, *, records_before: datetime, events_before: datetime) -> dict[str, int]:
     """Deletes at most BATCH ended clusters and jobs with all that hangs on them, deleted services likewise, and events;
-    also env values that nothing alive refers to. A terminated service keeps its name and its URL until somebody
+    also env values that nothing alive refers to. A terminated service keeps its name and its tokens until somebody
     deletes it. Rows by table; all zero: nothing is left to do."""
     counts: dict[str, int] = {}
 
@@ -100,7 +100,8 @@ async def _drop_services(
     if old := await some(d.id, d.created_at < before, done):
         await drop(accepted, accepted.c.resource_id.in_(old))
         await drop(service_deploys, d.id.in_(old))
-    await drop(accepted, accepted.c.resource_id.like("qt|_%", escape="|"), accepted.c.created_at < before)
+    for prefix in ("qt", "od"):  # tokens, and orders that make nothing
+        await drop(accepted, accepted.c.resource_id.like(f"{prefix}|_%", escape="|"), accepted.c.created_at < before)
     newer = service_versions.alias("newer")
     ended_since = (
         select(func.count())
