@@ -46,11 +46,12 @@ async def serve_config(state: Any, view: ClusterView, version_id: str) -> dict[s
                 "args": app.args,
                 "runtime_env": _runtime_env(config, app.runtime_env, signed),
                 "deployments": app.deployments,
+                **({"logging_config": app.logging_config} if app.logging_config is not None else {}),
             }
             for app in config.applications
         ],
         "http_options": config.http_options,
-        "grpc_options": {k: v for k, v in config.grpc_options.items() if k != "service_names"},
+        "grpc_options": config.grpc_options,
     }
     if config.logging_config is not None:
         given["logging_config"] = config.logging_config

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from api import lookup
+from api.service_options import check_options, proxy_options
 from heliostat.errors import Conflict, InvalidRequest, NotHonoured
 from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.services import ApplicationConfig, ServiceConfig, ServiceDeploy, ServiceState
@@ -35,18 +36,13 @@ def check_config(at: str, config: ServiceConfig) -> None:
     lookup.check_env(config.env_vars, f"{at}env_vars")
     for i, app in enumerate(config.applications):
         _check_application(f"{at}applications.{i}.", app)
+    check_options(at, config)
     size = sum(len(k) + len(v.encode()) for k, v in config.secrets().items())
     if size > MAX_ENV_BYTES:
         raise InvalidRequest(
             f"The environment variables have {size} bytes.",
             remedy=f"Keep them below {MAX_ENV_BYTES}; larger things belong into a file.",
             field=f"{at}env_vars",
-        )
-    if config.grpc_options.get("service_names") and not config.serves_grpc:
-        raise InvalidRequest(
-            "grpc_options names services but no grpc_servicer_functions, without which Serve answers no gRPC.",
-            remedy="Give the import paths of their add_…_to_server functions.",
-            field=f"{at}grpc_options.grpc_servicer_functions",
         )
 
 
@@ -94,7 +90,7 @@ def check_state(row: ServiceRow) -> None:
     if row.state == ServiceState.TERMINATING:
         raise Conflict(
             f"Service {row.name} is TERMINATING.",
-            remedy="Deploy again when it is TERMINATED: it keeps its id, its name and its URL.",
+            remedy="Deploy again when it is TERMINATED: it keeps its id, its name and its tokens.",
             resource=row.id,
         )
 
@@ -140,10 +136,11 @@ def check_in_place(
             field="in_place",
         )
     old = running[0].spec
+    was, is_ = proxy_options(running[0].version.config), proxy_options(config)
     for field, same in (
         ("compute_config", shape == old.compute_config),
         ("cluster_replicas", config.cluster_replicas == old.cluster_replicas),
-        ("grpc_options", config.serves_grpc == old.grpc),
+        *((name, is_[name] == was[name]) for name in is_),
     ):
         if not same:
             raise InvalidRequest(
@@ -151,6 +148,18 @@ def check_in_place(
                 remedy=f"Leave {field} as it is, or leave out in_place.",
                 field=f"config.{field}",
             )
+
+
+def check_canary(name: str, row: ServiceRow | None, percent: int | None) -> None:
+    """``row``: None, the service is new. ``percent``: 100 asks for no stop."""
+    if percent is None or percent == 100 or (row is not None and row.service.primary_version is not None):
+        return
+    raise InvalidRequest(
+        f"No version of service {name} serves yet, so this one has nothing to be the canary of.",
+        remedy="Leave out canary_percent, or wait until the service is RUNNING.",
+        resource=row.id if row is not None else name,
+        field="canary_percent",
+    )
 
 
 def check_weights(name: str, body: ServiceDeploy, living: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.accept import first_event
 from api.auth import Caller, Project
-from api.service_checks import check_fits, check_in_place, check_state, check_weights
+from api.service_checks import check_canary, check_fits, check_in_place, check_state, check_weights
 from heliostat.errors import Conflict, NotFound, Unavailable
 from heliostat.models.clouds import Cloud
 from heliostat.models.common import Event, new_id, utcnow
@@ -67,13 +67,14 @@ async def write(
         check_state(row)
         for new in news:
             check_fits(row, new.at, new.config, new.cloud.id, new.cloud.name)
+    check_canary(name, None if made else row, body.canary_percent)
     if body.in_place:
         check_in_place(name, None if made else row, living, news[0].config, news[0].shape)
     if body.versions:
         check_weights(name, body, [v.name for v in living if v.state != VersionState.TERMINATING])
-    if row.state == ServiceState.TERMINATED:
     if news and not made:
         row = await store.retag_service(conn, row, news[-1].config.tags)
+    if row.state == ServiceState.TERMINATED:
         row = await store.reopen_service(conn, row, now)
     number = await store.next_number(conn, row.id)
     specs: list[VersionSpec] = []

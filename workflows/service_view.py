@@ -29,6 +29,7 @@ def service_resource(arg: ServiceInput, s: ServiceData) -> Service:
         query_url=s.url or None,
         gate_hashes=s.gate_hashes,
         primary_version=s.primary,
+        previous_version=s.previous if s.previous in s.versions else None,
         canary_version=s.rollout.version_id if s.rollout and s.rollout.kind == RolloutKind.STEPS else None,
         rollout=rollout_resource(s),
         created_by=arg.created_by,

@@ -75,6 +75,7 @@ class ProbeConfig(Model):
     method: str = Field(default="GET", pattern=r"^(GET|HEAD|POST|PUT)$")
     body: str | None = Field(default=None, max_length=65_536)
     headers: dict[str, str] = {}
+    """Shown to everybody of the project and kept in histories, as they stand: put no secret into them."""
     expected_status: list[int] = []
     """Default: anything below 500, for an application need not have anything at its route prefix."""
     timeout_s: float = Field(default=10, gt=0, le=300)
@@ -123,7 +124,9 @@ class ApplicationConfig(Model):
     runtime_env: dict[str, Any] = {}
     """``working_dir`` and ``py_modules`` as the service's own (they win over those); ``env_vars`` are secrets."""
     deployments: list[dict[str, Any]] = []
-    """Serve's deployment options, checked by Serve."""
+    """Serve's deployment options; their values are checked by Serve. A ``runtime_env`` of their own is refused."""
+    logging_config: dict[str, Any] | None = None
+    """Of this application's deployments, instead of the service's."""
     probe: ProbeConfig = ProbeConfig()
     """Ours, not Serve's."""
 
@@ -218,7 +221,11 @@ class ServiceConfig(Model):
     @field_validator("grpc_options")
     @classmethod
     def _grpc(cls, value: dict[str, Any]) -> dict[str, Any]:
-        other = sorted(value.keys() - {"grpc_servicer_functions", "request_timeout_s", "service_names"})
+        if "service_names" in value:
+            raise ValueError(
+                "service_names is no option of Ray Serve's: it answers for all services of grpc_servicer_functions"
+            )
+        other = sorted(value.keys() - {"grpc_servicer_functions", "request_timeout_s"})
         if other:
             raise ValueError(f"{', '.join(other)} can't be set; the port is the load balancer's")
         functions = value.get("grpc_servicer_functions", [])
@@ -345,6 +352,9 @@ class ServiceDeploy(Model):
             raise ValueError("give one 'config', or 'versions' with 'configs'")
         if self.in_place and self.canary_percent is not None:
             raise ValueError("an update in place has no canary: leave out canary_percent")
+        if self.max_surge_percent != 100 and (self.in_place or self.versions):
+            how = "an update in place" if self.in_place else "static weights"
+            raise ValueError(f"max_surge_percent bounds a rollout; it does not go with {how}")
         return self
 
 
@@ -478,6 +488,8 @@ class Service(Result):
     gate_hashes: list[str] = []
     """sha256 of each token that every proxy with traffic takes by now; empty in answers."""
     primary_version: str | None = None
+    previous_version: str | None = None
+    """To which a rollback goes while no rollout is under way."""
     canary_version: str | None = None
     rollout: Rollout | None = None
     versions: list[ServiceVersion] = []
@@ -487,4 +499,5 @@ class Service(Result):
     state_since: datetime
     ended_at: datetime | None = None
     tags: dict[str, str] = {}
+    """Those of its newest version."""
     revision: int = 0

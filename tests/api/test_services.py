@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import hashlib
+import importlib.util
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +19,8 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
+from api.service_options import ACTOR, PARTS
+from api.service_options import DEPLOYMENT as DEPLOYMENT_OPTIONS
 from heliostat.models.clusters import Cluster, ClusterState, Node, NodeRole, NodeState
 from heliostat.models.common import new_id, utcnow
 from heliostat.models.compute_configs import ComputeConfig
@@ -156,7 +161,7 @@ async def test_a_service_is_written_and_its_workflow_is_told(world: World, tempo
     async with world.ada as http:
         answer = await http.post(
             "/v1/services",
-            json=body(applications=apps, tags={"team": "ml"}, cluster_replicas=2, canary_percent=20),
+            json=body(applications=apps, tags={"team": "ml"}, cluster_replicas=2, canary_percent=100),
         )
         assert answer.status_code == 201, answer.text
         service = answer.json()
@@ -176,7 +181,7 @@ async def test_a_service_is_written_and_its_workflow_is_told(world: World, tempo
     assert (arg["name"], arg["revision"], arg["cloud_id"]) == ("chat", 0, world.cloud_id)
     (request,) = await heard(temporal, service["id"], "deploy")
     assert request["gate"] == {"enabled": True, "hashes": [hashlib.sha256(token.encode()).hexdigest()]}
-    assert (request["canary_percent"], request["in_place"], request["actor"]) == (20, False, "user:ada")
+    assert (request["canary_percent"], request["in_place"], request["actor"]) == (100, False, "user:ada")
     (spec,) = request["versions"]
     assert {a: p["path"] for a, p in spec["probes"].items()} == {"a": "/a", "b": "/b/ping"}
     assert (spec["cluster_replicas"], spec["grpc"], spec["tags"]) == (2, False, {"team": "ml"})
@@ -417,12 +422,18 @@ async def test_in_place_needs_a_running_version_that_it_can_replace(
         await write(world, id, ServiceState.RUNNING, RUNNING)
         assert await refused(cluster_replicas=2) == (422, "config.cluster_replicas")
         assert await refused(**shape) == (422, "config.compute_config")
-        assert await refused(**grpc) == (422, "config.grpc_options")
+        assert await refused(**grpc) == (422, "config.grpc_options.grpc_servicer_functions")
+        for part, name in (
+            ("http_options", "request_timeout_s"), ("http_options", "keep_alive_timeout_s"),
+            ("grpc_options", "request_timeout_s"),
+        ):  # fmt: skip
+            assert await refused(**{part: {name: 100}}) == (422, f"config.{part}.{name}")
         now = utcnow()
         await write(world, id, ServiceState.RUNNING, rollout=Rollout(version_id="sv_x", since=now))
         assert await refused() == (409, "in_place")
         await write(world, id, ServiceState.RUNNING, rollout=None)
-        accepted_now = await deployed(http, in_place=True)
+        as_it_is = {"request_timeout_s": None, "keep_alive_timeout_s": 90}
+        accepted_now = await deployed(http, in_place=True, http_options=as_it_is)
         assert accepted_now["versions"][0]["number"] == 2
         assert await refused() == (409, "in_place")  # that one is under way
     assert [d["in_place"] for d in await heard(temporal, id, "deploy")] == [False, True]
@@ -439,6 +450,18 @@ def with_app(**more: Any) -> dict[str, Any]:
 
 def with_env(**runtime_env: Any) -> dict[str, Any]:
     return with_app(runtime_env=runtime_env)
+
+
+DEPLOYMENT = f"{APPS}.deployments.0"
+PROBE = f"{APPS}.probe.headers"
+
+
+def with_deployment(part: str, value: Any) -> dict[str, Any]:
+    return with_app(deployments=[{"name": "d", part: value}])
+
+
+def with_header(name: str, value: str = "1") -> dict[str, Any]:
+    return with_app(probe={"headers": {name: value}})
 
 
 CASES: list[tuple[dict[str, Any], int, str | None, str]] = [
@@ -479,7 +502,56 @@ CASES: list[tuple[dict[str, Any], int, str | None, str]] = [
         body(compute_config={"head_node": {"required_resources": {"CPU": 64}}}), 422,
         "config.compute_config.head_node.required_resources.CPU", "64 CPUs; cloud local has 2",
     ),
-    (body(grpc_options={"service_names": ["x"]}), 422, "config.grpc_options.grpc_servicer_functions", "no gRPC"),
+    (body(grpc_options={"service_names": ["x"]}), 422, "config.grpc_options", "service_names is no option"),
+    (body(http_options={"request_timeout_s": "abc"}), 422, "config.http_options.request_timeout_s", "seconds"),
+    (body(http_options={"request_timeout_s": -1}), 422, "config.http_options.request_timeout_s", "seconds"),
+    (body(grpc_options={"request_timeout_s": "soon"}), 422, "config.grpc_options.request_timeout_s", "seconds"),
+    (body(logging_config={"bogus": 1}), 422, "config.logging_config.bogus", "no such option"),
+    (body(logging_config={"log_level": "loud"}), 422, "config.logging_config.log_level", "DEBUG"),
+    (body(logging_config={"encoding": "XML"}), 422, "config.logging_config.encoding", "TEXT or JSON"),
+    (body(logging_config={"logs_dir": 3}), 422, "config.logging_config.logs_dir", "path"),
+    (body(logging_config={"enable_access_log": 3}), 422, "config.logging_config.enable_access_log", "true or false"),
+    (
+        body(logging_config={"additional_log_standard_attrs": "x"}), 422,
+        "config.logging_config.additional_log_standard_attrs", "list of names",
+    ),
+    (with_app(logging_config={"bogus": 1}), 422, f"{APPS}.logging_config.bogus", "no such option"),
+    (with_app(route_prefix="/{x}"), 422, f"{APPS}.route_prefix", "braces"),
+    (with_app(route_prefix="/\u00e4"), 422, f"{APPS}.route_prefix", "ASCII"),
+    (with_app(deployments=[{"name": "d", "num_replica": 2}]), 422, f"{DEPLOYMENT}.num_replica", "no such option"),
+    (with_deployment("ray_actor_options", {"num_cpu": 1}), 422, f"{DEPLOYMENT}.ray_actor_options.num_cpu", "no such"),
+    (with_deployment("autoscaling_config", {"max": 1}), 422, f"{DEPLOYMENT}.autoscaling_config.max", "no such option"),
+    (with_deployment("autoscaling_config", "auto"), 422, f"{DEPLOYMENT}.autoscaling_config", "is an object"),
+    (with_deployment("logging_config", {"log_level": 3}), 422, f"{DEPLOYMENT}.logging_config.log_level", "DEBUG"),
+    (
+        with_deployment("ray_actor_options", {"runtime_env": {"env_vars": {"A": "hunter2"}}}), 422,
+        f"{DEPLOYMENT}.ray_actor_options.runtime_env", "sealed",
+    ),
+    (
+        with_deployment("deployment_actors", [{"name": "a", "actor_options": {"runtime_env": {"conda": "x"}}}]), 422,
+        f"{DEPLOYMENT}.deployment_actors.0.actor_options.runtime_env", "sealed",
+    ),
+    (with_deployment("deployment_actors", [{"nam": "a"}]), 422, f"{DEPLOYMENT}.deployment_actors.0.nam", "no such"),
+    (with_deployment("deployment_actors", "a"), 422, f"{DEPLOYMENT}.deployment_actors", "list of objects"),
+    (with_app(route_prefix=None, probe={"path": "/x"}), 422, f"{APPS}.probe", "no route_prefix"),
+    (with_app(probe={"path": "/\u00e4"}), 422, f"{APPS}.probe.path", "ASCII"),
+    (with_app(probe={"path": "/a b"}), 422, f"{APPS}.probe.path", "without spaces"),
+    (with_header("aUTHORIZATION"), 422, f"{PROBE}.aUTHORIZATION", "token of its own"),
+    (with_header("Host"), 422, f"{PROBE}.Host", "can't be set"),
+    (with_header("content-length"), 422, f"{PROBE}.content-length", "can't be set"),
+    (with_header("Transfer-Encoding"), 422, f"{PROBE}.Transfer-Encoding", "can't be set"),
+    (with_header("Connection"), 422, f"{PROBE}.Connection", "can't be set"),
+    (with_header("x-heliostat-Backend"), 422, f"{PROBE}.x-heliostat-Backend", "Heliostat's own"),
+    (with_header("X A"), 422, PROBE, "no name of a header"),
+    (with_header("X-A\nB"), 422, PROBE, "no name of a header"),
+    (with_header("X-A", "1\r\nHost: x"), 422, f"{PROBE}.X-A", "one line"),
+    (with_header("X-A", "\u20ac"), 422, f"{PROBE}.X-A", "ASCII"),
+    (body(canary_percent=20), 422, "canary_percent", "nothing to be the canary of"),
+    ({**body(in_place=True), "max_surge_percent": 50}, 422, None, "in place"),
+    (
+        {"name": "c", "versions": [{"name": "v", "traffic_percent": 100}], "max_surge_percent": 0}, 422, None,
+        "static weights",
+    ),
     (body(http_options={"port": 1}), 422, "config.http_options", "load balancer"),
     (body(proxy_location="EveryNode"), 422, "config.proxy_location", "HeadOnly"),
     (body(rollout={"steps": [5, 50]}), 422, "config.rollout.steps", "end with 100"),
@@ -503,7 +575,7 @@ CASES: list[tuple[dict[str, Any], int, str | None, str]] = [
 async def test_bad_input_is_refused_by_field_and_leaves_nothing(world: World) -> None:
     async with world.ada as http:
         for case, status, field, words in CASES:
-            answer = await http.post("/v1/services", json=case, headers={"idempotency-key": str(case)[:250]})
+            answer = await http.post("/v1/services", json=case, headers={"idempotency-key": ascii(case)[:250]})
             problem = answer.json()
             assert answer.headers["content-type"] == "application/problem+json", case
             assert (answer.status_code, problem.get("field")) == (status, field), (case, problem)
@@ -513,6 +585,69 @@ async def test_bad_input_is_refused_by_field_and_leaves_nothing(world: World) ->
     async with world.db.read() as conn:
         for table in (services, service_versions, service_deploys, sealed, accepted):
             assert await conn.scalar(select(func.count()).select_from(table)) == 0, table.name
+
+
+async def test_all_options_of_serves_are_taken_and_no_others(world: World, worker: None) -> None:
+    """The lists are Ray's own, which is not imported here either."""
+    spec = importlib.util.find_spec("ray")
+    assert spec is not None
+    assert spec.origin is not None
+    known: dict[str, list[str]] = {}
+    for file in ("schema.py", "config.py"):
+        for node in ast.parse((Path(spec.origin).parent / "serve" / file).read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                fields = [
+                    f.target.id for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)
+                ]
+                known[node.name] = [f for f in fields if not f.startswith("_") and f != "model_config"]
+    ours = {
+        "DeploymentSchema": DEPLOYMENT_OPTIONS, "DeploymentActorConfig": ACTOR,
+        "RayActorOptionsSchema": PARTS["ray_actor_options"], "AutoscalingConfig": PARTS["autoscaling_config"],
+        "BackpressureConfig": PARTS["backpressure_config"], "GangSchedulingConfig": PARTS["gang_scheduling_config"],
+        "RequestRouterConfig": PARTS["request_router_config"], "LoggingConfig": PARTS["logging_config"],
+    }  # fmt: skip
+    assert {name: sorted(known[name]) for name in ours} == {name: sorted(fields) for name, fields in ours.items()}
+    logs = {"encoding": "JSON", "log_level": "DEBUG", "logs_dir": "/x", "enable_access_log": False}
+    deployment = {
+        "name": "d", "num_replicas": "auto", "max_ongoing_requests": 3, "user_config": {"a": 1},
+        "ray_actor_options": {"num_cpus": 0.5, "resources": {}}, "logging_config": logs,
+        "autoscaling_config": {"min_replicas": 0, "max_replicas": 2}, "deployment_actors": [{"name": "a"}],
+    }  # fmt: skip
+    probe = {"path": "/a%20b?x=1", "headers": {"X-A": "1 2", "Content-Type": "text/plain"}}
+    app = {**APP, "deployments": [deployment], "probe": probe, "logging_config": logs}
+    async with world.ada as http:
+        options = {"http_options": {"request_timeout_s": 1.5}, "grpc_options": {"request_timeout_s": None}}
+        service = await deployed(http, applications=[app], logging_config={"log_level": 10}, **options)
+    assert service["versions"][0]["config"]["applications"][0]["deployments"] == [deployment]
+
+
+async def test_a_canary_needs_a_version_that_serves(world: World, worker: None) -> None:
+    async with world.ada as http:
+        id = (await deployed(http))["id"]
+        early = await http.post("/v1/services", json=body(canary_percent=0))
+        assert (early.status_code, early.json()["field"]) == (422, "canary_percent")
+        await write(world, id, ServiceState.RUNNING, RUNNING, primary_version="sv_1")
+        await deployed(http, canary_percent=0)
+
+
+async def test_a_service_has_the_tags_of_its_newest_version(
+    world: World, absent: Client, temporal: Client, worker: None
+) -> None:
+    async def found(tag: str) -> list[str]:
+        return [s["id"] for s in (await http.get("/v1/services", params={"tag": tag})).json()["items"]]
+
+    async with world.ada as http:
+        id = (await deployed(http, tags={"team": "ml"}))["id"]
+        await write(world, id, ServiceState.RUNNING, RUNNING, tags={"team": "ml"})
+        later = await deployed(http, tags={"team": "web"})
+        assert later["tags"] == {"team": "web"}
+        await write(world, id, ServiceState.ROLLING_OUT, tags={"team": "ml"})  # as its workflow knows them
+        assert (await http.get("/v1/services/chat")).json()["tags"] == {"team": "web"}
+        assert (await found("team:web"), await found("team:ml")) == ([id], [])
+        world.app.state.temporal = absent
+        assert (await http.post("/v1/services", json=body(tags={"team": "none"}))).status_code == 503
+        assert await found("team:web") == [id]
+        world.app.state.temporal = temporal
 
 
 async def test_what_a_service_is_fixed_to(world: World, worker: None) -> None:
@@ -587,6 +722,24 @@ async def test_orders_reach_the_workflow_and_its_refusals_come_back(
         assert (await http.post("/v1/services/chat/terminate")).status_code == 503
     assert await heard(temporal, id, "rollout") == [{"actor": "user:ada", "action": "promote", "percent": 50}]
     assert await heard(temporal, id, "terminate") == [{"actor": "user:ada", "reason": "done"}]
+
+
+async def test_a_key_of_an_order_is_for_that_order_alone(world: World, temporal: Client, worker: None) -> None:
+    async def say(path: str, **json: Any) -> tuple[int, str | None]:
+        answer = await http.post(f"/v1/services/chat/{path}", json=json, headers={"idempotency-key": "k"})
+        return answer.status_code, answer.json().get("field")
+
+    async with world.ada as http:
+        id = (await deployed(http))["id"]
+        for _ in range(2):
+            assert await say("rollout", action="promote", percent=50) == (200, None)
+        assert await say("rollout", action="promote", percent=60) == (409, "Idempotency-Key")
+        assert await say("rollback") == (409, "Idempotency-Key")
+        assert await say("terminate") == (409, "Idempotency-Key")
+        again = await http.post("/v1/services", json=body(), headers={"idempotency-key": "k"})
+        assert (again.status_code, again.json()["field"]) == (409, "Idempotency-Key")
+    assert [m["percent"] for m in await heard(temporal, id, "rollout")] == [50]
+    assert await heard(temporal, id, "terminate") == []
 
 
 async def test_what_has_ended_takes_no_orders_and_ends_again(world: World, temporal: Client, worker: None) -> None:
