@@ -28,6 +28,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from activities.canaries import CanaryActivities
 from activities.commands import CommandActivities
+from activities.endpoint_watch import EndpointWatch
 from activities.endpoints import EndpointActivities
 from activities.leases import LeaseActivities
 from activities.monitor import MonitorActivities
@@ -101,7 +102,7 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
     endpoints = EndpointActivities(mine.balancers, installation)
     canaries = CanaryActivities(db)
     leases = LeaseActivities(db, client, settings.task_queue)
-    monitor = MonitorActivities(db, client, settings, mine.balancers)
+    monitor = MonitorActivities(db, client, settings, EndpointWatch(db, client, mine.balancers, installation))
     nodes = NodeActivities(mine.machines, mine.keys, installation, mine.cloud_names)
     records = RecordActivities(db, boot)
     schedules = ScheduleActivities(db)

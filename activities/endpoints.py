@@ -12,11 +12,21 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.nodes import as_failure
-from clouds.base import Backend, BadConfig, Denied, Endpoint, EndpointSpec, Gone, LoadBalancer, Outdated
+from clouds.base import (
+    Backend,
+    BackendsLost,
+    BadConfig,
+    Denied,
+    Endpoint,
+    EndpointSpec,
+    Gone,
+    LoadBalancer,
+    Outdated,
+)
 from heliostat.errors import CloudError
 from heliostat.models.common import Model
 
-FINAL = (BadConfig, Denied, Gone, Outdated)
+FINAL = (BackendsLost, BadConfig, Denied, Gone, Outdated)
 """What another try of the same call does not cure."""
 
 
@@ -58,7 +68,8 @@ class EndpointActivities:
 
     @activity.defn
     def ensure_endpoint(self, endpoint: EnsureEndpoint) -> Endpoint:
-        """Makes it, or heals what of it does not run. Repeatable."""
+        """Makes it, or heals what of it does not run. Repeatable. Type ``backends_lost``: it is there, and wants to be
+        told its backends."""
         balancer = self._balancer(endpoint.cloud_id)
         spec = EndpointSpec(
             service_id=endpoint.service_id,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import structlog
@@ -13,13 +12,12 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError, RPCStatusCode
 
-from clouds.base import Gone, LoadBalancer
-from heliostat.errors import CloudError
+from activities.endpoint_watch import EndpointWatch
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
 from runtime.messages import GateOrder, HeadSilent, deploy_service, start_cluster, start_job
 from runtime.settings import Settings
-from runtime.telemetry import CLUSTERS, forget_endpoint, set_endpoint_counters
+from runtime.telemetry import CLUSTERS
 from store import projection, services
 from store.database import Database
 from store.tables import clusters
@@ -30,7 +28,8 @@ UNSTARTED_AFTER_S = 10.0
 """The API starts a workflow within milliseconds of accepting; one that is not there by now lost its API."""
 
 ENDPOINTS_S = 10.0
-"""Between two looks at the load balancers' counters; Prometheus scrapes every 15 s by habit."""
+"""Between two looks at the endpoints. A load balancer that was killed is back after this, for nobody else starts it;
+its counters are scraped by Prometheus every 15 s by habit."""
 
 MASS_SHARE = 0.5
 MASS_MIN = 3
@@ -44,12 +43,11 @@ class MonitorActivities:
         db: Database,
         client: Client,
         settings: Settings,
-        balancers: Mapping[str, LoadBalancer] | None = None,
+        endpoints: EndpointWatch | None = None,
     ) -> None:
-        self._balancers = balancers or {}
-        self._counted_at = 0.0
-        self._endpoints: set[str] = set()
-        """Ids of the services whose counters are served."""
+        self._endpoints = endpoints
+        self._looked_at = -ENDPOINTS_S
+        self._look: asyncio.Task[None] | None = None
         self._db = db
         self._client = client
         self._settings = settings
@@ -70,9 +68,7 @@ class MonitorActivities:
                     continue
         finally:
             CLUSTERS.clear()  # whoever watches next counts them: two workers must not both
-            for id in self._endpoints:
-                forget_endpoint(id)
-            self._endpoints.clear()
+            self._stop_looking()
 
     async def round(self, now: datetime) -> None:
         """One look at everything; ``now`` is the records' time."""
@@ -80,7 +76,7 @@ class MonitorActivities:
         await self._tell_gates()
         await self._find_silent(now)
         await self._count()
-        await self._count_endpoints()
+        self._look_at_endpoints()
 
     async def _start_forgotten(self) -> None:
         cluster_rows, job_rows = await projection.unstarted(self._db, UNSTARTED_AFTER_S)
@@ -147,29 +143,23 @@ class MonitorActivities:
                 if error.status != RPCStatusCode.NOT_FOUND:
                     raise
 
-    async def _count_endpoints(self) -> None:
-        """The load balancers' own counters, for whoever scrapes this worker."""
-        if time.monotonic() - self._counted_at < ENDPOINTS_S:
+    def _look_at_endpoints(self) -> None:
+        """Beside the rounds: no endpoint may keep us from hearing that a head is silent."""
+        if self._endpoints is None:
             return
-        self._counted_at = time.monotonic()
-        living: set[str] = set()
-        for service in await services.names(self._db):
-            balancer = self._balancers.get(service.cloud_id)
-            if balancer is None:
-                continue
-            try:
-                counters = await asyncio.to_thread(balancer.counters, service.id)
-            except CloudError as error:
-                if not isinstance(error, Gone):  # it has no endpoint yet, or none any more
-                    log.warning("endpoint not counted", service=service.id, why=str(error))
-                continue
-            set_endpoint_counters(
-                service.id, counters, name=service.name, project=service.project, version_names=service.versions
-            )
-            living.add(service.id)
-        for id in self._endpoints - living:
-            forget_endpoint(id)
-        self._endpoints = living
+        if self._look is not None and self._look.done():
+            self._look.result()  # what it could not do ends this attempt, as a round's failure does
+            self._look = None
+        if self._look is None and time.monotonic() - self._looked_at >= ENDPOINTS_S:
+            self._looked_at = time.monotonic()
+            self._look = asyncio.create_task(self._endpoints.look())
+
+    def _stop_looking(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        if self._endpoints is not None:
+            self._endpoints.close()
 
     async def _count(self) -> None:
         async with self._db.read() as conn:

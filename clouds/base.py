@@ -82,6 +82,13 @@ class Outdated(CloudError):
         )
 
 
+class BackendsLost(CloudError):
+    """The endpoint no longer knows which backends it should have: say them anew by ``set_backends``, under whatever
+    revision. It goes on by what it has, as long as that runs."""
+
+    code = "backends_lost"
+
+
 class MachineState(StrEnum):
     PENDING = "pending"
     RUNNING = "running"
@@ -259,11 +266,15 @@ class LoadBalancer(Protocol):
     it is the only one that may have any. Tokens are checked by the backends.
     """
 
-    def ensure(self, spec: EndpointSpec) -> Endpoint:
-        """Makes the endpoint, or starts what of it does not run. Its URL stays the same for the service's life.
-        Without backends it answers 503. Raises BadConfig (its port is taken by another program, its certificate is
-        unreadable),
-        Denied, Throttled; any other CloudError may be tried again."""
+    def ensure(self, spec: EndpointSpec, *, make: bool = True) -> Endpoint:
+        """Makes the endpoint, or mends it: starts what of it does not run, writes anew what is missing or garbled,
+        takes a renewed certificate. Its URL stays the same for the service's life. Without backends it answers 503.
+
+        Args:
+            make: whether to make one where there is none; else that is Gone.
+
+        Raises BadConfig (its port is taken by another program, its certificate is unreadable), BackendsLost, Denied,
+        Throttled; any other CloudError may be tried again."""
         ...
 
     def set_backends(self, service_id: str, revision: int, backends: list[Backend]) -> None:
@@ -277,7 +288,11 @@ class LoadBalancer(Protocol):
         """Of the backends that it has now. Raises Gone."""
         ...
 
-    def describe(self, service_id: str) -> Endpoint | None: ...
+    def describe(self, service_id: str) -> Endpoint | None:
+        """None: there is none. Its ``state`` is ``ready`` only if there is nothing to be done for it by ``ensure`` or
+        ``set_backends``. Cheap: the monitor asks for every service every few seconds. Raises Denied; any other
+        CloudError may be tried again."""
+        ...
 
     def remove(self, service_id: str) -> None:
         """Ends it and all that belongs to it. Already gone is done."""

@@ -9,7 +9,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from clouds.base import Backend, BackendCounters, BadConfig, Denied, Endpoint, EndpointSpec, Gone, Outdated, Throttled
+from clouds.base import (
+    Backend,
+    BackendCounters,
+    BackendsLost,
+    BadConfig,
+    Denied,
+    Endpoint,
+    EndpointSpec,
+    Gone,
+    Outdated,
+    Throttled,
+)
 from heliostat.errors import CloudError
 from heliostat.models.services import BACKEND_HEADER
 
@@ -28,6 +39,8 @@ class _Fake:
     backends: list[Backend] = field(default_factory=list)
     counts: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
     """By version and backend."""
+    trouble: str = ""
+    lost: bool = False
     credit: Counter[str] = field(default_factory=Counter)
     """Of smooth weighted round-robin, by version and, within one, by backend."""
 
@@ -84,11 +97,23 @@ class FakeBalancer:
         with self._lock:
             self._endpoints[service_id].counts.clear()
 
+    def damage(self, service_id: str, trouble: str) -> None:
+        """It answers nothing from now on, until it is mended."""
+        with self._lock:
+            self._endpoints[service_id].trouble = trouble
+
+    def lose_backends(self, service_id: str) -> None:
+        """It no longer knows which ones it should have, and goes on by those that it has."""
+        with self._lock:
+            self._endpoints[service_id].lost = True
+
     def request(self, service_id: str, headers: Mapping[str, str] | None = None) -> FakeAnswer:
         """One request of a client; raises Gone where a real one would find nobody."""
         given = {name.lower(): value for name, value in (headers or {}).items()}
         with self._lock:
             held = self._held(service_id)
+            if held.trouble:
+                return FakeAnswer(502)
             backend = self._named(held, given) if BACKEND_HEADER.lower() in given else self._next(held)
             if backend is None:
                 return FakeAnswer(503)
@@ -98,27 +123,33 @@ class FakeBalancer:
 
     # -- the contract
 
-    def ensure(self, spec: EndpointSpec) -> Endpoint:
+    def ensure(self, spec: EndpointSpec, *, make: bool = True) -> Endpoint:
         with self._call("ensure"), self._lock:
             if self.bad_config:
                 raise BadConfig(
                     f"The fake cloud refuses {spec.service_id}: {self.bad_config}", resource=spec.service_id
                 )
+            if not make:
+                self._held(spec.service_id)
             held = self._endpoints.setdefault(spec.service_id, _Fake(spec))
             if held.spec.installation_id != spec.installation_id:
                 raise BadConfig(f"{spec.service_id} belongs to another installation.", resource=spec.service_id)
-            held.spec = spec
+            if held.lost:
+                raise BackendsLost(f"{spec.service_id} has lost its backends.", resource=spec.service_id)
+            held.spec, held.trouble = spec, ""
             return self._endpoint(held)
 
     def set_backends(self, service_id: str, revision: int, backends: list[Backend]) -> None:
         with self._call("set_backends"), self._lock:
             held = self._held(service_id)
+            if held.lost:
+                held.revision, held.lost = -1, False
             if revision == held.revision and backends == held.backends:
                 return
             if revision <= held.revision:
                 raise Outdated.backends(service_id, revision, held.revision)
             kept = {(b.version_id, b.id) for b in backends}
-            held.revision, held.backends, held.credit = revision, list(backends), Counter()
+            held.revision, held.backends, held.credit, held.trouble = revision, list(backends), Counter(), ""
             held.counts = {key: count for key, count in held.counts.items() if key in kept}
             self.applied.append((service_id, revision, list(backends)))
 
@@ -176,7 +207,8 @@ class FakeBalancer:
         return held
 
     def _endpoint(self, held: _Fake) -> Endpoint:
-        return Endpoint(service_id=held.spec.service_id, url=f"{self.url}/{held.spec.service_id}")
+        state = held.trouble or ("its backends are lost" if held.lost else "ready")
+        return Endpoint(service_id=held.spec.service_id, url=f"{self.url}/{held.spec.service_id}", state=state)
 
     def _named(self, held: _Fake, headers: Mapping[str, str]) -> Backend | None:
         wanted = headers[BACKEND_HEADER.lower()]

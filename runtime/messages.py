@@ -181,6 +181,14 @@ class GateOrder(Model):
     gate: GateTokens
 
 
+class EndpointLost(Model):
+    """Signal ``endpoint_lost`` of a service, by the monitor: its load balancer is not there any more, or no longer
+    knows its backends. It becomes whole by being told those that are wanted now, under a greater revision than ever."""
+
+    event_id: str
+    reason: str
+
+
 class NodeFact(Model):
     """A change that a node's agent saw. ``event_id`` = ``<node id>/<fact id>``: delivered at least once."""
 

@@ -100,6 +100,11 @@ class ServiceNames:
     cloud_id: str
     versions: dict[str, str] = field(default_factory=dict)
     """Names of those that have not ended, by id."""
+    state: ServiceState = ServiceState.STARTING
+    has_endpoint: bool = False
+    """By its workflow's last word."""
+    grpc: bool = False
+    """One of those versions speaks it."""
 
 
 # --- what the workflow writes and asks --------------------------------------------------------------------
@@ -219,20 +224,32 @@ async def gate_told(db: Database, service_id: str, gate: GateTokens) -> None:
 
 
 async def names(db: Database) -> list[ServiceNames]:
-    """Of all services that have not ended, for labels of metrics."""
+    """Of all services that have not ended, for the look after their endpoints and the labels of its metrics."""
     async with db.read() as conn:
         rows = await conn.execute(
-            select(services.c.id, services.c.name, services.c.doc, services.c.cloud_id).where(
+            select(services.c.id, services.c.name, services.c.doc, services.c.cloud_id, services.c.state).where(
                 services.c.withdrawn.is_(False), services.c.ended_at.is_(None)
             )
         )
-        found = {r.id: ServiceNames(id=r.id, name=r.name, project=r.doc["project"], cloud_id=r.cloud_id) for r in rows}
-        v = service_versions.c
-        for r in await conn.execute(
-            select(v.id, v.service_id, v.name).where(v.service_id.in_(found), v.ended_at.is_(None))
-        ):
-            found[r.service_id].versions[r.id] = r.name
-    return list(found.values())
+        living = list(rows)
+        v, ids = service_versions.c, [r.id for r in living]
+        found = await conn.execute(
+            select(v.id, v.service_id, v.name, v.spec).where(v.service_id.in_(ids), v.ended_at.is_(None))
+        )
+        versions = list(found)
+    return [
+        ServiceNames(
+            id=r.id,
+            name=r.name,
+            project=r.doc["project"],
+            cloud_id=r.cloud_id,
+            versions={v.id: v.name for v in versions if v.service_id == r.id},
+            state=ServiceState(r.state),
+            has_endpoint=bool(r.doc["query_url"]),
+            grpc=any(v.spec["grpc"] for v in versions if v.service_id == r.id),
+        )
+        for r in living
+    ]
 
 
 # --- what is looked at ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clouds.base import Backend, BackendCounters, BadConfig, Endpoint, EndpointSpec, Gone, Outdated
+from clouds.base import Backend, BackendCounters, BackendsLost, BadConfig, Endpoint, EndpointSpec, Gone, Outdated
 from clouds.local import balancer_config, balancer_ports, balancer_process, supervisor
 from clouds.local.balancer_files import Garbled, Place, Wanted, disk, is_held, load, locked, places, read
 from clouds.local.balancer_tls import Certificate
@@ -63,15 +63,17 @@ class LocalBalancer:
 
     # -- the contract
 
-    def ensure(self, spec: EndpointSpec) -> Endpoint:
+    def ensure(self, spec: EndpointSpec, *, make: bool = True) -> Endpoint:
         folder = self._folder(spec.service_id)
         with disk(folder):
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             with locked(self._root / "lock"):
                 self._certificate.ready()
                 if not folder.exists():
+                    if not make:
+                        raise _gone(spec.service_id)
                     self._make(spec, folder)
-            with locked(folder / "lock"):
+            with locked(folder / "lock") if make else self._held(spec.service_id, folder):
                 place = self._place(folder)
                 if place.installation_id != spec.installation_id:
                     raise BadConfig(
@@ -89,7 +91,7 @@ class LocalBalancer:
             place = self._place(folder)
             try:
                 last = self._wanted(folder)
-            except Garbled:
+            except BackendsLost:
                 last = Wanted()  # this call says it anew
             new = Wanted(revision=revision, backends=backends)
             if revision < last.revision or (revision == last.revision and new != last):
@@ -111,17 +113,13 @@ class LocalBalancer:
         if not folder.exists():
             return None
         with disk(folder):
-            place, status = self._place(folder), balancer_process.status(folder)
             try:
-                _, loaded = self._routes(place, self._wanted(folder))
-            except Garbled as e:
-                return Endpoint(service_id=service_id, url=place.url, state=str(e))
-        state = "ready"
-        if not balancer_process.goes_by(place, loaded):
-            state = status.get("problem") or "its load balancer does not run, or not by its last routes"
-        elif not is_held(folder / "supervisor.lock"):
-            state = "its supervisor does not run"
-        return Endpoint(service_id=service_id, url=place.url, state=state)
+                place = self._place(folder)
+            except FileNotFoundError:
+                if folder.exists():
+                    raise
+                return None  # removed in between
+            return Endpoint(service_id=service_id, url=place.url, state=self._state(folder, place))
 
     def remove(self, service_id: str) -> None:
         folder = self._folder(service_id)
@@ -163,19 +161,43 @@ class LocalBalancer:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700)
         write_private(part / "endpoint.json", place.model_dump_json(indent=1))
+        # From the first on, so that one that is missing is known to be lost.
+        write_private(part / "backends.json", Wanted().model_dump_json(indent=1))
         part.rename(folder)
 
     def _routes(self, place: Place, wanted: Wanted) -> tuple[str, str]:
         return balancer_config.routes(wanted.backends, grpc=place.grpc, certificate=self._certificate.files)
 
+    def _static(self, folder: Path, place: Place) -> str:
+        return balancer_config.static(folder, place.host, place.port, place.metrics_port)
+
     # -- running
+
+    def _state(self, folder: Path, place: Place) -> str:
+        try:
+            text, loaded = self._routes(place, self._wanted(folder))
+        except BackendsLost as e:
+            return str(e)
+        except FileNotFoundError as e:
+            return f"its certificate is not there: {e.filename}"
+        if not balancer_process.goes_by(place, loaded):
+            problem = str(balancer_process.status(folder).get("problem") or "")
+            return problem or "its load balancer does not run, or not by its last routes"
+        if not is_held(folder / "supervisor.lock"):
+            return "its supervisor does not run"
+        # What runs has read them already; the next one to be started would not find them.
+        if read(folder / "routes" / "routes.yml") != text or read(folder / "traefik.yml") != self._static(
+            folder, place
+        ):
+            return "its files are not as they should be"
+        return "ready"
 
     def _bring_about(self, folder: Path, place: Place, wanted: Wanted) -> None:
         """Returns when requests go by ``wanted``: writes what is not as it should be, starts what does not run. Under
         the service's lock. A Traefik that runs keeps its static configuration until it is started again: newer code
         of ours is no reason to cut streams."""
         text, loaded = self._routes(place, wanted)
-        static = balancer_config.static(folder, place.host, place.port, place.metrics_port)
+        static = self._static(folder, place)
         if read(folder / "traefik.yml") != static:
             write_private(folder / "traefik.yml", static)
         blind = not (folder / "routes").is_dir()
@@ -248,8 +270,18 @@ class LocalBalancer:
         return load(Place, folder / "endpoint.json")
 
     def _wanted(self, folder: Path) -> Wanted:
+        """Raises BackendsLost, and FileNotFoundError when the endpoint is removed meanwhile."""
         path = folder / "backends.json"
-        return load(Wanted, path) if path.exists() else Wanted()
+        try:
+            return load(Wanted, path)
+        except (Garbled, FileNotFoundError) as e:
+            if not folder.exists():
+                raise
+            raise BackendsLost(
+                f"{path} is {'not there' if isinstance(e, FileNotFoundError) else 'not what we wrote'}.",
+                remedy="It is made anew by `set_backends`, which the service's workflow calls when it hears of this.",
+                resource=folder.name,
+            ) from None
 
 
 def _gone(service_id: str) -> Gone:

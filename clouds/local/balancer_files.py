@@ -58,8 +58,7 @@ def load(kind: type[Stored], path: Path) -> Stored:
     except (ValidationError, UnicodeDecodeError):
         raise Garbled(
             f"{path} is not what we wrote.",
-            remedy="Take it from a backup. backends.json is made anew by `set_backends`; without endpoint.json, remove "
-            "the folder: the service gets another port.",
+            remedy="Take endpoint.json from a backup, or remove the folder: the service gets another port.",
             resource=path.parent.name,
         ) from None
 

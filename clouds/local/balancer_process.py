@@ -77,10 +77,12 @@ def _end_all(left: Callable[[], Iterable[dict[str, Any]]], folder: Path) -> None
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """``status.json``; {} while the supervisor has not written any."""
-    text = read(folder / "status.json")
-    found: dict[str, Any] = json.loads(text) if text else {}
-    return found
+    """``status.json``; {} while the supervisor has not written any, or where it is garbled: it only tells."""
+    try:
+        found = json.loads(read(folder / "status.json"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def supervise(folder: Path, traefik: str) -> None:

@@ -90,6 +90,14 @@ class World(Protocol):
         """Returns when the load balancer knows it."""
         ...
 
+    def break_down(self) -> None:
+        """All that runs of the endpoint is killed."""
+        ...
+
+    def lose_backends(self) -> None:
+        """What the endpoint has written down of its backends can't be read any more."""
+        ...
+
 
 @dataclass
 class FakeWorld:
@@ -105,6 +113,12 @@ class FakeWorld:
 
     def set_up(self, name: str, up: bool) -> None:
         (self.balancer.down.discard if up else self.balancer.down.add)(name)
+
+    def break_down(self) -> None:
+        self.balancer.damage(SERVICE, "it does not run")
+
+    def lose_backends(self) -> None:
+        self.balancer.lose_backends(SERVICE)
 
 
 @dataclass
@@ -134,6 +148,13 @@ class LocalWorld:
     def set_up(self, name: str, up: bool) -> None:
         self.backends[name].sicken(not up)
         eventually(lambda: {c.backend_id: c.up for c in self.balancer.counters(SERVICE)}[name] is up)
+
+    def break_down(self) -> None:
+        self.kill("supervisor")
+        self.kill("traefik")
+
+    def lose_backends(self) -> None:
+        (self.folder / "backends.json").unlink()
 
     def pids(self, role: str) -> list[int]:
         return sorted(process["pid"] for process in balancer_supervisor.found(self.folder, role))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clouds.base import BadConfig, Gone, Outdated
+from clouds.base import BackendsLost, BadConfig, Gone, Outdated
 from heliostat.models.services import BACKEND_HEADER
 from tests.clouds.balancer_support import SERVICE, FakeWorld, Process, World, local_world, processes, spec
 from tests.clouds.support import OURS
@@ -167,6 +167,41 @@ def test_an_unhealthy_backend_gets_no_traffic(world: World) -> None:
     assert world.request() == (503, None)
     world.set_up("cl_a", True)
     assert shares(world, 20) == {"cl_a": 20}
+
+
+def state(world: World) -> str:
+    found = world.balancer.describe(SERVICE)
+    assert found is not None
+    return found.state
+
+
+def test_one_that_broke_down_says_so_and_is_mended(world: World) -> None:
+    world.balancer.set_backends(SERVICE, 1, [world.backend("cl_a")])
+    before = world.balancer.describe(SERVICE)
+    world.break_down()
+    assert state(world) != "ready"
+    assert world.balancer.ensure(spec(), make=False) == before == world.balancer.describe(SERVICE)
+    assert world.request() == (200, "cl_a")
+
+
+def test_one_that_lost_its_backends_goes_on_and_is_told_them_anew(world: World) -> None:
+    world.balancer.set_backends(SERVICE, 7, [world.backend("cl_a")])
+    world.lose_backends()
+    assert state(world) != "ready"
+    with pytest.raises(BackendsLost):
+        world.balancer.ensure(spec())
+    assert world.request() == (200, "cl_a"), "it has not taken them for none"
+    world.balancer.set_backends(SERVICE, 1, [world.backend("cl_b")])
+    assert state(world) == "ready"
+    assert world.request() == (200, "cl_b")
+
+
+def test_mending_makes_none(world: World) -> None:
+    world.balancer.remove(SERVICE)
+    with pytest.raises(Gone):
+        world.balancer.ensure(spec(), make=False)
+    assert world.balancer.describe(SERVICE) is None
+    assert world.balancer.list_owned(OURS) == []
 
 
 def test_what_is_not_there_is_gone(world: World) -> None:

@@ -189,6 +189,38 @@ def test_routes_that_were_removed_are_written_anew(world: LocalWorld) -> None:
     assert world.request() == (200, "cl_b")
 
 
+@pytest.mark.parametrize("name", ["traefik.yml", "routes/routes.yml", "../tls.crt"])
+@pytest.mark.parametrize("garbled", [False, True])
+def test_files_that_are_not_as_they_were_written_are_seen_and_written_anew(
+    world: LocalWorld, name: str, garbled: bool
+) -> None:
+    path = world.folder / name
+    before = path.read_text()
+    if garbled:
+        path.write_text("{")
+    else:
+        path.unlink()
+    found = world.balancer.describe(SERVICE)
+    assert found is not None
+    assert found.state != "ready"
+    world.balancer.ensure(spec(), make=False)
+    assert (path.read_text() == before) is (name != "../tls.crt")
+    assert world.balancer.describe(SERVICE) == found.model_copy(update={"state": "ready"})
+    assert world.request()[0] == 200
+
+
+def test_a_supervisor_that_was_killed_is_seen_though_all_is_answered(world: LocalWorld) -> None:
+    traefik = world.pids("traefik")
+    world.kill("supervisor")
+    (world.folder / "status.json").write_text("{")
+    found = world.balancer.describe(SERVICE)
+    assert found is not None
+    assert "supervisor" in found.state
+    world.balancer.ensure(spec(), make=False)
+    assert len(world.pids("supervisor")) == 1
+    assert world.pids("traefik") == traefik, "no request was broken off for it"
+
+
 def test_a_traefik_that_hangs_is_replaced(world: LocalWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balancer_module, "RELOAD_S", 0.2)
     (hung,) = world.pids("traefik")
