@@ -307,6 +307,11 @@ def service_doc(service: Service) -> dict[str, Any]:
     return service.model_dump(mode="json", exclude=_NOT_IN_DOC)
 
 
+def stored_service(r: Row[Any]) -> Service:
+    """Of a row's ``doc`` and ``input``."""
+    return Service.model_validate({**r.doc, "tags": r.input["tags"]})
+
+
 def version_doc(version: ServiceVersion) -> dict[str, Any]:
     return version.model_dump(mode="json", exclude={"config", "traffic"})
 
@@ -324,11 +329,6 @@ def service_row(r: Row[Any]) -> ServiceRow:
         withdrawn=r.withdrawn,
         revision=r.revision,
         service=stored_service(r),
-def stored_service(r: Row[Any]) -> Service:
-    """Of a row's ``doc`` and ``input``."""
-    return Service.model_validate({**r.doc, "tags": r.input["tags"]})
-
-
         input=_input(r.input, r.revision),
         told_revision=r.input["revision"],
         tokens=[StoredToken.model_validate(t) for t in r.tokens],
