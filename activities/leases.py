@@ -65,7 +65,12 @@ class LeaseActivities:
         return True
 
     async def _start(self, request: MadeCluster) -> None:
-        await projection.insert_made_cluster(self._db, request.cluster, request.input)
+        if not await projection.insert_made_cluster(self._db, request.cluster, request.input):
+            raise ApplicationError(
+                f"cluster {request.cluster.id} can't be made: another one is called {request.cluster.name}; "
+                "it is tried again, and comes when that one has ended",
+                type="conflict",
+            )
         await start_cluster(self._client, self._task_queue, request.input)
         await projection.mark_started(self._db, "cluster", request.cluster.id)
 

@@ -10,12 +10,12 @@ from datetime import timedelta
 import structlog
 from sqlalchemy import select
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from clouds.base import LoadBalancer
 from heliostat.models.common import Event, EventLevel, Model, new_id, utcnow
-from heliostat.models.services import ServiceState, ServiceVersionState
+from heliostat.models.services import Service, ServiceState, ServiceVersionState
 from runtime.messages import Release
 from runtime.settings import Settings
 from store import services as records
@@ -32,6 +32,9 @@ class ServiceSweep(Model):
     """Service ids whose endpoint nobody owned."""
     orphaned: list[str] = []
     """Services whose workflow somebody ended by hand: their clusters were released."""
+    released: list[str] = []
+    """Clusters of services that run, of which their workflow knows nothing: it is a second one, begun after somebody
+    had ended the first one by hand."""
 
 
 class ServiceSweepActivities:
@@ -57,11 +60,14 @@ class ServiceSweepActivities:
         for cloud_id, balancer in sorted(self._balancers.items()):
             held[cloud_id] = await asyncio.to_thread(balancer.list_owned, self._installation_id)
             activity.heartbeat()
+        clusters_of = await self._old_clusters()
         for service_id in await self._old_living():
             activity.heartbeat(service_id)
             if not await self._runs(service_id):
                 await self._settle(service_id)
                 result.orphaned.append(service_id)
+            else:
+                result.released += await self._settle_unknown(service_id, clusters_of.get(service_id, []))
         for cloud_id, found in held.items():
             result.endpoints += len(found)
             for service_id in found:
@@ -82,6 +88,45 @@ class ServiceSweepActivities:
                 )
             )
             return [str(i) for i in found]
+
+    async def _old_clusters(self) -> dict[str, list[str]]:
+        """By service. Listed before their owner is asked, which holds a cluster from before it is made."""
+        before = utcnow() - timedelta(seconds=self._settings.newborn_grace_s)
+        found: dict[str, list[str]] = {}
+        async with self._db.read() as conn:
+            for row in await conn.execute(
+                select(clusters.c.id, clusters.c.service_id).where(
+                    clusters.c.service_id.is_not(None), clusters.c.ended_at.is_(None), clusters.c.created_at < before
+                )
+            ):
+                found.setdefault(row.service_id, []).append(row.id)
+        return found
+
+    async def _settle_unknown(self, service_id: str, cluster_ids: list[str]) -> list[str]:
+        """What a workflow before this one has left: its clusters are released, its versions have ended."""
+        before = utcnow() - timedelta(seconds=self._settings.newborn_grace_s)
+        async with self._db.read() as conn:
+            living = [v.version for v in await records.versions_of(conn, service_id) if v.ended_at is None]
+        old = [v for v in living if v.created_at < before]
+        if not cluster_ids and not old:
+            return []
+        handle = self._client.get_workflow_handle(service_id)
+        try:
+            owned = await handle.query("owned", rpc_timeout=timedelta(seconds=10))
+            known = Service.model_validate(await handle.query("status", rpc_timeout=timedelta(seconds=10)))
+        except (RPCError, WorkflowQueryFailedError) as error:
+            log.warning("a service could not be asked what it has", service=service_id, why=str(error))
+            return []  # unknown counts as owned; the next sweep asks again
+        reason, now = "the workflow that made it was ended in Temporal by hand", utcnow()
+        ended = {"state": ServiceVersionState.TERMINATED, "reason": reason, "state_since": now, "ended_at": now}
+        ids = {v.id for v in known.versions}
+        over = [v.model_copy(update={**ended, "weight": 0}) for v in old if v.id not in ids]
+        await records.end_versions(self._db, over)
+        unowned = [i for i in cluster_ids if i not in owned]
+        for cluster_id in unowned:
+            log.error("releasing a cluster that nobody owns", service=service_id, cluster=cluster_id)
+            await self._release(cluster_id, Release(holder=service_id, end=True, reason=reason))
+        return unowned
 
     async def _runs(self, service_id: str) -> bool:
         """Raises RPCError when Temporal can't be asked: the sweep is tried again."""

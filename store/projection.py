@@ -145,11 +145,13 @@ async def insert_cluster(conn: AsyncConnection, cluster: Cluster, arg: ClusterIn
     return await insert_new(conn, clusters, row)
 
 
-async def insert_made_cluster(db: Database, cluster: Cluster, arg: ClusterInput) -> None:
+async def insert_made_cluster(db: Database, cluster: Cluster, arg: ClusterInput) -> bool:
     """The row of a cluster that was made for a job or a service; its id is derived from theirs, so a repeat changes
-    nothing."""
+    nothing. False: there is none, for another cluster has the name."""
     async with db.begin() as conn:
-        await insert_cluster(conn, cluster, arg)
+        if await insert_cluster(conn, cluster, arg):
+            return True
+        return await conn.scalar(select(clusters.c.id).where(clusters.c.id == cluster.id)) is not None
 
 
 async def insert_job(conn: AsyncConnection, job: Job, arg: JobInput) -> bool:

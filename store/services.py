@@ -142,6 +142,18 @@ async def write_service(db: Database, service: Service, versions: list[ServiceVe
         return True
 
 
+async def end_versions(db: Database, versions: list[ServiceVersion]) -> None:
+    """Of a service whose workflow knows nothing of them: it is a second one, and will never write them."""
+    v = service_versions.c
+    async with db.begin() as conn:
+        for version in versions:
+            await conn.execute(
+                update(service_versions)
+                .where(v.id == version.id, v.ended_at.is_(None))
+                .values(state=version.state, doc=version_doc(version), ended_at=version.ended_at)
+            )
+
+
 async def claim_deploy(db: Database, deploy_id: str) -> bool:
     """Says that its service's workflow has it, after which its acceptance can't be taken back. False: it was taken back
     before, or there is no such deploy. Repeatable."""

@@ -123,8 +123,8 @@ REMOVE_ENDPOINT: dict[str, Any] = {
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5)),
 }
 
-ENDPOINT_AGAIN = timedelta(seconds=30)
-"""After an endpoint could not be made or told for all the tries of ENDPOINT: try again so much later."""
+TERMINATE_UNTOLD = timedelta(seconds=60)
+"""A service that ends waits so long for a load balancer that can't be told; its endpoint's end takes the rest away."""
 
 DEPLOY_TIMEOUT = SUBMIT_TIMEOUT
 """From giving a config to the head until Serve has taken it: packages are fetched in it, as for a run."""
@@ -163,7 +163,12 @@ TRAFFIC: dict[str, Any] = {
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=10)),
 }
 
+GIVE_PERCENT = 10
+"""Of their capacity, at once, what the old clusters give where nothing extra may exist: their load grows by so much."""
+
 STEP_AGAIN = timedelta(seconds=5)
+STEP_AGAIN_MAX = timedelta(seconds=60)
+"""A step of a service that failed is tried again after 5, 10, 20 … 60 s."""
 """A step of a service that failed for good is looked at again so much later, not at once for ever."""
 
 FAILED_AGAIN = timedelta(seconds=60)

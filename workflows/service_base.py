@@ -14,7 +14,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
-from temporalio.exceptions import ActivityError, FailureError
+from temporalio.exceptions import FailureError
 
 with workflow.unsafe.imports_passed_through():
     from activities.commands import CommandActivities, CommandRequest
@@ -48,6 +48,8 @@ class ServiceBase:
         self._events: list[Event] = []
         self._woken = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._again: dict[str, tuple[int, datetime]] = {}
+        """Of a step that failed: how often in a row, and when it may be tried again."""
         self._alarm_at: datetime | None = None
         self._alarm: asyncio.Task[None] | None = None
         self._retry_flush_at: datetime | None = None
@@ -213,19 +215,23 @@ class ServiceBase:
     # --- tasks and time -----------------------------------------------------------------------------------
 
     def _start(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """At most one task of a name at a time; its end wakes the main loop."""
-        if name in self._tasks:
+        """At most one task of a name at a time; its end wakes the main loop. One that failed comes again later: not by
+        sleeping in the task, for a history is cut only while none is under way."""
+        failures, not_before = self._again.get(name, (0, workflow.now()))
+        if name in self._tasks or workflow.now() < not_before:
             return
 
         async def guarded() -> None:
             try:
                 await work()
+                self._again.pop(name, None)
             except CommandOff:
                 pass  # what it was for is gone; the main loop sees what there is now
-            except ActivityError as error:
-                self._event("step_failed", f"{name}: {error.cause or error}", level=EventLevel.ERROR)
-                self._wake()
-                await workflow.sleep(policies.STEP_AGAIN, summary=f"{name} failed: look again")
+            except (TryAgain, FailureError) as error:
+                if isinstance(error, FailureError):  # also of a local activity: see policies.RECORD
+                    self._event("step_failed", f"{name}: {error.cause or error}", level=EventLevel.ERROR)
+                wait = min(policies.STEP_AGAIN * 2**failures, policies.STEP_AGAIN_MAX)
+                self._again[name] = (failures + 1, workflow.now() + wait)
             except Exception as error:  # noqa: BLE001
                 self._bug = error  # raised by the main loop: the task fails, is tried again, and an operator sees it
             finally:
@@ -239,7 +245,10 @@ class ServiceBase:
 
     def _wishes(self) -> list[tuple[datetime, str]]:
         """Moments at which the main loop must look again, with the reason; more in the classes above."""
-        return [] if self._retry_flush_at is None else [(self._retry_flush_at, "write the records again")]
+        found = [(at, f"{name} failed: look again") for name, (_, at) in self._again.items()]
+        if self._retry_flush_at is not None:
+            found.append((self._retry_flush_at, "write the records again"))
+        return found
 
     def _set_alarm(self) -> None:
         """One timer for the nearest of them; see ``ClusterWorkflow._set_alarm``."""
@@ -266,6 +275,10 @@ def let_go(handle: workflow.ActivityHandle[Any]) -> None:
     if not handle.done():
         handle.add_done_callback(lambda h: h.cancelled() or h.exception())
         handle.cancel()
+
+
+class TryAgain(Exception):
+    """A step came to nothing, which is told already; to be tried again after a while."""
 
 
 class CommandOff(Exception):

@@ -7,9 +7,10 @@ nothing that was done: a cluster's id is fixed before it is asked for, a deploy'
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
@@ -21,10 +22,10 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.agents import CommandKind, ServeStatus
     from heliostat.models.clusters import Cluster, ClusterState
     from heliostat.models.common import EventLevel
-    from heliostat.models.services import ServiceVersionState
+    from heliostat.models.services import ServiceState, ServiceVersionState
     from runtime.messages import ClusterInput, LeaseAnswer, Release
     from workflows import ids, policies
-    from workflows.service_base import CommandOff, ServiceBase
+    from workflows.service_base import CommandOff, ServiceBase, TryAgain
     from workflows.service_state import LIVING, Slot, VersionData
 
 HOPELESS = ("bad_config", "denied")
@@ -113,8 +114,7 @@ class ServiceClusters(ServiceBase):
                 EndpointActivities.ensure_endpoint, request, summary="make the endpoint", **policies.ENDPOINT
             )
         except ActivityError as error:
-            await self._endpoint_failed("the endpoint could not be made", error)
-            return
+            self._endpoint_failed("the endpoint could not be made", error)
         self.s.url, self._endpoint_trouble = endpoint.url, ""
         self._dirty = True
         self._event("endpoint", f"endpoint {endpoint.url}")
@@ -137,10 +137,10 @@ class ServiceClusters(ServiceBase):
             )
         except ActivityError as error:
             if isinstance(error.cause, ApplicationError) and error.cause.type == "gone":
-                await self._ensure_endpoint()  # somebody has removed it; it comes back without backends
+                if self.s.terminate is None:
+                    await self._ensure_endpoint()  # somebody has removed it; it comes back without backends
                 return
-            await self._endpoint_failed("the endpoint could not be told its backends", error)
-            return
+            self._endpoint_failed("the endpoint could not be told its backends", error)
         before = {b.version_id: b.weight for b in self.s.backends if b.weight}
         after = {b.version_id: b.weight for b in wanted if b.weight}
         self.s.backends, self._endpoint_trouble = wanted, ""
@@ -153,12 +153,11 @@ class ServiceClusters(ServiceBase):
                 self._check(version, "Weight", share > 0, "Share", f"{share} % of the traffic")
             self._touch(version)
 
-    async def _endpoint_failed(self, what: str, error: ActivityError) -> None:
+    def _endpoint_failed(self, what: str, error: ActivityError) -> NoReturn:
         why = getattr(error.cause, "message", None) or error.cause or error
         self._event("endpoint_failed", f"{what}: {why}", level=EventLevel.ERROR)
         self._endpoint_trouble = f"the load balancer: {what}: {why}"
-        self._wake()
-        await workflow.sleep(policies.ENDPOINT_AGAIN, summary=f"{what}: try again")
+        raise TryAgain
 
     async def _remove_endpoint(self) -> None:
         await workflow.execute_activity_method(
@@ -179,12 +178,14 @@ class ServiceClusters(ServiceBase):
                     self._tend_slot(version, slot, now)
                 elif version.state == UNHEALTHY and slot.ready and slot.taken and slot.gate != self.s.gate_key:
                     # It is kept, and can be reached for inspection: a token that was deleted opens it no more.
-                    self._start(_task(version, slot), partial(self._set_gate, version, slot))
+                    self._start(f"tokens of {_task(version, slot)}", partial(self._set_gate, version, slot))
             if version.state in LIVING:
                 self._tell_checklist(version)
 
     def _tend_slot(self, version: VersionData, slot: Slot, now: datetime) -> None:
         name = _task(version, slot)
+        if slot.open and slot.gate not in (self.s.gate_key, "draining"):  # whatever else it is busy with
+            self._start(f"tokens of {name}", partial(self._set_gate, version, slot))
         if slot.failed and version.state == ServiceVersionState.RUNNING:
             # It served once: what failed it now (a package, a node) may pass.
             if slot.not_before is None:
@@ -201,7 +202,7 @@ class ServiceClusters(ServiceBase):
             if not slot.failed or slot.given != slot.wanted(version.spec.id, version.capacity):
                 self._start(name, lambda: self._deploy(version, slot))
         elif slot.gate != self.s.gate_key:
-            self._start(name, lambda: self._set_gate(version, slot))
+            self._start(f"tokens of {name}", partial(self._set_gate, version, slot))
         elif slot.healthy and slot.probed != slot.given and any(b.id == slot.cluster_id for b in self.s.backends):
             if slot.probed_here(version.spec.id) or not version.spec.probes:
                 self._found_fit(version, slot)  # another capacity of what was probed, or nothing that HTTP reaches
@@ -214,7 +215,7 @@ class ServiceClusters(ServiceBase):
             self.s.clusters_made += 1
             slot.cluster_id = ids.service_cluster_id(self.input.service_id, self.input.revision, self.s.clusters_made)
         now = workflow.now()
-        name = f"{self.input.name[:40]}-{self.input.service_id[-6:]}-{self.s.clusters_made}"
+        name = f"{self.input.name[:40]}-{slot.cluster_id[-8:]}"  # never that of a cluster which still ends
         common: dict[str, Any] = {
             "name": name,
             "project": self.input.project,
@@ -337,8 +338,7 @@ class ServiceClusters(ServiceBase):
         else:
             slot.message = str(answer.get("message") or "its requests were not answered as expected")
             self._touch(version)
-            await workflow.sleep(policies.STEP_AGAIN, summary=f"before {version.spec.name} is probed again")
-        self._touch(version)
+            raise TryAgain
 
     def _found_fit(self, version: VersionData, slot: Slot) -> None:
         if not slot.probed:
@@ -387,18 +387,22 @@ class ServiceClusters(ServiceBase):
 
     def _tend_retired(self) -> None:
         for version in self.s.versions.values():
-            if version.state == ServiceVersionState.TERMINATING:
+            if version.state != ServiceVersionState.TERMINATING:
+                continue
+            # Its backends must be out of the load balancer's traffic first, or it would be drained for ever. One that
+            # can't be told holds nothing up when the whole service ends.
+            out = not any(b.version_id == version.spec.id for b in self.s.backends)
+            if out or self._ends_since(policies.TERMINATE_UNTOLD):
                 self._start(f"end {version.spec.name}", partial(self._drain_and_release, version))
+
+    def _ends_since(self, long: timedelta) -> bool:
+        """The whole service is to end, and was so long ago."""
+        return self.s.state == ServiceState.TERMINATING and workflow.now() - self.s.state_since >= long
 
     async def _drain_and_release(self, version: VersionData) -> None:
         """Undoes all that the version has. It may be recalled for as long as it drains."""
-        # Its backends must be out of the load balancer's traffic first, or it would be drained for ever.
-        await workflow.wait_condition(
-            lambda: version.recalled or not any(b.version_id == version.spec.id for b in self.s.backends)
-        )
         if version.had_traffic:
-            for slot in version.slots:
-                await self._drain(version, slot)
+            await asyncio.gather(*(self._drain(version, slot) for slot in version.slots))
         if version.recalled:
             return
         version.releasing = True
@@ -426,10 +430,13 @@ class ServiceClusters(ServiceBase):
                 CommandKind.SERVE_DRAIN,
                 {"timeout_s": limit},
                 timedelta(seconds=limit) + policies.DRAIN_ANSWER,
-                until=lambda: version.recalled,
+                until=lambda: version.recalled or self._ends_since(policies.TERMINATE_DRAIN),
             )
         except CommandOff:
-            return  # its head is gone, and all that was to be drained; or it is wanted again
+            # Its head is gone, and all that was to be drained; or it is wanted again; or the service ends by now.
+            if self._ends_since(policies.TERMINATE_DRAIN) and not version.recalled:
+                self._event("drain_deadline", f"{version.spec.name}: the service ends", level=EventLevel.WARNING)
+            return
         except ActivityError as error:
             self._event("drain_unconfirmed", f"{version.spec.name}: {error.cause or error}", level=EventLevel.WARNING)
             return
@@ -445,7 +452,8 @@ class ServiceClusters(ServiceBase):
 
     async def _release(self, version: VersionData, slot: Slot) -> None:
         """The cluster ends by itself once its lease is given back. Never given up."""
-        while slot.made:
+        asked = bool(slot.cluster_id)  # also where the start gave no answer: it may have begun all the same
+        while asked:
             try:
                 await workflow.execute_local_activity_method(
                     LeaseActivities.release_lease,
@@ -458,13 +466,16 @@ class ServiceClusters(ServiceBase):
                     summary=f"release cluster {slot.cluster_id}",
                     **policies.RELEASE,
                 )
-                slot.made = False
+                slot.made = asked = False
             except FailureError as error:
                 workflow.logger.error("cluster %s can't be released: %s", slot.cluster_id, error.cause or error)
                 await workflow.sleep(10, summary="the cluster could not be told: tell it again")
 
     def _wishes(self) -> list[tuple[datetime, str]]:
         found = super()._wishes()
+        if self.s.state == ServiceState.TERMINATING:
+            found.append((self.s.state_since + policies.TERMINATE_DRAIN, "what is still drained is ended"))
+            found.append((self.s.state_since + policies.TERMINATE_UNTOLD, "the load balancer is waited for no longer"))
         for version in self.s.versions.values():
             if version.state not in LIVING:
                 continue

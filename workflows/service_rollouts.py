@@ -88,7 +88,8 @@ class ServiceRollouts(ServiceClusters):
         if version.state == ServiceVersionState.UNHEALTHY:
             for slot in version.slots:
                 if slot.failed:  # what it was kept for counts no more: it is given its config again
-                    slot.given, slot.failed, slot.message = "", False, ""
+                    slot.given = ""
+                    slot.forgive()
         if version.state != ServiceVersionState.RUNNING:
             self._enter_version(version, ServiceVersionState.STARTING, "its clusters start")
         if not version.slots:
@@ -187,21 +188,15 @@ class ServiceRollouts(ServiceClusters):
             if r.surge < 100:
                 old = 100 - r.percent
                 room = min(100, 100 + r.surge - old)
-                if room <= r.percent:  # nothing extra at all: the old ones give first
-                    old, room = 100 - step, step
+                if room <= r.percent:  # nothing extra at all: the old ones give first, a little at a time
+                    room = min(step, r.percent + policies.GIVE_PERCENT)
+                    old = 100 - room
                 for v in r.base:
                     self.s.versions[v].capacity = max(old, 1) if old < 100 else None
-                version.capacity = room if room < 100 else None
-                self._wake()  # for the main loop to give them
-                if not await self._until(
-                    r,
-                    lambda: self._capacities_taken(r) or bool(version.failure),
-                    r.deadline,
-                    "capacity did not move in time",
-                ):
+                if not await self._capacities_move(r, version):  # the old ones first: never more than may exist
                     return False
-                if version.failure:
-                    self._end_rollout(r, f"{version.spec.name}: {version.failure}", failed=True)
+                version.capacity = room if room < 100 else None
+                if not await self._capacities_move(r, version):
                     return False
                 share = min(step, room)
             r.percent, r.held = share, False
@@ -210,9 +205,27 @@ class ServiceRollouts(ServiceClusters):
             self._event("step", f"{version.spec.name} has {share} % of the traffic", actor=r.actor)
         return True
 
+    async def _capacities_move(self, r: RolloutData, version: VersionData) -> bool:
+        """Until all have what they are to have. False: it is off."""
+        self._wake()  # for the main loop to give them
+        ok = await self._until(
+            r,
+            lambda: self._capacities_taken(r) or bool(version.failure),
+            r.deadline,
+            "capacity did not move in time",
+        )
+        if ok and version.failure:
+            self._end_rollout(r, f"{version.spec.name}: {version.failure}", failed=True)
+            return False
+        return ok
+
     def _capacities_taken(self, r: RolloutData) -> bool:
-        versions = [self.s.versions[v] for v in (*r.base, r.version_id)]
-        return all(s.healthy and s.probed == s.wanted(v.spec.id, v.capacity) for v in versions for s in v.slots)
+        new = self.s.versions[r.version_id]
+        # Of the old ones what answers: a head that is lost has given all it had.
+        old = [(v, s) for v in (self.s.versions[i] for i in r.base) for s in v.slots if s.open]
+        return all(
+            s.healthy and s.probed == s.wanted(v.spec.id, v.capacity) for v, s in (*((new, s) for s in new.slots), *old)
+        )
 
     async def _hold(self, r: RolloutData, version: VersionData) -> bool:
         """Holds a step and watches the canary against the running versions. False: it is off."""
@@ -234,7 +247,7 @@ class ServiceRollouts(ServiceClusters):
             if r.skip:
                 r.skip = False
                 return True
-            return await self._good(r, version, watch)
+            return await self._good(r, version, watch, version.fit)
         finally:
             let_go(watch)
             r.holds_until = None
@@ -258,9 +271,11 @@ class ServiceRollouts(ServiceClusters):
             **policies.WATCH,
         )
 
-    async def _good(self, r: RolloutData, version: VersionData, watch: workflow.ActivityHandle[StepVerdict]) -> bool:
-        """The verdict on a canary whose watch is over, or which is not fit any more. False: the rollout ends by it."""
-        if not version.fit:
+    async def _good(
+        self, r: RolloutData, version: VersionData, watch: workflow.ActivityHandle[StepVerdict], healthy: bool
+    ) -> bool:
+        """The verdict on a canary whose watch is over, or which is not healthy. False: the rollout ends by it."""
+        if not healthy:
             why = version.failure or next(
                 (s.message or s.reason for s in version.slots if not s.fit(version.spec.id)), ""
             )
@@ -275,16 +290,17 @@ class ServiceRollouts(ServiceClusters):
             return False
         return True
 
-    async def _watch_paused(self, r: RolloutData) -> None:
-        """People's requests go to a canary that waits for a person as to any other: it goes back as at any step."""
+    async def _watch_beside(self, r: RolloutData) -> None:
+        """The canary while no step is held: it waits for a person, or capacity moves. People's requests go to it then
+        too, and it goes back as at any step."""
         version = self.s.versions[r.version_id]
         watch = self._watch(r, version, policies.PAUSED_WATCH, policies.PAUSED_WINDOW_S)
         try:
             await workflow.wait_condition(
-                lambda: watch.done() or not version.fit or not r.paused or self.s.terminate is not None
+                lambda: watch.done() or not version.serves or not r.beside or self.s.terminate is not None
             )
-            if r.paused and self.s.terminate is None:
-                await self._good(r, version, watch)
+            if r.beside and self.s.terminate is None:
+                await self._good(r, version, watch, version.serves)
         finally:
             let_go(watch)
 
@@ -310,13 +326,14 @@ class ServiceRollouts(ServiceClusters):
             if not old.slots:
                 break
             new.slots.append(old.slots.pop(0))
+            new.slots[-1].forgive()
             new.capacity = old.capacity
             total = len(new.slots) + len(old.slots)
             r.percent = round(100 * len(new.slots) / total)
             self.s.weights = {v: w for v, w in {old.spec.id: 100 - r.percent, new.spec.id: r.percent}.items() if w}
             self._touch(old)
             self._touch(new)
-        old.replaced_in_place = True
+        old.replaced_by = new.spec.id
         r.doing = "completing"
         if await self._until(
             r, lambda: self.s.applied(self.s.weights), r.deadline, "the load balancer was not told in time"
@@ -339,16 +356,16 @@ class ServiceRollouts(ServiceClusters):
         self.s.weights = weights
         for version_id in weights:
             version = self.s.versions[version_id]
-            version.capacity, version.replaced_in_place = None, False
+            version.capacity, version.replaced_by, version.kept_until = None, "", None
             self._enter_version(version, ServiceVersionState.RUNNING, "serves")
-        was = self.s.primary
-        if was is not None and was not in weights:
-            self.s.previous = was
+        gave = {v: w for v, w in r.base.items() if v not in weights and v in self.s.versions}
+        if gave:
+            self.s.previous = max(gave, key=lambda v: gave[v])
         self.s.primary = new.spec.id
         for version in self.s.versions.values():
             if version.spec.id in weights or version.state == ServiceVersionState.UNHEALTHY:
                 continue
-            how = "in place " if version.replaced_in_place else ""
+            how = "in place " if version.replaced_by == new.spec.id else ""
             self._retire(version, f"replaced {how}by {new.spec.name}")
         self.s.rollout = None
         took = (workflow.now() - r.since).total_seconds()
@@ -369,7 +386,8 @@ class ServiceRollouts(ServiceClusters):
         self.s.weights = dict(r.base)
         self._dirty = True
         self._wake()
-        await workflow.wait_condition(lambda: self.s.applied(self.s.weights) or self.s.terminate is not None)
+        if r.base:  # nobody's traffic waits for a first version to be taken out
+            await workflow.wait_condition(lambda: self.s.applied(self.s.weights) or self.s.terminate is not None)
         if self.s.terminate is not None:
             return
         for version_id in r.base:
@@ -394,6 +412,8 @@ class ServiceRollouts(ServiceClusters):
     async def _put_back(self, r: RolloutData, new: VersionData) -> None:
         """The clusters get the config before again; its good replicas were never taken down."""
         old = self.s.versions[next(iter(r.base))]
+        for slot in new.slots:
+            slot.forgive()
         old.slots = sorted([*new.slots, *old.slots], key=lambda s: s.number)
         new.slots = []
         self.s.weights = dict(r.base)  # with the slots: in between the proxies would have no share of anything

@@ -65,8 +65,9 @@ class Slot(Result):
         return f"{version_id}/{self.head_node_id}/{capacity}"
 
     def fit(self, version_id: str) -> bool:
-        """Real requests to this version on the present head were answered, and Serve still calls it healthy."""
-        return self.healthy and self.probed_here(version_id)
+        """Real requests to this version on the present head were answered, Serve still calls it healthy, and its proxy
+        turns nobody away."""
+        return self.healthy and self.probed_here(version_id) and self.gate != "draining"
 
     def probed_here(self, version_id: str) -> bool:
         """The same, whatever Serve says now; also with another capacity."""
@@ -80,6 +81,10 @@ class Slot(Result):
     def open(self) -> bool:
         """May have traffic."""
         return self.ready and bool(self.http) and self.open_on is not None and self.open_on == self.head_node_id
+
+    def forgive(self) -> None:
+        """What failed with an earlier config says nothing of the next one."""
+        self.failed, self.message, self.not_before = False, "", None
 
     def lose_head(self) -> None:
         """What ran on the head is gone."""
@@ -108,12 +113,18 @@ class VersionData(Result):
     """It is wanted again while it is drained."""
     releasing: bool = False
     """Too late for that."""
-    replaced_in_place: bool = False
+    replaced_by: str = ""
+    """The version that took its clusters over in place."""
     ended_at: datetime | None = None
 
     @property
     def fit(self) -> bool:
         return bool(self.slots) and all(slot.fit(self.spec.id) for slot in self.slots)
+
+    @property
+    def serves(self) -> bool:
+        """Fit, or being given another capacity while what it has answers on."""
+        return bool(self.slots) and all(slot.serves(self.spec.id) for slot in self.slots)
 
     @property
     def failure(self) -> str:
@@ -181,6 +192,12 @@ class RolloutData(Result):
     def canaried(self) -> bool:
         """The new version has a share that is measured against those before."""
         return self.kind == RolloutKind.STEPS and bool(self.base) and not self.back and 0 < self.percent < 100
+
+    @property
+    def beside(self) -> bool:
+        """The new version's share is watched beside the passage, which does not itself: see ``_watch_beside``."""
+        moving = self.doing == "shifting" and self.surge < 100 and not self.end
+        return self.canaried and (self.paused or moving)
 
     def resume(self, now: datetime) -> None:
         """The rollout's own time stood still while it was paused."""
@@ -286,7 +303,8 @@ class ServiceData(Result):
                             version_id=version.spec.id,
                             http=slot.http,
                             grpc=slot.grpc,
-                            weight=self.weights.get(version.spec.id, 0) if slot.open else 0,
+                            # One that was drained and is wanted again may still turn idle connections away.
+                            weight=self.weights.get(version.spec.id, 0) if slot.open and slot.gate != "draining" else 0,
                         )
                     )
         return sorted(found, key=lambda b: b.id)

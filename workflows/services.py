@@ -35,10 +35,10 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows import policies
     from workflows.service_rollouts import ServiceRollouts
-    from workflows.service_state import VersionData
+    from workflows.service_state import RolloutKind, VersionData
     from workflows.service_view import service_resource, version_resource
 
-WATCH_PAUSED = "watch while paused"
+WATCH_BESIDE = "watch the canary"
 
 
 @workflow.defn
@@ -97,6 +97,10 @@ class ServiceWorkflow(ServiceRollouts):
         r = self.s.rollout
         if r is None or r.end:
             raise ApplicationError(f"service {self.input.name} has no rollout under way", type="conflict")
+        if order.action == RolloutAction.PROMOTE and r.kind != RolloutKind.STEPS:
+            raise ApplicationError(
+                "there are no steps to skip: it has its share as soon as it is healthy", type="conflict"
+            )
         if order.action == RolloutAction.PROMOTE and order.percent is not None and order.percent <= r.percent:
             raise ApplicationError(f"it has {r.percent} % already", type="invalid_request")
         if order.action == RolloutAction.RESUME and not r.paused:
@@ -118,7 +122,7 @@ class ServiceWorkflow(ServiceRollouts):
                 id=f"back-{before.spec.id}-{self.s.revision}",
                 actor=order.actor,
                 versions=[before.spec],
-                in_place=before.replaced_in_place,
+                in_place=before.replaced_by == self.s.primary,
                 back=True,
             )
         )
@@ -161,7 +165,7 @@ class ServiceWorkflow(ServiceRollouts):
 
     @workflow.query(description="Clusters that this workflow holds")
     def owned(self) -> list[str]:
-        return [slot.cluster_id for v in self.s.versions.values() for slot in v.slots if slot.made]
+        return [slot.cluster_id for v in self.s.versions.values() for slot in v.slots if slot.cluster_id]
 
     # --- the life -----------------------------------------------------------------------------------------
 
@@ -210,8 +214,8 @@ class ServiceWorkflow(ServiceRollouts):
             r = self.s.rollout
             if r is not None and not r.paused:
                 self._start("rollout", self._roll)
-            elif r is not None and r.canaried and "rollout" not in self._tasks:
-                self._start(WATCH_PAUSED, lambda: self._watch_paused(r))
+            if r is not None and r.beside:
+                self._start(WATCH_BESIDE, lambda: self._watch_beside(r))
             self._check_kept(now)
             self._check_health()
             self._check_idle(now)
@@ -241,21 +245,22 @@ class ServiceWorkflow(ServiceRollouts):
                 if not self.s.versions and not self.s.pending:
                     self._withdrawn = True  # it was the first deploy: nothing was made
             elif self.s.pending and not request.back:
-                self._pass_over(request)
+                self._pass_over(request, "superseded before it began")
             else:
                 self._begin(request, back=request.back)
 
-    def _pass_over(self, request: DeployRequest) -> None:
-        """Another deploy came before anything was made for this one."""
+    def _pass_over(self, request: DeployRequest, why: str) -> None:
+        """Nothing was made for this deploy yet, and nothing will be."""
         now = workflow.now()
         for spec in request.versions:
             version = VersionData(
-                spec=spec, state=ServiceVersionState.TERMINATED, reason="superseded before it began",
+                spec=spec, state=ServiceVersionState.TERMINATED, reason=why,
                 state_since=now, ended_at=now,
             )  # fmt: skip
             self.s.versions[spec.id] = version
             self._touch(version)
-        self._event("superseded", ", ".join(s.name for s in request.versions), actor=request.actor)
+        names = ", ".join(s.name for s in request.versions) or "new weights"
+        self._event("superseded", f"{names}: {why}", actor=request.actor)
 
     def _check_kept(self, now: datetime) -> None:
         for version in self.s.versions.values():
@@ -300,7 +305,7 @@ class ServiceWorkflow(ServiceRollouts):
             CanaryActivities.last_traffic, clusters, summary="when did the newest request come?", **policies.TRAFFIC
         )
         now, within = workflow.now(), timedelta(minutes=limit)
-        if self.s.terminate is not None or self.s.rollout is not None:
+        if self.s.terminate is not None or self.s.rollout is not None or self.s.pending:
             return
         if not seen.known:
             self.s.idle_due = now + within
@@ -325,7 +330,10 @@ class ServiceWorkflow(ServiceRollouts):
             self._start("backends", self._set_backends)
         if self.s.pending:
             self._start("take up a deploy", self._refuse)
-        others = [name for name in self._tasks if name != "remove the endpoint"]
+        if self._endpoint_trouble:
+            self._say(self._endpoint_trouble)
+        passed_over = {"remove the endpoint", *(["backends"] if self._ends_since(policies.TERMINATE_UNTOLD) else [])}
+        others = self._tasks.keys() - passed_over
         if others or any(v.state != ServiceVersionState.TERMINATED for v in self.s.versions.values()):
             return
         if self.s.url or not self._endpoint_gone:
@@ -343,7 +351,7 @@ class ServiceWorkflow(ServiceRollouts):
                     RecordActivities.claim_deploy, request.id, summary="it came too late", **policies.RECORD
                 )
             self.s.pending.remove(request)
-            self._pass_over(request)
+            self._pass_over(request, "the service ends")
 
     async def _remove_last(self) -> None:
         """Also where none is known: its making may have been cut off."""
@@ -381,7 +389,7 @@ class ServiceWorkflow(ServiceRollouts):
     def _may_continue_as_new(self) -> bool:
         return (
             workflow.info().is_continue_as_new_suggested()
-            and not self._tasks.keys() - {WATCH_PAUSED}  # the next run begins that one anew
+            and not self._tasks.keys() - {WATCH_BESIDE}  # the next run begins that one anew
             and not self._dirty
             and not self.s.pending
             and workflow.all_handlers_finished()

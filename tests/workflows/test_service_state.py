@@ -38,7 +38,8 @@ def test_its_own_time_stands_still_while_it_is_paused() -> None:
 
 @pytest.mark.parametrize(
     ("percent", "stop_at", "step"),
-    [(0, None, 5), (5, None, 50), (50, None, 100), (100, None, None), (5, 30, 30), (30, 30, None), (0, 3, 3), (7, None, 50)],
+    [(0, None, 5), (5, None, 50), (7, None, 50), (50, None, 100), (100, None, None), (5, 30, 30), (30, 30, None),
+     (0, 3, 3)],
 )  # fmt: skip
 def test_the_next_step(percent: int, stop_at: int | None, step: int | None) -> None:
     assert rollout(steps=[5, 50, 100], percent=percent, stop_at=stop_at).next_step() == step

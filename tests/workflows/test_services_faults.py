@@ -5,19 +5,26 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
+from temporalio.client import WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 
 import store.services
 from heliostat.errors import Unavailable
 from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import ClusterState
 from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
+from store.tables import clusters
 from tests.workflows.plans import NodePlan, ServePlan
-from tests.workflows.service_world import AT_ONCE, IN_STEPS, TOKENS, ServiceWorld
+from tests.workflows.service_world import AT_ONCE, IN_STEPS, TOKENS, ServiceWorld, make_service_world
+from tests.workflows.test_continue_as_new import runs_of_workflow
 from tests.workflows.test_services_rollout import LONG, rolling
 from tests.workflows.test_sweep import sweep
+from tests.workflows.world import temporal_server
 from workflows import policies
 
 DEPLOY = CommandKind.SERVE_DEPLOY
@@ -232,6 +239,29 @@ async def test_a_service_whose_workflow_was_terminated_by_hand_is_settled_by_the
     assert world.balancer.url_of(service_id) is None
 
 
+async def test_a_deploy_right_after_its_workflow_was_terminated_by_hand_starts_anew(services: ServiceWorld) -> None:
+    """Before any sweep: the load balancer goes by the new workflow's weights, and the clusters of the first one end."""
+    world = services
+    service_id, _ = await world.running_service()
+    (old,) = await world.clusters_of(service_id)
+    world.balancer.forgiven.add(service_id)
+    await world.until_quiet(service_id)
+    await world.handle(service_id).terminate("by hand")
+    record = await world.service(service_id)
+    world.inputs[service_id] = world.inputs[service_id].model_copy(update={"revision": record.revision + 1})
+    second = world.version(service_id)
+    await world.deploy(service_id, second, gate=TOKENS)
+    await world.until_service(service_id, "the second to serve", lambda s: s.primary_version == second.id)
+
+    async def released() -> bool:
+        await sweep(world)
+        return (await world.clusters_of(service_id))[old] == ClusterState.TERMINATED
+
+    await world.until(released, "the first workflow's cluster to be released")
+    await world.until_finished(service_id, second)
+    assert len(world.alive()) == 1
+
+
 # --- what Serve says later ------------------------------------------------------------------------------------------
 
 
@@ -311,7 +341,7 @@ async def test_an_endpoint_that_cannot_be_made_is_said_and_made_when_it_can(serv
     world.balancer.bad_config = ""
 
     async def made() -> bool:
-        await world.skip(service_id, policies.ENDPOINT_AGAIN.total_seconds())
+        await world.skip(service_id, policies.STEP_AGAIN.total_seconds())
         return world.balancer.url_of(service_id) is not None
 
     await world.until(made, "the endpoint")
@@ -454,3 +484,163 @@ async def test_steering_while_the_load_balancer_is_slow(services: ServiceWorld) 
     await world.until_released(service_id, first)
     shares = world.balancer.shares_over_time(service_id, second.id)
     assert shares == sorted(shares)
+
+
+# --- found by reading, each once ------------------------------------------------------------------------------------
+
+
+async def test_records_that_are_away_while_a_deploy_is_taken_up_end_nothing(
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure of a local activity would fail the workflow itself, were it let through."""
+    world = services
+    service_id, first = await world.running_service()
+    real, tries = store.services.claim_deploy, 0
+
+    async def claim(*args: Any, **more: Any) -> bool:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise ApplicationError("the records are away for good", non_retryable=True)
+        return await real(*args, **more)
+
+    monkeypatch.setattr(store.services, "claim_deploy", claim)
+    second = world.version(service_id)
+    await world.deploy(service_id, second)
+
+    async def finished() -> bool:
+        await world.skip(service_id, policies.STEP_AGAIN.total_seconds())
+        return (await world.service(service_id)).primary_version == second.id
+
+    await world.until(finished, "the deploy to be taken up after all")
+    await world.until_released(service_id, first)
+    assert tries >= 2
+
+
+async def test_an_update_in_place_mends_a_cluster_that_failed(services: ServiceWorld) -> None:
+    """What failed with the old config says nothing of the new one."""
+    world = services
+    service_id, first = await world.running_service(cluster_replicas=2)
+    head = world.heads_of(first)[0]
+    await head.serve.become(False, "CUDA error", failed=True)
+    await world.until_service(service_id, "to serve on one", lambda s: "1 of 2" in s.reason)
+    second = world.version(service_id, cluster_replicas=2)
+    await world.deploy(service_id, second, in_place=True)
+    await world.until_finished(service_id, second)
+    assert len(await world.clusters_of(service_id)) == 2
+
+
+async def test_a_load_balancer_that_cannot_be_told_holds_no_cluster_back(
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its backends are being told for minutes; nothing of that is waited for once TERMINATE_UNTOLD is over."""
+    world = services
+    monkeypatch.setattr(policies, "TERMINATE_UNTOLD", timedelta(seconds=1))
+    service_id, _ = await world.running_service()
+    world.balancer.forgiven.add(service_id)
+    world.balancer.fail(None)
+    await world.terminate(service_id)
+    (cluster_id,) = await world.clusters_of(service_id)
+    await world.until_state(service_id, ServiceState.TERMINATING)
+
+    async def ended() -> bool:
+        return (await world.clusters_of(service_id))[cluster_id] == ClusterState.TERMINATED
+
+    await world.until(ended, "its cluster to end", 30)
+    world.balancer.fail(0)
+    await world.nothing_left(service_id)
+
+
+async def test_a_termination_waits_for_no_drain_that_began_before_it(
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = services
+    monkeypatch.setattr(policies, "TERMINATE_DRAIN", timedelta(seconds=1))
+    slow = AT_ONCE.model_copy(update={"drain_timeout_s": 3600})
+    service_id, first = await world.running_service(
+        ServePlan(silent=frozenset({CommandKind.SERVE_DRAIN})), rollout=slow
+    )
+    second = world.version(service_id)
+    await world.deploy(service_id, second)
+    await world.until_finished(service_id, second)
+    await world.until_version(service_id, first, ServiceVersionState.TERMINATING)
+    await world.terminate(service_id)
+    await world.nothing_left(service_id)
+    assert any(e.kind == "drain_deadline" for e in await world.story(service_id))
+
+
+async def test_a_service_that_comes_again_while_its_old_cluster_still_ends(services: ServiceWorld) -> None:
+    """A cluster holds its name until its machines are gone, which may take minutes."""
+    world = services
+    service_id, _ = await world.running_service()
+    (old,) = await world.clusters_of(service_id)
+    await world.terminate(service_id)
+    await world.nothing_left(service_id)
+    async with world.db.begin() as conn:
+        await conn.execute(update(clusters).where(clusters.c.id == old).values(live_name=clusters.c.name))
+    world.balancer.forgiven.discard(service_id)
+    ended = await world.service(service_id)
+    world.inputs[service_id] = world.inputs[service_id].model_copy(update={"revision": ended.revision + 1})
+    second = world.version(service_id)
+    await world.deploy(service_id, second, gate=TOKENS)
+    await world.until_finished(service_id, second)
+
+
+async def test_a_rollback_after_new_weights_goes_to_what_gave_its_traffic(services: ServiceWorld) -> None:
+    """Not to a version that was replaced in place long ago, and not onto clusters of another shape."""
+    world = services
+    service_id, _ = await world.running_service()
+    second = world.version(service_id)
+    await world.deploy(service_id, second, in_place=True)
+    await world.until_finished(service_id, second)
+    third = world.version(service_id)
+    await world.deploy(service_id, third, weights={second.id: 40, third.id: 60})
+    await world.until_share(service_id, third, 60)
+    await world.until_service(service_id, "both to serve", lambda s: s.rollout is None)
+    await world.deploy(service_id, weights={third.id: 100})
+    await world.until_finished(service_id, third)
+    await world.rollback(service_id)
+    await world.until_finished(service_id, second)
+    await world.until_released(service_id, third)
+    assert len(await world.clusters_of(service_id)) <= 3
+
+
+async def test_an_update_in_place_has_nothing_to_promote(services: ServiceWorld) -> None:
+    world = services
+    service_id, first = await world.running_service()
+    second = world.version(service_id, ServePlan(healthy=False))
+    await world.deploy(service_id, second, in_place=True)
+    await world.until_service(service_id, "to be updated", lambda s: s.rollout is not None)
+    with pytest.raises(WorkflowUpdateFailedError) as error:
+        await world.order(service_id, RolloutAction.PROMOTE)
+    assert "no steps" in str(error.value.cause)
+    await world.order(service_id, RolloutAction.ABORT)
+    await world.until_finished(service_id, first)
+
+
+async def test_a_probe_that_fails_for_good_leaves_the_history_short(tmp_path: Path) -> None:
+    """Tried again and again, it must not grow to Temporal's limit, at which the whole service would be ended."""
+    async with (
+        temporal_server(limit__historyCount__suggestContinueAsNew="8") as client,
+        make_service_world(client, tmp_path) as world,
+    ):
+        plan = ServePlan()
+        service_id, version = await world.running_service(plan)
+        plan.probe = "answered 503"
+        (head,) = world.heads_of(version)
+        await world.lose_head(head.cluster_id)
+        await world.until_state(service_id, ServiceState.UNHEALTHY)
+        before = len(await runs_of_workflow(world, service_id))
+
+        async def cut() -> bool:
+            await world.skip(service_id, policies.STEP_AGAIN_MAX.total_seconds())
+            return len(await runs_of_workflow(world, service_id)) > before + 1
+
+        await world.until(cut, "it to continue as new between two tries")
+        plan.probe = ""
+
+        async def back() -> bool:
+            await world.skip(service_id, policies.STEP_AGAIN_MAX.total_seconds())
+            return (await world.service(service_id)).state == ServiceState.RUNNING
+
+        await world.until(back, "it to serve again")

@@ -382,6 +382,9 @@ async def test_no_more_capacity_than_max_surge_allows(services: ServiceWorld, su
         now[version_id] = percent
         if percent < 100:  # in the end the old version is let go, with what little it had left
             assert sum(now.values()) <= 100 + max(surge, 1), world.fleet.capacities
+    old = [100, *(percent for version_id, percent in world.fleet.capacities if version_id == first.id)]
+    drops = [a - b for a, b in pairwise(old)]
+    assert max(drops) <= max(surge, policies.GIVE_PERCENT), "the old version never has much less than its share"
     assert not any("UNHEALTHY" in e.message for e in await world.story(service_id))
     assert now[second.id] == 100
     shares = world.balancer.shares_over_time(service_id, second.id)
