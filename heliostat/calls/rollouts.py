@@ -6,8 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from heliostat.errors import WorkloadFailed
-from heliostat.models.services import Service, ServiceDeploy, ServiceState, ServiceVersion, ServiceVersionState
+from heliostat.models.services import (
+    RolloutAction,
+    Service,
+    ServiceDeploy,
+    ServiceState,
+    ServiceVersion,
+    ServiceVersionState,
+)
 
+UNDER_WAY = (ServiceVersionState.STARTING, ServiceVersionState.UPDATING)
 ENDED = (ServiceVersionState.TERMINATING, ServiceVersionState.TERMINATED)
 
 
@@ -29,10 +37,7 @@ def reached(service: Service, wanted: ServiceState) -> bool:
 
 
 def _may_recover(service: Service) -> bool:
-    return service.rollout is not None or any(
-        v.weight > 0 or v.state in (ServiceVersionState.STARTING, ServiceVersionState.UPDATING)
-        for v in service.versions
-    )
+    return service.rollout is not None or any(v.weight > 0 or v.state in UNDER_WAY for v in service.versions)
 
 
 @dataclass
@@ -43,11 +48,15 @@ class Target:
         version_id: of the deployed version; None: only weights were changed.
         canary_percent: the share at which the rollout is to stop.
         weights: percent by version name, static.
+        paused_beyond: a pause at a larger share than this is what it comes to as well.
+        ends_with_rollout: its rollout is under way: when there is none any more and the version runs, it is done.
     """
 
     version_id: str | None
     canary_percent: int | None = None
     weights: dict[str, int] = field(default_factory=dict)
+    paused_beyond: int | None = None
+    ends_with_rollout: bool = False
     _agreed: bool = False
     """The service was seen to go to exactly these weights."""
 
@@ -89,14 +98,13 @@ class Target:
             return True  # it was complete; somebody deploys the next one already
         if primary and version.weight == 100 and service.state is ServiceState.RUNNING:
             return True
-        if (
-            self.canary_percent is not None
-            and rollout is not None
-            and rollout.version_id == version.id
-            and rollout.state == "paused"
-            and rollout.percent == self.canary_percent
-        ):
-            return True
+        if rollout is not None and rollout.version_id == version.id and rollout.state == "paused":
+            beyond = self.paused_beyond is not None and rollout.percent > self.paused_beyond
+            if beyond or rollout.percent == self.canary_percent:
+                return True
+        running = version.state is ServiceVersionState.RUNNING and service.state is ServiceState.RUNNING
+        if self.ends_with_rollout and rollout is None and running:
+            return True  # of static weights, that is
         if version.state in ENDED:
             raise self._failed(service, version)
         if version.state is ServiceVersionState.UNHEALTHY and not _in_passing(service, version):
@@ -156,6 +164,94 @@ class Target:
             resource=service.id,
             details={"state": service.state, "version": self.version_id, "version_state": version and version.state},
         )
+
+
+class Back:
+    """What a rollback, or an abort, is to come to. The records say for a moment what was before, so it is told from how
+    the service was ``before`` the order: the version under way is given up and the primary one has the traffic; where
+    none was under way, the version before becomes the primary one. Remembers what it has seen."""
+
+    def __init__(self, before: Service) -> None:
+        self._before = before
+        newest_first = sorted(before.versions, key=lambda v: -v.number)
+        under_way = before.rollout.version_id if before.rollout is not None else None
+        self._under_way = under_way or next((v.id for v in newest_first if v.state in UNDER_WAY), None)
+        self._leaves = self._under_way or before.primary_version
+        self._goal = before.primary_version if self._under_way else before.previous_version
+        self._came = False
+        """The version that comes back was seen on its way."""
+
+    @property
+    def in_words(self) -> str:
+        name = next((v.name for v in self._before.versions if v.id == self._goal), "the version before")
+        return f"{name} at 100 %"
+
+    def reached(self, service: Service) -> bool:
+        """Raises WorkloadFailed when it never will be: the version before is not fit, another deploy superseded it, the
+        service is terminated."""
+        if service.state in (ServiceState.TERMINATING, ServiceState.TERMINATED):
+            return reached(service, ServiceState.RUNNING)
+        left = next((v for v in service.versions if v.id == self._leaves), None)
+        comes = next((v for v in service.versions if v.id == self._goal), None)
+        rollout = service.rollout
+        if not self._under_way and comes is not None:
+            self._came |= comes.state in (*UNDER_WAY, ServiceVersionState.RUNNING) or (
+                rollout is not None and rollout.version_id == comes.id
+            )
+        going = rollout is not None and rollout.version_id == self._leaves
+        if going or service.state is ServiceState.ROLLING_BACK or (left is not None and left.state in UNDER_WAY):
+            return False
+        primary = service.primary_version
+        if primary == self._goal or (self._goal is None and primary != self._leaves):
+            return service.state is ServiceState.RUNNING or rollout is not None
+        if primary not in (self._leaves, self._before.primary_version):
+            raise self._failed(service, comes)
+        if comes is not None and self._failed_to_come(comes):
+            raise self._failed(service, comes)
+        return False  # the records do not know yet, or it is on its way
+
+    def _failed(self, service: Service, comes: ServiceVersion | None) -> WorkloadFailed:
+        known = max((v.number for v in self._before.versions), default=0)
+        newer = max((v for v in service.versions if v.number > known), key=lambda v: v.number, default=None)
+        what = f"The rollback of service {service.name} ({service.id}) "
+        if newer is not None:
+            what += f"was superseded by the deploy of {newer.name} ({newer.id})."
+        else:
+            name = f"{comes.name} ({comes.id})" if comes is not None else "the version before"
+            what += f"did not come to its end: {name} does not serve" + _because(comes.reason if comes else "")
+        return WorkloadFailed(
+            what,
+            remedy=_look(service),
+            resource=service.id,
+            details={"state": service.state, "version": self._goal, "version_state": comes and comes.state},
+        )
+
+    def _failed_to_come(self, comes: ServiceVersion) -> bool:
+        was = next((v for v in self._before.versions if v.id == comes.id), None)
+        changed = was is not None and comes.state_since != was.state_since
+        if comes.state is ServiceVersionState.UNHEALTHY:
+            return changed or self._came
+        # It may have been draining when the order came: that it ended since says nothing by itself.
+        ended_again = changed and was is not None and was.state is ServiceVersionState.TERMINATED
+        return not self._under_way and comes.state in ENDED and (self._came or ended_again)
+
+
+def steered(before: Service, action: RolloutAction | None, percent: int | None = None) -> Target | Back:
+    """What an order that was accepted is to come to. ``before``: the service when it was given; ``action``: None is a
+    rollback; ``percent``: as with promote."""
+    if action in (None, RolloutAction.ABORT):
+        return Back(before)
+    rollout = before.rollout
+    if rollout is None:  # it began just now
+        newest = max(before.versions, key=lambda v: v.number, default=None)
+        target = Target(newest.id if newest is not None else None)
+    else:
+        target = Target(rollout.version_id, ends_with_rollout=True)
+    if action is RolloutAction.RESUME:
+        target.paused_beyond = rollout.percent if rollout is not None else 0
+    elif percent != 100:
+        target.canary_percent = percent
+    return target
 
 
 def _in_passing(service: Service, version: ServiceVersion) -> bool:

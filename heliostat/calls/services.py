@@ -9,7 +9,7 @@ from heliostat._flow import Emit, Flow, Group, M, Sleep, Stream, many, one
 from heliostat._logs import LogText, follow_pages
 from heliostat._transport import PATIENT, TRIES, Api, path_of
 from heliostat.calls import lists
-from heliostat.calls.rollouts import Target, reached
+from heliostat.calls.rollouts import Target, reached, steered
 from heliostat.calls.uploads import ship_services
 from heliostat.errors import InvalidRequest, WaitTimeout
 from heliostat.models.common import Event
@@ -83,11 +83,12 @@ class Services(Group[M]):
         state: ServiceState | str | Sequence[ServiceState | str] | None = None,
         name: str | None = None,
         project: str | None = None,
+        cloud: str | None = None,
         tags: Mapping[str, str] | None = None,
         page_size: int = lists.PAGE_SIZE,
     ) -> Stream[Service]:
         """Newest first, fetched page by page as you go on. Without query tokens."""
-        filters = {"state": state, "name": name, "project": project, "tag": lists.tag_filter(tags)}
+        filters = {"state": state, "name": name, "project": project, "cloud": cloud, "tag": lists.tag_filter(tags)}
         return lists.pages(self._api, path_of(SERVICES), Service, page_size=page_size, **filters)
 
     @many
@@ -175,6 +176,34 @@ class Services(Group[M]):
         return (yield from _until(self._api, service, target.reached, target.in_words, timeout, on_change))
 
     @one
+    def wait_steered(
+        self,
+        before: Service,
+        action: RolloutAction | str | None = None,
+        *,
+        percent: int | None = None,
+        timeout: float | None = None,
+        on_change: Callable[[Service], None] | None = None,
+    ) -> Flow[Service]:
+        """Waits until what an order asked for is so. After ``rollback``, or ``rollout`` with ``abort``: the traffic is
+        back and the version that was left is given up. After ``promote`` and ``resume``: the new version has all the
+        traffic, or the rollout has stopped at its share.
+
+        Args:
+            before: the service as ``get`` told it *before* the order; by it what was is told from what came of it.
+            action: that ``rollout`` was called with; None: ``rollback`` was called.
+            percent: as with ``promote``.
+
+        Raises WorkloadFailed when it can't come to that any more; WaitTimeout.
+        """
+        asked = RolloutAction(action) if action is not None else None
+        if asked is RolloutAction.PAUSE:
+            raise InvalidRequest("A pause takes effect at once.", remedy="There is nothing to wait for.")
+        target = steered(before, asked, percent)
+        service = yield from get(self._api, before.id)
+        return (yield from _until(self._api, service, target.reached, target.in_words, timeout, on_change))
+
+    @one
     def terminate(self, ref: str, *, reason: str = "", project: str | None = None) -> Flow[Service]:
         """Asks for its end at any moment: its versions are drained, then their clusters released; wait for TERMINATED
         to see it done. The name can be deployed to again."""
@@ -183,7 +212,7 @@ class Services(Group[M]):
 
     @one
     def delete(self, ref: str, *, project: str | None = None) -> Flow[None]:
-        """Forgets a terminated service with its URL, tokens, versions and events."""
+        """Forgets a terminated service with its tokens, versions and events."""
         path, params = path_of(SERVICES, ref), {"project": project}
         return (yield from self._api.call("DELETE", path, type(None), params=params))
 

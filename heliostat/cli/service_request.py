@@ -44,6 +44,17 @@ def build(
         raise InvalidRequest(
             "--version-name is one name for several files.", remedy="Write version_name into each file."
         )
+    if len(files) > 1 and adding.application:
+        raise InvalidRequest(
+            "IMPORT_PATH is one application for several files.", remedy="Write `applications:` into each file."
+        )
+    if adding.rollout and (versions is not None or how.get("in_place")):
+        flag = "--versions" if versions is not None else "--in-place"
+        raise InvalidRequest(
+            f"{flag} has no steps: --steps and --hold-s do not go with it.",
+            remedy="Leave them out; for later rollouts write `rollout:` in the file.",
+            field=f"rollout.{next(iter(adding.rollout))}",
+        )
     fields: dict[str, Any] = dict(how)
     if versions is not None:
         fields["versions"] = _weights(versions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,25 @@ if TYPE_CHECKING:
 COLUMNS = ["VERSION", "STATE", "WEIGHT", "CLUSTERS", "REQUESTS", "REQ/S", "ERRORS", "P50", "P95", "FOR", "REASON"]
 
 
-def follow_deploy(client: Client, service: Service, deploy: ServiceDeploy, on_change: Any) -> Service:
+def follow_deploy(
+    client: Client, service: Service, deploy: ServiceDeploy, timeout: float | None, on_change: Any
+) -> Service:
     """``Services.wait_deployed`` with the status line; each shift of the traffic stands on a line of its own.
     ``on_change`` is told each look at the service that shows something new."""
+    with _following(service, on_change) as changed:
+        return client.services.wait_deployed(service, deploy, timeout=timeout, on_change=changed)
+
+
+def follow_order(
+    client: Client, before: Service, action: str | None, percent: int | None, timeout: float | None, on_change: Any
+) -> Service:
+    """``Services.wait_steered``, likewise."""
+    with _following(before, on_change) as changed:
+        return client.services.wait_steered(before, action, percent=percent, timeout=timeout, on_change=changed)
+
+
+@contextmanager
+def _following(service: Service, on_change: Any) -> Iterator[Callable[[Service], None]]:
     with live.status_line() as line, _detachable(service):
         steps = Steps(line)
 
@@ -42,7 +58,7 @@ def follow_deploy(client: Client, service: Service, deploy: ServiceDeploy, on_ch
             steps.show(now)
             line.update(*waiting(now))
 
-        return client.services.wait_deployed(service, deploy, on_change=changed)
+        yield changed
 
 
 def wait_for(client: Client, service: Service, state: Any, timeout: float | None) -> Service:
@@ -226,7 +242,7 @@ def next_commands(service: Service) -> str:
     if service.state.settled:
         return next_steps(
             (f"heliostat service events {name}", "read its story"),
-            (f"heliostat service delete {name}", "forget it, its URL and its tokens"),
+            (f"heliostat service delete {name}", "forget it, its tokens and its versions"),
         )
     steps = [(f"heliostat service status --watch {name}", "see its traffic")]
     if service.rollout is not None:

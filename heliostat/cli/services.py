@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from heliostat.cli.output import Format, age, next_steps, note, screen, show, ta
 from heliostat.errors import HeliostatError, InvalidRequest
 
 if TYPE_CHECKING:
+    from heliostat.client import Client
     from heliostat.models.services import Service, ServiceDeploy
 
 app = typer.Typer(
@@ -25,6 +27,10 @@ app.add_typer(rollout)
 app.add_typer(token)
 
 Ref = Annotated[str, typer.Argument(metavar="NAME|ID")]
+OrderWait = Annotated[
+    bool,
+    typer.Option("-w", "--wait", help="Wait until it is so, without a time limit; exit 10 if it can't be any more."),
+]
 
 
 @app.command()
@@ -93,9 +99,11 @@ def deploy(
             "-w", "--wait", help="Wait until the version has its traffic, without a time limit; exit 10 if it fails."
         ),
     ] = False,
+    timeout_s: options.WaitLimit = None,
     output: options.Output = Format.TEXT,
 ) -> None:
     """Deploy a service: a new version takes the traffic over step by step, no request fails."""
+    _check_limit(wait, timeout_s)
     flags = {
         "name": name,
         "version_name": version_name,
@@ -131,18 +139,7 @@ def deploy(
             show(service, lambda: accepted + "\n" + service_view.next_commands(service))
             return
         note(accepted)
-        last = service
-
-        def seen(now: Service) -> None:
-            nonlocal last
-            last = now
-
-        try:
-            last = service_view.follow_deploy(client, service, request, seen)
-        except HeliostatError:
-            if not screen.text:
-                show(last, str)
-            raise
+        last = _followed(service, lambda seen: service_view.follow_deploy(client, service, request, timeout_s, seen))
     show(last, lambda: service_view.status(last))
 
 
@@ -171,6 +168,7 @@ def list_(
     state: options.State = None,
     name: options.Name = None,
     project: options.Project = None,
+    cloud: Annotated[str | None, typer.Option("--cloud", help="Only those in this cloud.")] = None,
     tag: options.Tags = None,
     limit: options.Limit = 50,
     output: options.Output = Format.TEXT,
@@ -180,7 +178,9 @@ def list_(
 
     wanted = options.choices(state, ServiceState, "--state")
     with options.connect() as client:
-        found = client.services.list(state=wanted, name=name, project=project, tags=options.pairs(tag, "--tag"))
+        found = client.services.list(
+            state=wanted, name=name, project=project, cloud=cloud, tags=options.pairs(tag, "--tag")
+        )
         services = options.first(found, limit, "services")
     show(
         services,
@@ -245,12 +245,19 @@ def logs(
 
 @app.command()
 def rollback(
-    ref: Ref, reason: options.Reason = "", project: options.Project = None, output: options.Output = Format.TEXT
+    ref: Ref,
+    reason: options.Reason = "",
+    wait: OrderWait = False,
+    timeout_s: options.WaitLimit = None,
+    project: options.Project = None,
+    output: options.Output = Format.TEXT,
 ) -> None:
     """Go back: give up the rollout under way or, when none is, bring back the version before."""
+    _check_limit(wait, timeout_s)
     with options.connect() as client:
+        before = client.services.get(ref, project=project) if wait else None
         service = client.services.rollback(ref, reason=reason, project=project)
-    show(service, lambda: f"Service {service.name} goes back.\n" + service_view.next_commands(service))
+        _ordered(client, before, service, f"Service {service.name} goes back.", None, None, timeout_s)
 
 
 @app.command()
@@ -277,7 +284,7 @@ def terminate(
 
 @app.command()
 def delete(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Forget a terminated service: its URL, tokens and versions."""
+    """Forget a terminated service: its name, tokens and versions."""
     with options.connect() as client:
         client.services.delete(ref, project=project)
     show({"deleted": ref}, lambda: f"Service {ref} is deleted.")
@@ -286,13 +293,19 @@ def delete(ref: Ref, project: options.Project = None, output: options.Output = F
 @rollout.command()
 def pause(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
     """Stay at the present share until it is resumed, promoted or aborted."""
-    _steer(ref, "pause", "stays where it is", None, project)
+    _steer(ref, "pause", "stays where it is", project)
 
 
 @rollout.command()
-def resume(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
+def resume(
+    ref: Ref,
+    wait: OrderWait = False,
+    timeout_s: options.WaitLimit = None,
+    project: options.Project = None,
+    output: options.Output = Format.TEXT,
+) -> None:
     """Go on step by step after a pause."""
-    _steer(ref, "resume", "goes on", None, project)
+    _steer(ref, "resume", "goes on", project, wait=wait, timeout_s=timeout_s)
 
 
 @rollout.command()
@@ -301,17 +314,25 @@ def promote(
     percent: Annotated[
         int | None, typer.Option("--percent", help="Give the new version this share and stop there; default: all.")
     ] = None,
+    wait: OrderWait = False,
+    timeout_s: options.WaitLimit = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
     """Give the new version its traffic now, without further steps."""
-    _steer(ref, "promote", f"goes to {percent or 100} %", percent, project)
+    _steer(ref, "promote", f"goes to {percent or 100} %", project, percent, wait=wait, timeout_s=timeout_s)
 
 
 @rollout.command()
-def abort(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
+def abort(
+    ref: Ref,
+    wait: OrderWait = False,
+    timeout_s: options.WaitLimit = None,
+    project: options.Project = None,
+    output: options.Output = Format.TEXT,
+) -> None:
     """Give all the traffic back to the version that ran."""
-    _steer(ref, "abort", "is given up, the traffic goes back", None, project)
+    _steer(ref, "abort", "is given up, the traffic goes back", project, wait=wait, timeout_s=timeout_s)
 
 
 @token.command("add")
@@ -343,15 +364,66 @@ def delete_token(
     show({"deleted": which}, lambda: f"The token {which} of service {ref} is deleted.")
 
 
-def _steer(ref: str, action: str, done: str, percent: int | None, project: str | None) -> None:
+def _steer(
+    ref: str,
+    action: str,
+    done: str,
+    project: str | None,
+    percent: int | None = None,
+    *,
+    wait: bool = False,
+    timeout_s: float | None = None,
+) -> None:
     if percent is not None and not 1 <= percent <= 100:
         raise InvalidRequest(f"--percent {percent} is no share.", remedy="Give 1 to 100.", field="percent")
+    _check_limit(wait, timeout_s)
     with options.connect() as client:
+        before = client.services.get(ref, project=project) if wait else None
         service = client.services.rollout(ref, action, percent=percent, project=project)
-    show(
-        service,
-        lambda: f"The rollout of service {service.name} {done}.\n" + service_view.next_commands(service),
-    )
+        text = f"The rollout of service {service.name} {done}."
+        _ordered(client, before, service, text, action, percent, timeout_s)
+
+
+def _ordered(
+    client: Client,
+    before: Service | None,
+    service: Service,
+    text: str,
+    action: str | None,
+    percent: int | None,
+    timeout_s: float | None,
+) -> None:
+    """Shows what was accepted or, where it is waited for, what came of it. ``before``: the service before the order, to
+    wait; None: don't."""
+    if before is None:
+        show(service, lambda: text + "\n" + service_view.next_commands(service))
+        return
+    note(text)
+    last = _followed(service, lambda seen: service_view.follow_order(client, before, action, percent, timeout_s, seen))
+    show(last, lambda: service_view.status(last))
+
+
+def _followed(service: Service, follow: Callable[[Callable[[Service], None]], Service]) -> Service:
+    """A failure is shown as a document too: the service as it was seen last."""
+    last = service
+
+    def seen(now: Service) -> None:
+        nonlocal last
+        last = now
+
+    try:
+        return follow(seen)
+    except HeliostatError:
+        if not screen.text:
+            show(last, str)
+        raise
+
+
+def _check_limit(wait: bool, timeout_s: float | None) -> None:
+    if timeout_s is not None and not wait:
+        raise InvalidRequest(
+            "--timeout-s limits a wait.", remedy="Give --wait too, or leave it out.", field="timeout_s"
+        )
 
 
 def _has_code(request: ServiceDeploy) -> bool:

@@ -55,6 +55,8 @@ class FakeApi:
         self.services: dict[str, Service] = {}
         self.deploys: list[ServiceDeploy] = []
         self.on_deploy: Callable[[str], None] | None = None
+        self.on_order: Callable[[str], None] | None = None
+        """What an accepted rollback, or order to a rollout, does; None: what is nearest."""
         self.orders: list[tuple[str, Any]] = []
         self.service_logs: dict[str, str] = {}
         self.events: dict[str, list[Event]] = {}
@@ -395,8 +397,11 @@ def _services(app: FastAPI, api: FakeApi) -> None:
         return api.services[service.id]
 
     @app.get("/v1/services")
-    async def listed(cursor: str | None = None, limit: int = 50, state: str | None = None) -> Any:
+    async def listed(
+        cursor: str | None = None, limit: int = 50, state: str | None = None, cloud: str | None = None
+    ) -> Any:
         found = [s for s in reversed(list(api.services.values())) if state in (None, s.state)]
+        found = [s for s in found if cloud in (None, s.cloud)]
         without = {"query_auth_token": None, "query_auth_tokens": [], "versions": []}
         return api.paged([s.model_copy(update=without) for s in found], cursor, limit)
 
@@ -439,7 +444,10 @@ def _services(app: FastAPI, api: FakeApi) -> None:
     async def rollback(ref: str) -> Service:
         service = api.find_service(ref)
         api.orders.append(("rollback", None))
-        api.change(service.id, state=ServiceState.ROLLING_BACK)
+        if api.on_order:
+            api.on_order(service.id)  # which may leave the records as they are, for a while
+        else:
+            api.change(service.id, state=ServiceState.ROLLING_BACK)
         return api.services[service.id]
 
     @app.post("/v1/services/{ref}/rollout")
@@ -448,7 +456,9 @@ def _services(app: FastAPI, api: FakeApi) -> None:
         if service.rollout is None:
             raise Conflict(f"Service {service.name} has no rollout.", remedy="Deploy first.")
         api.orders.append((command.action, command.percent))
-        return service
+        if api.on_order:
+            api.on_order(service.id)
+        return api.services[service.id]
 
     @app.post("/v1/services/{ref}/tokens", status_code=201)
     async def add_token(ref: str) -> QueryToken:

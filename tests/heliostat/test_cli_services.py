@@ -25,6 +25,7 @@ from tests.heliostat.test_cli import run
 
 __all__ = ["run"]
 DEPLOY = ["service", "deploy", "-n", "api", "m:app"]
+ONE = '[{"name": "a", "traffic_percent": 100}]'
 
 
 def only(api: FakeApi) -> Any:
@@ -150,6 +151,15 @@ def test_versions_with_static_weights(api: FakeApi, run: Any, tmp_path: Path) ->
         ([*DEPLOY, "--hold-s", "0"], "rollout.hold_s"),
         ([*DEPLOY, "--canary-percent", "101"], "canary_percent"),
         ([*DEPLOY, "--in-place", "--canary-percent", "5"], "no canary"),
+        ([*DEPLOY, "--in-place", "--steps", "5,100"], "--in-place has no steps"),
+        ([*DEPLOY, "--in-place", "--hold-s", "5"], "--in-place has no steps"),
+        ([*DEPLOY, "--versions", ONE, "--version-name", "a", "--hold-s", "5"], "--versions has no steps"),
+        ([*DEPLOY, "--in-place", "--max-surge-percent", "5"], "max_surge_percent bounds a rollout"),
+        (["service", "deploy", "-n", "api", "--versions", ONE, "--max-surge-percent", "5"], "static weights"),
+        (["service", "deploy", "-f", "two.yaml", "-f", "two.yaml", "--versions", ONE, "m:app"], "several files"),
+        ([*DEPLOY, "--timeout-s", "5"], "--wait"),
+        (["service", "rollback", "x", "--timeout-s", "5"], "--wait"),
+        (["service", "rollout", "promote", "x", "--timeout-s", "5"], "--wait"),
         ([*DEPLOY, "--cluster-replicas", "0"], "cluster_replicas"),
         ([*DEPLOY, "--versions", "v1=80"], "no JSON"),
         ([*DEPLOY, "--versions", '{"a": 1}'], "no list"),
@@ -401,6 +411,7 @@ def test_list(api: FakeApi, run: Any) -> None:
     assert "waits for a head" in lines[1]
     assert "holding at 25 %" in lines[2]
     assert [s["name"] for s in run("service", "list", "--state", "starting", "-o", "json").json] == ["b"]
+    assert [len(run("service", "list", "--cloud", c, "-o", "json").json) for c in ("local", "other")] == [2, 0]
 
 
 def test_events_and_logs(api: FakeApi, run: Any) -> None:
@@ -461,6 +472,85 @@ def test_rollout_and_rollback(api: FakeApi, run: Any) -> None:
     assert api.orders == [
         ("pause", None), ("resume", None), ("promote", None), ("promote", 50), ("abort", None), ("rollback", None),
     ]  # fmt: skip
+
+
+def looks(api: FakeApi, *steps: Callable[[], None]) -> None:
+    """After the next order: one step before each further look. Before them the records say what they said."""
+    left = iter(steps)
+
+    def accepted(service_id: str) -> None:
+        def look(path: str) -> None:
+            if path == f"/v1/services/{service_id}":
+                next(left, lambda: None)()
+
+        api.on_request = look
+
+    api.on_order = accepted
+
+
+def nothing() -> None:
+    pass
+
+
+def test_a_rollback_is_waited_for_though_the_records_still_say_running(api: FakeApi, run: Any) -> None:
+    old = running(api).versions[0]
+    new = api.add_version(only(api).id)
+    api.shift(new.id, 100)
+    id = only(api).id
+    api.change(id, previous_version=old.id)
+
+    def begins() -> None:
+        api.change_version(old.id, state=ServiceVersionState.STARTING, state_since=utcnow())
+        api.change(id, state=ServiceState.ROLLING_BACK)
+
+    def done() -> None:
+        api.change_version(old.id, state=ServiceVersionState.RUNNING, weight=100)
+        api.change_version(new.id, state=ServiceVersionState.TERMINATING, weight=0)
+        api.change(id, state=ServiceState.RUNNING, primary_version=old.id)
+
+    looks(api, nothing, nothing, begins, done)
+    ran = run("service", "rollback", "api", "--wait", "-o", "json")
+    assert ran.code == 0, ran.err
+    assert ran.json["primary_version"] == old.id
+
+    def fails() -> None:
+        api.change_version(new.id, state=ServiceVersionState.UNHEALTHY, state_since=utcnow(), reason="no module m")
+
+    api.change(id, previous_version=new.id)
+    looks(api, nothing, fails)
+    ran = run("service", "rollback", "api", "--wait")
+    assert (ran.code, "no module m" in ran.err) == (10, True)
+    looks(api)
+    assert run("service", "rollback", "api", "--wait", "--timeout-s", "0.1").code == 3
+
+
+def test_steering_is_waited_for(api: FakeApi, run: Any) -> None:
+    old = running(api).versions[0]
+    new = api.add_version(only(api).id)
+    id = only(api).id
+    api.shift(new.id, 5, "paused")
+    looks(api, nothing, lambda: api.shift(new.id, 25), lambda: api.shift(new.id, 25, "paused"))
+    ran = run("service", "rollout", "resume", "api", "--wait")
+    assert ran.code == 0, ran.err
+    assert "v2 25 % · v1 75 %, paused" in ran.err
+    looks(api, nothing, lambda: api.shift(new.id, 50), lambda: api.shift(new.id, 50, "paused"))
+    assert run("service", "rollout", "promote", "api", "--percent", "50", "--wait").code == 0
+    looks(api)
+    assert run("service", "rollout", "promote", "api", "--wait", "-t", "0.1").code == 3
+
+    def back() -> None:
+        api.change_version(new.id, state=ServiceVersionState.TERMINATING, weight=0)
+        api.change_version(old.id, weight=100)
+        api.change(id, state=ServiceState.RUNNING, rollout=None)
+
+    looks(api, nothing, nothing, back)
+    ran = run("service", "rollout", "abort", "api", "--wait", "-o", "json")
+    assert (ran.code, ran.json["rollout"], ran.json["primary_version"]) == (0, None, old.id), ran.err
+
+
+def test_a_deploy_is_waited_for_as_long_as_was_asked(api: FakeApi, run: Any) -> None:
+    ran = run(*DEPLOY, "--wait", "--timeout-s", "0.1")
+    assert (ran.code, "after 0.1 s" in ran.err) == (3, True), ran.err
 
 
 def test_tokens_are_rotated(api: FakeApi, run: Any) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import zipfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from heliostat.calls.rollouts import Target, reached
+from heliostat.calls.rollouts import Back, Target, reached, steered
 from heliostat.client import AsyncClient, Client
 from heliostat.errors import InvalidRequest, WaitTimeout, WorkloadFailed
 from heliostat.models.common import utcnow
 from heliostat.models.services import (
     ApplicationConfig,
     Rollout,
+    RolloutAction,
     RolloutConfig,
     Service,
     ServiceConfig,
@@ -28,6 +30,7 @@ from heliostat.models.services import (
 from tests.heliostat.fake_api import TOKEN, FakeApi
 
 V = ServiceVersionState
+NOW = utcnow()
 CONFIG = ServiceConfig(name="api", applications=[ApplicationConfig(import_path="m:app")])
 
 
@@ -36,10 +39,13 @@ CONFIG = ServiceConfig(name="api", applications=[ApplicationConfig(import_path="
 
 def test_deploy_sends_what_was_set_and_nothing_else(api: FakeApi, client: Client) -> None:
     client.services.deploy(CONFIG)
-    client.services.deploy(CONFIG, in_place=True, max_surge_percent=50)
+    client.services.deploy(CONFIG, in_place=True)
+    client.services.deploy(CONFIG, max_surge_percent=50)
     client.services.deploy(ServiceDeploy(config=CONFIG, canary_percent=0))
     fields = [deploy.model_fields_set for deploy in api.deploys]
-    assert fields == [{"config"}, {"config", "in_place", "max_surge_percent"}, {"config", "canary_percent"}]
+    assert fields == [
+        {"config"}, {"config", "in_place"}, {"config", "max_surge_percent"}, {"config", "canary_percent"},
+    ]  # fmt: skip
     with pytest.raises(InvalidRequest, match="in_place"):
         client.services.deploy(ServiceDeploy(config=CONFIG), in_place=True)
 
@@ -192,12 +198,10 @@ def test_a_watch_rides_out_an_outage(api: FakeApi, client: Client) -> None:
 
 
 def version(number: int, state: V = V.RUNNING, weight: int = 0, **fields: Any) -> ServiceVersion:
-    now = utcnow()
-    fields = {"name": f"v{number}", "target_weight": weight, **fields}
+    fields = {"name": f"v{number}", "target_weight": weight, "state_since": NOW, **fields}
     return ServiceVersion(
         id=f"sv_{number}", service_id="svc_1", number=number, state=state, weight=weight,
-        config=CONFIG.model_copy(update={"rollout": RolloutConfig()}), created_by="u", created_at=now, state_since=now,
-        **fields,
+        config=CONFIG.model_copy(update={"rollout": RolloutConfig()}), created_by="u", created_at=NOW, **fields,
     )  # fmt: skip
 
 
@@ -287,6 +291,131 @@ def test_static_weights_are_there_when_they_hold() -> None:
         target.reached(service(version(1, weight=50), version(2, weight=50)))
     with pytest.raises(WorkloadFailed, match=r"v2 .* is unhealthy: no module"):
         Target(None, weights={"v1": 80, "v2": 20}).reached(service(a, version(2, V.UNHEALTHY, reason="no module")))
+
+
+LATER = OLD.state_since + timedelta(seconds=1)
+OUT_2 = service(OLD, version(2, V.STARTING, 5), state=OUT, primary_version="sv_1", rollout=rollout(5))
+"""v2 is being rolled out over v1."""
+RUNS_2 = service(
+    version(1, V.TERMINATED), version(2, weight=100), primary_version="sv_2", previous_version="sv_1"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "there"),
+    [
+        # a rollout is given up
+        (OUT_2, OUT_2, False),
+        (OUT_2, service(OLD, version(2, V.STARTING, 5), state=BACK, primary_version="sv_1", rollout=rollout(5)), False),
+        (OUT_2, service(OLD, version(2, V.STARTING, 5), state=OUT, primary_version="sv_1"), False),
+        (OUT_2, service(OLD, version(2, V.TERMINATING), primary_version="sv_1"), True),
+        (OUT_2, service(OLD, version(2, V.UNHEALTHY), primary_version="sv_1"), True),
+        (
+            OUT_2,
+            service(OLD, version(2, V.TERMINATED), version(3, V.STARTING), primary_version="sv_1", state=OUT,
+                    rollout=rollout(0, to="sv_3")),
+            True,
+        ),  # another deploy began before we looked again
+        # it was complete before the order came, so the version before is brought back
+        (OUT_2, RUNS_2, False),
+        (OUT_2, service(version(1, V.STARTING), version(2, weight=100), state=BACK, primary_version="sv_2"), False),
+        # accepted, and its rollout is not in the records yet
+        (service(OLD, version(2, V.STARTING), primary_version="sv_1"), service(OLD, version(2, V.STARTING),
+         primary_version="sv_1"), False),
+        # none was under way: RUNNING is no answer
+        (RUNS_2, RUNS_2, False),
+        (
+            RUNS_2,
+            service(version(1, V.STARTING), version(2, weight=100), primary_version="sv_2", state=BACK,
+                    rollout=rollout(0, to="sv_1")),
+            False,
+        ),
+        (RUNS_2, service(version(1, weight=100), version(2, V.TERMINATING), primary_version="sv_1", state=BACK), False),
+        (RUNS_2, service(version(1, weight=100), version(2, V.TERMINATING), primary_version="sv_1"), True),
+        # the records of before do not tell which version that is
+        (RUNS_2.model_copy(update={"previous_version": None}), RUNS_2, False),
+        (RUNS_2.model_copy(update={"previous_version": None}), service(OLD, primary_version="sv_1"), True),
+    ],
+)  # fmt: skip
+def test_a_rollback_is_done_when_it_is_seen_to_be(before: Service, now: Service, there: bool) -> None:
+    assert Back(before).reached(now) is there
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        (
+            service(version(1, V.UNHEALTHY, state_since=LATER, reason="no module m"), version(2, weight=100),
+                     primary_version="sv_2"),
+            "v1 (sv_1) does not serve: no module m.",
+        ),
+        (
+            service(version(1, V.TERMINATED, state_since=LATER), version(2, weight=100), primary_version="sv_2"),
+            "v1 (sv_1) does not serve.",
+        ),
+        (
+            service(version(1, V.TERMINATED), version(2), version(3, weight=100), primary_version="sv_3"),
+            "superseded by the deploy of v3",
+        ),
+        (service(version(2), state=ServiceState.TERMINATED), "TERMINATED"),
+    ],
+)  # fmt: skip
+def test_a_rollback_that_comes_to_nothing_says_why(now: Service, says: str) -> None:
+    back = Back(RUNS_2)
+    with pytest.raises(WorkloadFailed) as caught:
+        back.reached(now)
+    assert says in caught.value.message
+
+
+def test_a_version_that_was_draining_has_not_failed_to_come_back_because_it_ended() -> None:
+    draining = service(version(1, V.TERMINATING), version(2, weight=100), primary_version="sv_2",
+                       previous_version="sv_1")  # fmt: skip
+    back = Back(draining)
+    ended = version(1, V.TERMINATED, state_since=LATER)
+    assert not back.reached(service(ended, version(2, weight=100), primary_version="sv_2"))
+    starts = service(version(1, V.STARTING), version(2, weight=100), primary_version="sv_2", state=BACK)
+    assert not back.reached(starts)
+    with pytest.raises(WorkloadFailed):
+        back.reached(service(ended, version(2, weight=100), primary_version="sv_2"))
+
+
+def test_what_steers_a_rollout_is_waited_for_until_it_is_seen() -> None:
+    going = {"state": OUT, "primary_version": "sv_1"}
+    paused = service(OLD, version(2, V.STARTING, 5), rollout=rollout(5, "paused"), **going)
+    further = service(OLD, version(2, V.STARTING, 25), rollout=rollout(25, "paused"), **going)
+    done = service(version(1, V.TERMINATING), version(2, weight=100), primary_version="sv_2")
+    for action, percent, stops in ((RolloutAction.RESUME, None, True), (RolloutAction.PROMOTE, None, False),
+                                   (RolloutAction.PROMOTE, 100, False), (RolloutAction.PROMOTE, 25, True)):  # fmt: skip
+        target = steered(paused, action, percent)
+        assert not target.reached(paused)
+        assert target.reached(further) is stops
+        assert target.reached(done)
+        with pytest.raises(WorkloadFailed, match="unhealthy"):
+            target.reached(service(OLD, version(2, V.UNHEALTHY), primary_version="sv_1"))
+    # static weights: no version gets all of it
+    target = steered(paused, RolloutAction.RESUME)
+    assert target.reached(service(version(1, weight=80), version(2, weight=20), primary_version="sv_1"))
+    assert isinstance(steered(paused, RolloutAction.ABORT), Back)
+    # accepted when its rollout was not in the records yet
+    early = steered(service(OLD, version(2, V.STARTING), primary_version="sv_1"), RolloutAction.PROMOTE)
+    assert not early.reached(service(OLD, version(2, V.STARTING), primary_version="sv_1"))
+    assert early.reached(done)
+
+
+def test_orders_are_waited_for(api: FakeApi, client: Client) -> None:
+    service = api.add_service(state=ServiceState.RUNNING)
+    old, new = api.add_version(service.id), api.add_version(service.id)
+    api.shift(old.id, 100)
+    api.shift(new.id, 5, "paused")
+    before = client.services.get("api")
+    with pytest.raises(WaitTimeout):
+        client.services.wait_steered(before, "promote", timeout=0.1)
+    with pytest.raises(InvalidRequest, match="at once"):
+        client.services.wait_steered(before, "pause")
+    api.shift(new.id, 100)
+    assert client.services.wait_steered(before, "promote").primary_version == new.id
+    assert [s.id for s in client.services.list(cloud="local")] == [service.id]
+    assert list(client.services.list(cloud="other")) == []
 
 
 @pytest.mark.parametrize(
