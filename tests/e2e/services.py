@@ -16,6 +16,7 @@ import httpx
 
 from benchmarks.load_report import Report
 from benchmarks.services import config
+from clouds.local import balancer_supervisor
 from tests.e2e.support import ROOT, Stack, clean_environment, until
 
 READY_S = 240.0
@@ -121,6 +122,11 @@ class Served:
         """Its supervisor and its Traefik, pid → command line."""
         mark = f"/balancers/{self.now['id']}"
         return {pid: argv for pid, argv in self.stack.processes().items() if mark in argv}
+
+    def balancer_pids(self, role: str, folder: Path | None = None) -> list[int]:
+        """Of those processes the living ones in that role, ``supervisor`` or ``traefik``: by their environment, since
+        the supervisor's command line names Traefik too. ``folder``: ``balancer()``, as known before the API died."""
+        return [process["pid"] for process in balancer_supervisor.found(folder or self.balancer(), role)]
 
 
 class Traffic:

@@ -93,15 +93,20 @@ def test_a_part_is_killed_in_a_phase_of_a_rollout(echo: Served, part: str, phase
     nothing_lost(traffic, good, new)
 
 
-def ends_and_comes_again(echo: Served, word: str) -> None:
-    """kill -9 of the process of its load balancer whose command line has ``word``, and its next life."""
-    (pid,) = (pid for pid, argv in echo.balancer_processes().items() if word in argv)
-    os.kill(pid, signal.SIGKILL)
-    until(
-        f"{word} to come again",
-        lambda: any(word in argv and p != pid for p, argv in echo.balancer_processes().items()),
-        40,
-    )
+def ends_and_comes_again(echo: Served, *roles: str) -> None:
+    """kill -9 of its load balancer's processes in these roles, one after the other, and their next life, without
+    anybody's doing: the supervisor starts Traefik, the control plane the supervisor."""
+    killed = set()
+    for role in roles:
+        (pid,) = echo.balancer_pids(role)
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+
+    def all_live() -> bool:
+        now = [echo.balancer_pids(role) for role in roles]
+        return all(len(pids) == 1 for pids in now) and not {pid for pids in now for pid in pids} & killed
+
+    until(f"{' and '.join(roles)} to come again", all_live, 40)
     until("an answer", lambda: answers(echo), 20)
 
 
@@ -118,11 +123,11 @@ def test_the_load_balancer_is_killed_with_and_without_a_control_plane(echo: Serv
     """Requests in that moment are lost; it comes again by itself, at the same URL, by the same weights."""
     url = echo.now["query_url"]
     ends_and_comes_again(echo, "traefik")
-    ends_and_comes_again(echo, "balancer_supervisor")
-    processes = echo.balancer_processes()
-    service = echo.now
+    ends_and_comes_again(echo, "supervisor")
+    ends_and_comes_again(echo, "supervisor", "traefik")  # nothing of it is left to start the other
+    service, folder = echo.now, echo.balancer()
     kill_all_of_the_control_plane(echo.stack)
-    (pid,) = (pid for pid, argv in processes.items() if "traefik" in argv)
+    (pid,) = echo.balancer_pids("traefik", folder)
     os.kill(pid, signal.SIGKILL)
     until("an answer without any control plane", lambda: answers(echo, service), 40)
     echo.stack.up()
