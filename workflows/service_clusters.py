@@ -95,14 +95,14 @@ class ServiceClusters(ServiceBase):
     # --- the endpoint -------------------------------------------------------------------------------------
 
     def _tend_endpoint(self) -> None:
-        if not self.s.url:
+        if not self.s.url or self.s.endpoint_lost:
             if self.s.versions:  # not for a deploy that may have been taken back
                 self._start("endpoint", self._ensure_endpoint)
         elif self.s.backends != self.s.wanted_backends():
             self._start("backends", self._set_backends)
 
     async def _ensure_endpoint(self) -> None:
-        """Undo: ``_remove_endpoint``."""
+        """Also of one that was lost, which is told its backends afterwards. Undo: ``_remove_endpoint``."""
         request = EnsureEndpoint(
             cloud_id=self.input.cloud_id,
             service_id=self.input.service_id,
@@ -114,9 +114,13 @@ class ServiceClusters(ServiceBase):
                 EndpointActivities.ensure_endpoint, request, summary="make the endpoint", **policies.ENDPOINT
             )
         except ActivityError as error:
+            if isinstance(error.cause, ApplicationError) and error.cause.type == "backends_lost":
+                await self._set_backends()  # it is there, and shows itself when it knows what it should have
+                return
             self._endpoint_failed("the endpoint could not be made", error)
+        if self.s.endpoint_lost:
+            self.s.endpoint_lost, self.s.backends = False, []
         self.s.url, self._endpoint_trouble = endpoint.url, ""
-        self._dirty = True
         self._event("endpoint", f"endpoint {endpoint.url}")
 
     async def _set_backends(self) -> None:
@@ -136,14 +140,17 @@ class ServiceClusters(ServiceBase):
                 EndpointActivities.set_backends, request, summary=f"weights: {summary}"[:200], **policies.ENDPOINT
             )
         except ActivityError as error:
-            if isinstance(error.cause, ApplicationError) and error.cause.type == "gone":
-                if self.s.terminate is None:
-                    await self._ensure_endpoint()  # somebody has removed it; it comes back without backends
+            cause = error.cause if isinstance(error.cause, ApplicationError) else None
+            if cause is not None and cause.type == "gone":
+                self.s.endpoint_lost = True  # somebody has removed it; it comes back without backends
+                return
+            if cause is not None and cause.type == "outdated" and cause.details:
+                self.s.backends_revision = max(self.s.backends_revision, int(cause.details[0]))
                 return
             self._endpoint_failed("the endpoint could not be told its backends", error)
         before = {b.version_id: b.weight for b in self.s.backends if b.weight}
         after = {b.version_id: b.weight for b in wanted if b.weight}
-        self.s.backends, self._endpoint_trouble = wanted, ""
+        self.s.backends, self.s.endpoint_lost, self._endpoint_trouble = wanted, False, ""
         for version in self.s.versions.values():
             share = after.get(version.spec.id, 0)
             version.had_traffic = version.had_traffic or share > 0

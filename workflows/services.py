@@ -22,10 +22,12 @@ with workflow.unsafe.imports_passed_through():
     from activities.canaries import CanaryActivities, LastTraffic
     from activities.records import RecordActivities
     from heliostat.models.agents import ServeStatus
+    from heliostat.models.common import EventLevel
     from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
     from runtime.messages import (
         ClusterNotice,
         DeployRequest,
+        EndpointLost,
         GateOrder,
         NodeFact,
         RollbackOrder,
@@ -70,6 +72,13 @@ class ServiceWorkflow(ServiceRollouts):
             except ValidationError:
                 return  # an exception in a handler would stop the workflow; the API has checked it already
             self._take_status(fact.cluster_id, status)
+
+    @workflow.signal(description="Its load balancer is not there any more, or has lost its backends")
+    def endpoint_lost(self, message: EndpointLost) -> None:
+        if self.s.first_sight(message.event_id) and self.s.url and self.s.terminate is None:
+            self._event("endpoint_lost", message.reason, level=EventLevel.ERROR)
+            self.s.endpoint_lost = True
+            self._wake()
 
     @workflow.update(description="Pause, resume, promote or abort the rollout")
     def rollout(self, order: RolloutOrder) -> None:

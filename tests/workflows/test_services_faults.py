@@ -17,7 +17,9 @@ import store.services
 from heliostat.errors import Unavailable
 from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import ClusterState
+from heliostat.models.common import new_id
 from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
+from runtime.messages import EndpointLost
 from store.tables import clusters
 from tests.workflows.plans import NodePlan, ServePlan
 from tests.workflows.service_world import AT_ONCE, IN_STEPS, TOKENS, ServiceWorld, make_service_world
@@ -349,9 +351,22 @@ async def test_an_endpoint_that_cannot_be_made_is_said_and_made_when_it_can(serv
     assert service.waits_for == ""
 
 
-async def test_an_endpoint_that_somebody_removed_comes_back_with_the_next_change(services: ServiceWorld) -> None:
+async def test_an_endpoint_that_somebody_removed_comes_back(services: ServiceWorld) -> None:
+    """When the monitor says so, or at the next change."""
     world = services
-    service_id, _ = await world.running_service()
+    service_id, first = await world.running_service()
+    before = world.balancer.backends(service_id)
+    world.balancer.remove(service_id)
+    lost = EndpointLost(event_id=new_id("ev"), reason="its load balancer is gone")
+    for _ in range(2):
+        await world.handle(service_id).signal("endpoint_lost", lost)
+
+    async def back() -> bool:
+        return world.balancer.backends(service_id) == before
+
+    await world.until(back, "the endpoint with its backends")
+    assert (await world.kinds(service_id)).count("endpoint_lost") == 1
+    await world.until_finished(service_id, first)
     world.balancer.remove(service_id)
     second = world.version(service_id)
     await world.deploy(service_id, second)
