@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from heliostat.models.common import Model, Result
 
@@ -87,3 +88,63 @@ class AwsConfig(Model):
     """Whether endpoints have private addresses alone."""
     balancer_certificate: str | None = Field(default=None, pattern=r"^arn:aws[a-z-]*:acm:[\w:/-]+$")
     """ARN of a certificate: endpoints are ``https://``. gRPC wants one."""
+
+
+GcpName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$")]
+GcpPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,400}$")]
+"""A resource's name, or its path from ``projects/`` on."""
+GcpEmail = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{4,40})@[a-z0-9.:-]{1,80}\.gserviceaccount\.com$")]
+
+
+class GcpConfig(Model):
+    """A cloud in one region of the customer's Google Cloud project. Names only: no key, no token, no credential
+    file."""
+
+    project: str = Field(pattern=r"^([a-z][-a-z0-9.]*[a-z0-9]:)?[a-z][-a-z0-9]{4,28}[a-z0-9]$")
+    region: str = Field(pattern=r"^[a-z]+-[a-z]+[0-9]+$")
+    zones: list[GcpName] = Field(min_length=1)
+    """Of the region, tried in this order by a request that names none."""
+    workload_identity_provider: str = Field(
+        pattern=r"^projects/\d+/locations/global/workloadIdentityPools/[a-z0-9-]{4,32}/providers/[a-z0-9-]{4,32}$"
+    )
+    """The provider that trusts our tokens, by the project's *number*."""
+    service_account: GcpEmail
+    """The account that we act as for every call."""
+    node_service_account: GcpEmail | None = None
+    """The machines' own; None: they have none, and no right in the project."""
+    network: GcpPath = "default"
+    subnetwork: GcpPath = "default"
+    """Its name in the region, or ``projects/<host project>/regions/<region>/subnetworks/<name>`` of a shared VPC."""
+    network_tags: list[GcpName] = []
+    """By which the network's firewall rules know our machines."""
+    external_ip: bool = False
+    """Whether machines have public addresses. Without, they reach us by Cloud NAT or a private route."""
+    image: GcpPath = "projects/debian-cloud/global/images/family/debian-12"
+    gpu_image: GcpPath | None = None
+    """Of machines with GPUs, with NVIDIA's driver on it; None: ``image``."""
+    instance_type: str = Field(default="e2-standard-4", pattern=r"^[a-z0-9-]+(/[a-z0-9-]+:\d{1,2})?$")
+    """Of nodes that ask for nothing in particular."""
+    instance_types: list[str] | None = None
+    """The only ones that may be asked for; None: any."""
+    root_volume_gib: int = Field(default=100, ge=10, le=65536)
+    root_volume_type: GcpName | None = None
+    """None: ``pd-balanced``, or ``hyperdisk-balanced`` where the machine type takes no other."""
+    kms_key: GcpPath | None = None
+    """Of the disks, which are encrypted in any case; None: Google's own keys."""
+    max_run_hours: int | None = Field(default=None, ge=1, le=24 * 120)
+    """The cloud itself deletes every machine after so long; None: never."""
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")
+    bucket_prefix: str = Field(default="", pattern=r"^([A-Za-z0-9_.=-]+/)*$")
+    """In front of all our keys; ends in ``/``."""
+    balancer_internal: bool = False
+    """Whether endpoints have private addresses alone."""
+    balancer_certificates: list[GcpPath] = []
+    """Regional SSL certificates (``projects/…/regions/…/sslCertificates/…``): endpoints are ``https://``. gRPC wants
+    one."""
+
+    @model_validator(mode="after")
+    def _zones_are_of_the_region(self) -> GcpConfig:
+        for zone in self.zones:
+            if zone.rpartition("-")[0] != self.region:
+                raise ValueError(f"zones: {zone} is no zone of the region {self.region}")
+        return self
