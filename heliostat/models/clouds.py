@@ -58,20 +58,20 @@ class AwsConfig(Model):
     trust policy asks for."""
 
     region: str = Field(pattern=r"^[a-z]{2}(-[a-z]+){1,3}-\d{1,2}$")
-    role_arn: str = Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]{1,512}$")
+    role_arn: str = Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/[A-Za-z0-9_+=,.@/-]{1,512}$")
     """What the control plane assumes for every call."""
-    external_id: str = Field(min_length=2, max_length=1224, pattern=r"^[\w+=,.@:/-]+$")
+    external_id: str = Field(min_length=2, max_length=1224, pattern=r"^[A-Za-z0-9_+=,.@:/-]+$")
     """Ours for the organization; the role's trust policy must ask for it (``sts:ExternalId``)."""
     vpc_id: str = Field(pattern=r"^vpc-[0-9a-f]{8,17}$")
     subnets: list[AwsSubnet] = Field(min_length=1)
     """Where machines go. They need no way in, only one out: to the API and the bucket."""
     security_groups: list[str] = Field(min_length=1, max_length=5)
     """Of machines: all traffic among themselves; from the load balancers' group to the ports of Serve."""
-    instance_profile: str = Field(pattern=r"^[\w+=,.@-]{1,128}$")
+    instance_profile: str = Field(pattern=r"^[A-Za-z0-9_+=,.@-]{1,128}$")
     """Name of the machines' own instance profile."""
     image: str = Field(
         default="/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64",
-        pattern=r"^(ami-[0-9a-f]{8,17}|/[\w./-]{1,1000})$",
+        pattern=r"^(ami-[0-9a-f]{8,17}|/[A-Za-z0-9_./-]{1,1000})$",
     )
     """An AMI's id, or the SSM parameter that names one."""
     instance_type: str = Field(default="m6i.large", pattern=r"^[a-z0-9-]+\.[a-z0-9-]+$")
@@ -86,7 +86,7 @@ class AwsConfig(Model):
     balancer_security_groups: list[str] = []
     balancer_internal: bool = False
     """Whether endpoints have private addresses alone."""
-    balancer_certificate: str | None = Field(default=None, pattern=r"^arn:aws[a-z-]*:acm:[\w:/-]+$")
+    balancer_certificate: str | None = Field(default=None, pattern=r"^arn:aws[a-z-]*:acm:[A-Za-z0-9_:/-]+$")
     """ARN of a certificate: endpoints are ``https://``. gRPC wants one."""
 
 
