@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent import serve_probe_grpc
 from agent.constants import Constants
 from agent.serve_status import masked, words
 
@@ -31,10 +32,11 @@ class Bad(Exception):
 class Target:
     application: str
     probe: dict[str, Any] = field(repr=False)
-    """As in the command: ``path method body headers expected_status timeout_s``."""
+    """As in the command: ``path method body headers expected_status timeout_s``, or ``grpc timeout_s``."""
     good: int = 0
     """In a row."""
     status: int | None = None
+    """HTTP's, or gRPC's."""
     ms: float = 0
     message: str = "not asked yet"
     asked: bool = False
@@ -62,12 +64,14 @@ class Prober:
         self._targets = [Target(str(p["application"]), p) for p in args.get("probes") or []]
         self._constants = constants
         self._look = look
-        self._secrets = lambda: [token, *secrets()]
+        self._secrets: Callable[[], list[str]] = lambda: [token, *secrets()]
 
     def run(self) -> dict[str, Any]:
         """The command's result. Requests count only once Serve itself says that this version is healthy: before, during
         an update in place, it is the old replicas that answer."""
         deadline = time.monotonic() + self._give_up_s
+        if any(t.probe.get("grpc") for t in self._targets) and (why := serve_probe_grpc.missing()):
+            return self._result(False, why)
         while True:
             version, healthy, failed, why = self._look()
             if version != self._version:
@@ -81,7 +85,7 @@ class Prober:
                         self._try(target, left)
                 waiting = [t for t in self._targets if t.good < self._constants.serve_probes_good]
                 if not waiting:
-                    alone = "" if self._targets else "by Serve's status alone: no application is reached by HTTP"
+                    alone = "" if self._targets else "by Serve's status alone: no application is probed"
                     return self._result(True, alone)
                 why = "; ".join(f"application {t.application}: {t.message}" for t in waiting)
             if time.monotonic() >= deadline:
@@ -102,7 +106,7 @@ class Prober:
         began = time.monotonic()
         before, target.status = target.status, None
         try:
-            self._send(target, timeout)
+            (self._call if target.probe.get("grpc") else self._send)(target, timeout)
         except TimeoutError:
             target.good = 0
             if timeout < allowed and target.asked:
@@ -149,19 +153,40 @@ class Prober:
         finally:
             connection.close()
 
+    def _call(self, target: Target, timeout_s: float) -> None:
+        """The same by gRPC. Raises Bad or OSError."""
+        parts = urllib.parse.urlsplit(self._url)
+        context = _tls(parts.hostname or "") if parts.scheme == "https" else None
+        answer = serve_probe_grpc.ask(parts, self._headers, timeout_s, context)
+        target.status = answer.number
+        said = f"gRPC {answer.code}"
+        if answer.version != self._version:
+            from_where = f"version {answer.version}" if answer.version else "something that is not this service's proxy"
+            raise Bad(f"{said} came from {from_where}: {self._said(answer.details)}")
+        if answer.code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            raise Bad(f"{said} came from a gate that is not this head's, or not open yet")
+        if answer.code != "OK":
+            raise Bad(f"{said}: {self._said(answer.details)}")
+        if not answer.body:
+            raise Bad("Serve's gRPC proxy knows no application yet")
+
 
 def _connection(parts: urllib.parse.SplitResult, timeout_s: float) -> http.client.HTTPConnection:
-    """No proxy of the environment's: the load balancer is on this network. For an address instead of a name the
-    certificate is not checked: none is made out to it but the endpoint's own, generated one, and the token that is sent
-    opens this head's gate alone. A name's certificate is checked as ever."""
+    """No proxy of the environment's: the load balancer is on this network."""
     host = parts.hostname or ""
     if parts.scheme != "https":
         return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+    return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=_tls(host))
+
+
+def _tls(host: str) -> ssl.SSLContext:
+    """For an address instead of a name the certificate is not checked: none is made out to it but the endpoint's own,
+    generated one, and the token that is sent opens this head's gate alone. A name's certificate is checked as ever."""
     context = ssl.create_default_context()
     if _is_address(host):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
+    return context
 
 
 def _is_address(host: str) -> bool:

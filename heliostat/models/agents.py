@@ -241,12 +241,14 @@ class CommandKind(StrEnum):
     has taken it: ``{"http": "ip:port", "grpc": "ip:port"|""}``; what becomes of it is told by SERVE facts."""
     SERVE_PROBE = "serve_probe"
     """args: ``url`` (the endpoint's), ``cluster_id``, ``version_id``, ``probes`` [{application, path, method, body,
-    headers, expected_status, timeout_s}], ``give_up_s``. Sends each through the load balancer, which is told by
+    headers, expected_status, timeout_s}, or {application, grpc: true, timeout_s} for a call of Serve's own gRPC method
+    ``ListApplications``], ``give_up_s``. Sends each through the load balancer, which is told by
     BACKEND_HEADER to come back to this cluster, with a token of the agent's own, again and again until each was
     answered
     as expected three times in a row or ``give_up_s`` passed. Result: ``{"healthy": bool, "message": str,
     "applications": {name:
-    {"status": int|null, "ms": float, "message": str}}}``."""
+    {"status": int|null, "ms": float, "message": str}}}``; ``status`` is HTTP's or gRPC's. ``application`` is a label,
+    of which each has its own."""
     SERVE_GATE = "serve_gate"
     """args: ``gate`` {"enabled": bool, "hashes": [sha256 hex]}, ``draining`` (false takes a drain back). Result ``{}``
     once the proxies go by it. The head keeps it on its disk."""
