@@ -325,9 +325,11 @@ async def test_rolled_back_to_the_version_before_and_forth_again(services: Servi
     await world.deploy(service_id, second)
     await world.until_finished(service_id, second)
     await world.until_released(service_id, first)
+    assert (await world.service(service_id)).previous_version == first.id
     await world.rollback(service_id)
     await world.until_finished(service_id, first)
     await world.until_released(service_id, second)
+    assert (await world.service(service_id)).previous_version == second.id
     states = [e.message.partition(":")[0] for e in await world.story(service_id) if e.kind == "state"]
     assert "ROLLING_BACK" in states
     assert len(await world.clusters_of(service_id)) == 3, "the first version's clusters were gone"
