@@ -132,6 +132,9 @@ DEPLOY_TIMEOUT = SUBMIT_TIMEOUT
 PROBE_TIMEOUT = timedelta(seconds=60)
 """One probe command tries for so long; the next one follows until the version's own deadline."""
 
+GRPC_PROBE_S = 10.0
+"""For one call of Serve's own gRPC method, which asks no replica."""
+
 PROBE_ANSWER = timedelta(seconds=30)
 """Beyond that, for the answer to come."""
 

@@ -211,8 +211,8 @@ class ServiceClusters(ServiceBase):
         elif slot.gate != self.s.gate_key:
             self._start(f"tokens of {name}", partial(self._set_gate, version, slot))
         elif slot.healthy and slot.probed != slot.given and any(b.id == slot.cluster_id for b in self.s.backends):
-            if slot.probed_here(version.spec.id) or not version.spec.probes:
-                self._found_fit(version, slot)  # another capacity of what was probed, or nothing that HTTP reaches
+            if slot.probed_here(version.spec.id) or not (version.spec.probes or version.spec.grpc):
+                self._found_fit(version, slot)  # another capacity of what was probed, or nothing that can be reached
             else:
                 self._start(name, lambda: self._probe(version, slot))
 
@@ -324,14 +324,17 @@ class ServiceClusters(ServiceBase):
         """Real requests through the endpoint, on the path of the traffic; until they are answered as expected, or for
         as long as one command may take. The version's own deadline ends the tries."""
         given = slot.given
+        probes: list[dict[str, Any]] = [
+            {"application": name, **probe.model_dump(mode="json")} for name, probe in version.spec.probes.items()
+        ]
+        if version.spec.grpc:
+            probes.append({"application": "gRPC", "grpc": True, "timeout_s": policies.GRPC_PROBE_S})
         args: dict[str, Any] = {
             "url": self.s.url,
             "cluster_id": slot.cluster_id,
             "version_id": version.spec.id,
             "give_up_s": policies.PROBE_TIMEOUT.total_seconds(),
-            "probes": [
-                {"application": name, **probe.model_dump(mode="json")} for name, probe in version.spec.probes.items()
-            ],
+            "probes": probes,
         }
         answer = await self._command(
             slot,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.load_kinds import pad
+from tests.e2e.grpc_traffic import GrpcTraffic, code_of
 from tests.e2e.services import HELD, QUICK, READY_S, Served, Traffic, nothing_lost
 from tests.e2e.support import ROOT, Stack, until
 
@@ -302,6 +303,28 @@ def test_static_weights_of_three_versions(other: Served) -> None:
     said = json.dumps([{"name": "a", "traffic_percent": 100}, {"name": "b", "traffic_percent": 0}])
     other.cli("deploy", "-n", other.name, "--versions", said, "--wait", timeout=READY_S)
     other.until_rests("a")
+
+
+@pytest.mark.long
+def test_grpc_goes_the_same_way_and_no_call_fails_in_a_rollout(other: Served) -> None:
+    grpc = {"grpc_options": {"grpc_servicer_functions": ["grpc_app.add_echo"]}}
+
+    def application(version: str) -> dict[str, Any]:
+        args = {"version": version}
+        return grpc | {"applications": [{"import_path": "grpc_app:build", "route_prefix": None, "args": args}]}
+
+    other.deploy("g1", more=application("g1"))
+    url, token = other.now["query_url"], other.now["query_auth_token"]
+    assert code_of(url, None) == "UNAUTHENTICATED"
+    assert code_of(url, "wrong") == "PERMISSION_DENIED"
+    assert code_of(url, token) == "OK"
+    with GrpcTraffic(url, token) as traffic:
+        other.deploy("g2", more=application("g2"))
+        other.until_rests("g2")
+        time.sleep(3)  # a stream lasts 2 s
+    assert not traffic.failures, traffic.failures[:5]
+    assert set(traffic.answers) == {"g1", "g2"}
+    assert other.version("g2")["traffic"]["requests"] > 0
 
 
 @pytest.mark.long

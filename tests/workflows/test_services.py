@@ -56,6 +56,18 @@ async def test_a_first_deploy_ends_with_all_the_traffic(services: ServiceWorld) 
     assert states[-1] == "RUNNING"
 
 
+async def test_a_version_that_speaks_grpc_alone_is_probed_too(services: ServiceWorld) -> None:
+    world = services
+    service_id = await world.new_service()
+    mute = world.version(service_id, ServePlan(probe="UNIMPLEMENTED"), grpc=True, probes={})
+    await world.deploy(service_id, mute)
+    await world.until_service(service_id, "to say why", lambda s: "UNIMPLEMENTED" in s.waits_for)
+    assert not world.balancer.shares(service_id)
+    speaks = world.version(service_id, grpc=True, probes={})
+    await world.deploy(service_id, speaks)
+    await world.until_finished(service_id, speaks)
+
+
 async def test_the_query_answers_as_the_records_do(services: ServiceWorld) -> None:
     service_id, version = await services.running_service()
     await services.until_quiet(service_id)
