@@ -1,0 +1,312 @@
+"""Machines of a Google Cloud project: instances of Compute Engine.
+
+Calls: a launch is one ``instances.insert``; what all launches under way wait for, one list of operations a second
+tells. ``describe``, ``find`` and ``list_owned`` are one or two lists for a batch. Compute Engine has no delete for
+several: ``terminate`` is one list and one delete each, side by side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+from clouds.base import OWNER_TAG, BadConfig, Gone, Machine, MachineSpec, MachineState, NoCapacity, QuotaExceeded
+from clouds.gcp import instance
+from clouds.gcp.catalogue import Catalogue, MachineType, disk_of, parts, shipped
+from clouds.gcp.combined import Combined
+from clouds.gcp.errors import Exists, InUse
+from clouds.gcp.history import NAMES_A_QUESTION, History, Story, done, failure, reached
+from clouds.gcp.session import Session, matching, name_of
+from heliostat.errors import CloudError
+from heliostat.models.clouds import Capabilities, Market
+from heliostat.models.common import utcnow
+
+LAUNCH_WAIT_S = 40.0
+"""For the operation's end, which tells of a stockout. The launch's activity has a minute
+(``workflows.policies.LAUNCH``); a machine whose operation takes longer is given as PENDING."""
+POLL_S = 1.0
+DELETES_AT_ONCE = 16
+CONSOLE_TAIL_BYTES = 16 * 1024
+
+_MISSING = ("machineTypes/", "acceleratorTypes/", "Machine type with name", "Accelerator type")
+
+
+class GcpMachines:
+    """Instances (``clouds.base.Machines``). A machine's id is its name, which its token gives.
+
+    Args:
+        session: the project's.
+        installation_id: ours; ``prune`` deletes only what carries it.
+        poll_s: between two looks at an operation.
+        clock: now; it must be the cloud's within ``history.LAG_S``.
+
+    Where this differs from other clouds: of a machine that was deleted, only the operations on it are left, so it is
+    described without node, cluster and tags, and what they were is not compared when its token is used again.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        installation_id: str,
+        *,
+        poll_s: float = POLL_S,
+        clock: Callable[[], datetime] = utcnow,
+        catalogue: Catalogue | None = None,
+    ) -> None:
+        self._session, self._config = session, session.config
+        self._installation_id, self._poll_s, self._clock = installation_id, poll_s, clock
+        self._catalogue = (catalogue or shipped()).only(self._config.instance_types)
+        self._history = History(session)
+        self._listed = Combined(self._list_names, NAMES_A_QUESTION)
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            markets=list(Market),
+            zones=list(self._config.zones),
+            instance_types=self._config.instance_types,
+            max_cpu_per_node=self._catalogue.max_cpu,
+            max_memory_per_node=self._catalogue.max_memory,
+            max_gpu_per_node=self._catalogue.max_gpu,
+        )
+
+    def launch(self, spec: MachineSpec) -> Machine:
+        """``zone`` None: the config's zones in their order. ``PREFER_SPOT``: all zones for SPOT first.
+
+        Each place has a request id of its own for each attempt, and the next place is asked only when the operation of
+        the one before has failed; so two launchers of one token make the same calls and one machine."""
+        kind = self._check(spec)
+        name = instance.name_for(spec.token)
+        story = self._history.of([name]).get(name, Story())
+        if story.insert is not None:
+            return self._settled(spec, story.insert)
+        places = self._places(spec)
+        tried = [_attempts(spec, place, story.failed) for place in places]
+        refused: list[CloudError] = []
+        for place, attempt in zip(places, tried, strict=True):
+            if attempt > min(tried):
+                continue  # it was asked already, in a round that broke off
+            try:
+                return self._settled(spec, self._insert(spec, kind, *place, attempt))
+            except Exists:
+                return self._launched(spec)
+            except (NoCapacity, QuotaExceeded) as e:
+                refused.append(e)
+        raise _of(refused, spec)
+
+    def describe(self, machine_ids: Iterable[str]) -> list[Machine]:
+        """Those that are not there any more are described by the operations on them, as long as those are kept."""
+        names = [i for i in dict.fromkeys(machine_ids) if instance.NAME.fullmatch(i)]
+        listed = self._listed.get(names)
+        ended = [n for n in names if n not in listed or _state(listed[n]) is MachineState.GONE]
+        stories = self._history.of(ended)
+        found = []
+        for name in names:
+            story = stories.get(name, Story())
+            if name in listed:
+                found.append(instance.machine(listed[name], story.reason))
+            elif (machine := story.machine(name, self._clock())) is not None:
+                found.append(machine)
+        return found
+
+    def find(self, token: str) -> Machine | None:
+        return self._one(instance.name_for(token))
+
+    def list_owned(self, installation_id: str) -> list[Machine]:
+        found = (instance.machine(i) for i in self._owned(installation_id))
+        return [machine for machine in found if machine.state is not MachineState.GONE]
+
+    def terminate(self, machine_ids: Iterable[str]) -> None:
+        """Also deletes what has stopped itself. A machine whose insert is under way may not be listed yet: ``describe``
+        tells that it is PENDING, and the call is to be repeated."""
+        names = [i for i in set(machine_ids) if instance.NAME.fullmatch(i)]
+        listed = self._listed.get(names)
+        self._delete([i for i in listed.values() if i.labels.get(OWNER_TAG)])
+
+    def prune(self, older_than_s: float) -> list[str]:
+        """Deletes the machines of this installation that have stopped themselves, however lately: they cost money for
+        their disks, and the operations on them remain. Nothing else is kept for us."""
+        stopped = [i for i in self._owned(self._installation_id) if _state(i) is MachineState.GONE]
+        self._delete(stopped)
+        return [i.name for i in stopped]
+
+    def console_output(self, machine_id: str) -> str:
+        """The serial port's. Gone with the machine."""
+        if not instance.NAME.fullmatch(machine_id):
+            return ""
+        found = self._listed.get([machine_id]).get(machine_id)
+        if found is None:
+            return ""
+        where = {"zone": name_of(found.zone), "instance": machine_id, "port": 1}
+        try:
+            output = self._session.call(
+                "Instances", "get_serial_port_output", where, "read a machine's serial port", machine_id
+            )
+        except Gone:
+            return ""
+        return str(output.contents)[-CONSOLE_TAIL_BYTES:]
+
+    # -- inside
+
+    def _check(self, spec: MachineSpec) -> MachineType:
+        """The machine type that the request means. Raises BadConfig."""
+        config = self._config
+        refused = ""
+        if spec.zone is not None and spec.zone not in config.zones:
+            refused = f"{spec.zone!r} is none of the cloud's zones ({', '.join(config.zones)})"
+        elif len(spec.user_data.encode()) > instance.MAX_USER_DATA_BYTES:
+            refused = f"the start-up script has {len(spec.user_data.encode())} bytes, more than 256 KiB"
+        elif instance.label(spec.installation_id) != spec.installation_id:
+            refused = f"the installation's id {spec.installation_id!r} can't be a label's value"
+        elif spec.instance_type is None and (spec.cpu or spec.memory or spec.gpu):
+            fit = self._catalogue.candidates(spec.cpu or 0, spec.memory, spec.gpu)
+            if fit:
+                return fit[0]
+            refused = f"no machine type has {spec.cpu or 0:g} CPUs, {spec.memory or 0} bytes of memory, {spec.gpu} GPUs"
+        else:
+            name = spec.instance_type or config.instance_type
+            if config.instance_types is not None and name not in config.instance_types:
+                refused = f"{name!r} is none of the cloud's instance types ({', '.join(config.instance_types)})"
+            elif (kind := _kind(self._catalogue, name)) is not None:
+                return kind
+            else:
+                refused = f"{name!r} is no machine type's name"
+        raise BadConfig(
+            f"The cloud in project {config.project} can't have node {spec.node_id}: {refused}.",
+            remedy="Change the compute config.",
+            resource=spec.node_id,
+        )
+
+    def _places(self, spec: MachineSpec) -> list[tuple[str, Market]]:
+        zones = [spec.zone] if spec.zone is not None else self._config.zones
+        markets = [Market.SPOT, Market.ON_DEMAND] if spec.market is Market.PREFER_SPOT else [spec.market]
+        return [(zone, market) for market in markets for zone in zones]
+
+    def _insert(self, spec: MachineSpec, kind: MachineType, zone: str, market: Market, attempt: int) -> Any:
+        """The operation, which may be that of an earlier call."""
+        try:
+            return self._session.call(
+                "Instances",
+                "insert_unary",
+                {
+                    "zone": zone,
+                    "instance_resource": instance.request(spec, self._config, kind, zone, market),
+                    "request_id": instance.request_id(spec.token, zone, market, attempt),
+                },
+                f"launch node {spec.node_id} ({kind.name}, {zone}, {market})",
+                spec.node_id,
+            )
+        except (Gone, BadConfig) as e:
+            if any(part in e.message for part in _MISSING) and kind.name in shipped().types:
+                raise NoCapacity(
+                    f"Zone {zone} does not offer {kind.name}: {e.message}",
+                    remedy="Try another zone or type.",
+                    resource=spec.node_id,
+                ) from e
+            if isinstance(e, Gone):  # what the request names is not there
+                raise BadConfig(e.message, remedy="Change the cloud's config.", resource=spec.node_id) from e
+            raise
+
+    def _settled(self, spec: MachineSpec, op: Any) -> Machine:
+        """The machine, when its operation has ended well or takes too long. Raises what the operation failed for."""
+        name = name_of(op.target_link)
+        deadline = time.monotonic() + LAUNCH_WAIT_S
+        wait = min(self._poll_s, 0.1)
+        while not done(op) and time.monotonic() < deadline:
+            time.sleep(wait)
+            wait = min(wait * 2, self._poll_s)
+            inserts = self._history.of([name]).get(name, Story()).inserts
+            op = next((o for o in inserts if o.name == op.name), op)
+        failed = failure(op) if done(op) else None
+        if isinstance(failed, (Exists, InUse)):
+            raise failed
+        if isinstance(failed, Gone):
+            raise BadConfig(failed.message, remedy="Change the cloud's config.", resource=spec.node_id)
+        if failed is not None:
+            raise failed
+        return self._launched(spec)
+
+    def _launched(self, spec: MachineSpec) -> Machine:
+        """The token's machine. Raises BadConfig if another request launched it."""
+        name = instance.name_for(spec.token)
+        listed = self._listed.get([name]).get(name)
+        if listed is not None and listed.labels.get(instance.REQUEST_LABEL) != instance.digest(spec):
+            raise BadConfig(
+                f"Machine {name} was launched under the same token with another request.",
+                remedy="Use a new generation of the node for another request.",
+                resource=spec.node_id,
+            )
+        if listed is not None and _state(listed) is not MachineState.GONE:
+            return instance.machine(listed)
+        found = self._one(name)
+        if found is None:
+            raise CloudError(f"Google Cloud does not show machine {name} yet.", remedy="Try again.")
+        return found
+
+    def _one(self, name: str) -> Machine | None:
+        return next(iter(self.describe([name])), None)
+
+    def _list_names(self, names: list[str]) -> dict[str, Any]:
+        return {i.name: i for i in self._list(matching("name", names))}
+
+    def _owned(self, installation_id: str) -> list[Any]:
+        if instance.label(installation_id) != installation_id:
+            return []
+        return self._list(f'labels.{OWNER_TAG} = "{installation_id}"')
+
+    def _list(self, wanted: str) -> list[Any]:
+        """In all zones of the project. Without ``return_partial_success``: what a zone that is away has, is not
+        gone."""
+        pages = self._session.call("Instances", "aggregated_list", {"filter": wanted}, "list machines")
+        return [i for _, page in pages for i in reached(page).instances]
+
+    def _delete(self, instances: list[Any]) -> None:
+        """Asks for all of them, then raises what the first that failed did."""
+
+        def delete(one: Any) -> None:
+            where = {"zone": name_of(one.zone), "instance": one.name}
+            try:
+                self._session.call("Instances", "delete_unary", where, f"delete machine {one.name}", one.name)
+            except (Gone, InUse):
+                pass  # it is gone, or is being made or ended: who waits for its end asks again
+
+        if instances:
+            with ThreadPoolExecutor(min(DELETES_AT_ONCE, len(instances))) as pool:
+                answers = [pool.submit(delete, one) for one in instances]
+            for answer in answers:
+                answer.result()
+
+
+def _attempts(spec: MachineSpec, place: tuple[str, Market], failed: set[str]) -> int:
+    """How often that place was asked in vain."""
+    attempt = 0
+    while instance.request_id(spec.token, *place, attempt) in failed:
+        attempt += 1
+    return attempt
+
+
+def _state(listed: Any) -> MachineState:
+    return instance.STATES.get(listed.status, MachineState.PENDING)
+
+
+def _kind(catalogue: Catalogue, name: str) -> MachineType | None:
+    """The type of that name; one that is in no catalogue is Google's to know."""
+    if name in catalogue.types or parts(name) is None:
+        return catalogue.types.get(name)
+    machine, accelerator, count = parts(name) or ("", "", 0)
+    arm = machine.startswith(("t2a-", "c4a-", "n4a-", "a4x-"))
+    gpus = count or int(machine.startswith(("a2-", "a3-", "a4-", "g2-", "g4-")))
+    return MachineType(name, 0, 0, gpus, accelerator, "arm64" if arm else "x86_64", disk_of(machine), False)
+
+
+def _of(refused: list[CloudError], spec: MachineSpec) -> CloudError:
+    """What to say when no place would have it: what the last one said, and the others' words. A type that no zone
+    offers is a bad request, but another zone may still be wanted."""
+    last = refused[-1]
+    if len(refused) == 1:
+        return last
+    cls = NoCapacity if any(isinstance(e, NoCapacity) for e in refused) else type(last)
+    said = " ".join(e.message for e in refused)
+    return cls(said, remedy=last.remedy, resource=spec.node_id, details={"attempts": len(refused)})
