@@ -4,6 +4,7 @@ service in, the answer out."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from heliostat.errors import WorkloadFailed
 from heliostat.models.services import (
@@ -59,12 +60,19 @@ class Target:
     ends_with_rollout: bool = False
     _agreed: bool = False
     """The service was seen to go to exactly these weights."""
+    _kept: dict[str, datetime] = field(default_factory=dict)
+    """Versions that had failed before this deploy chose them all the same, and since when."""
 
     @classmethod
     def of(cls, service: Service, deploy: ServiceDeploy | None = None) -> Target:
         """``service``: as the deploy was answered; its version has the name that was asked for, or is the newest."""
         if deploy is not None and deploy.versions:
-            return cls(None, weights={v.name: v.traffic_percent for v in deploy.versions})
+            unhealthy = ServiceVersionState.UNHEALTHY
+            return cls(
+                None,
+                weights={v.name: v.traffic_percent for v in deploy.versions},
+                _kept={v.name: v.state_since for v in service.versions if v.state is unhealthy},
+            )
         name = deploy.config.version_name if deploy is not None and deploy.config is not None else None
         named = [v for v in service.versions if name is None or v.name == name]
         version = max(named, key=lambda v: v.number, default=None)
@@ -120,6 +128,7 @@ class Target:
             if percent == 0 or failed is None:
                 continue
             unhealthy = failed.state is ServiceVersionState.UNHEALTHY and not _in_passing(service, failed)
+            unhealthy = unhealthy and failed.state_since != self._kept.get(name)
             if failed.state in ENDED or unhealthy:
                 raise self._failed(service, failed)
         goes_to = {v.name: v.target_weight for v in by_name.values() if v.target_weight}

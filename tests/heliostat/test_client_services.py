@@ -293,6 +293,17 @@ def test_static_weights_are_there_when_they_hold() -> None:
         Target(None, weights={"v1": 80, "v2": 20}).reached(service(a, version(2, V.UNHEALTHY, reason="no module")))
 
 
+def test_a_failed_version_that_is_chosen_all_the_same_is_waited_for() -> None:
+    """The records call it UNHEALTHY until its workflow has the deploy."""
+    kept = service(version(1, weight=100), version(2, V.UNHEALTHY, kept_until=NOW))
+    deploy = ServiceDeploy.model_validate({"name": "api", "versions": [{"name": "v2", "traffic_percent": 100}]})
+    target = Target.of(kept, deploy)
+    assert not target.reached(kept)
+    again = version(2, V.UNHEALTHY, state_since=NOW + timedelta(seconds=1), reason="it fails still")
+    with pytest.raises(WorkloadFailed, match="it fails still"):
+        target.reached(service(version(1, weight=100), again))
+
+
 LATER = OLD.state_since + timedelta(seconds=1)
 OUT_2 = service(OLD, version(2, V.STARTING, 5), state=OUT, primary_version="sv_1", rollout=rollout(5))
 """v2 is being rolled out over v1."""
