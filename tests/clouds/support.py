@@ -40,6 +40,8 @@ class Cloud:
 
     machines: Machines
     boots: Path
+    keeps_the_ended: bool = True
+    """Until they are pruned; a real cloud forgets by itself."""
 
     def spec(self, script: str = "exec sleep 1000", **fields: Any) -> MachineSpec:
         """A request whose machine notes its boot, then runs ``script``."""

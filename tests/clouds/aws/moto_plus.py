@@ -1,0 +1,259 @@
+"""moto's server in a thread, with the behaviour of AWS that a control plane's safety rests on and moto 5.2.5 lacks:
+
+- RunInstances is idempotent by ClientToken: the same arguments give the same instance, whatever has become of it;
+  others are refused (IdempotentParameterMismatch).
+- Instances are pending, then running; shutting-down, then terminated.
+- AssumeRole asks the role's trust policy for its external id in every account, and knows when there is no such role.
+- GetConsoleOutput gives what the machine printed; here: that it booted.
+- Faults: codes, delays and lost answers, by action and argument; ``after_boot`` is told of each machine.
+
+Nothing of moto is changed on disk. Its classes are patched when this module is imported: names of 5.2.5.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import re
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # 1,301 of them, for each account
+os.environ["MOTO_ENABLE_AMI_VALIDATION"] = "1"
+os.environ["MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION"] = "1"
+
+from moto.core.exceptions import AccessDeniedError
+from moto.core.responses import ActionResult
+from moto.ec2 import ec2_backends
+from moto.ec2.exceptions import EC2ClientError
+from moto.ec2.models.instances import Instance, InstanceBackend
+from moto.ec2.responses.general import General
+from moto.ec2.responses.instances import InstanceResponse
+from moto.ec2.utils import Base64EncodedString
+from moto.iam.models import iam_backends
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.server import MotoRequestHandler
+from moto.sts.models import STSBackend
+from werkzeug.serving import make_server
+
+__all__ = ["KNOBS", "Fault", "Knobs", "ec2_backends", "iam_backends", "serving"]
+
+StartResponse = Callable[..., Any]
+
+
+@dataclass
+class Fault:
+    action: str
+    """API name, e.g. ``RunInstances``."""
+    code: str = "InternalError"
+    status: int = 400
+    message: str = "injected"
+    match: dict[str, str] = field(default_factory=dict)
+    """Arguments that the call must have, by their names on the wire, e.g. ``{"InstanceType": "g5.xlarge"}``."""
+    times: float = 1
+    delay_s: float = 0
+    lost: bool = False
+    """The call is carried out, then its connection breaks."""
+    answer: str = ""
+    """Given instead of an error, e.g. an empty list."""
+
+
+@dataclass
+class Knobs:
+    boot_s: float = 0.05
+    stop_s: float = 0.05
+    after_boot: Callable[[Instance], None] | None = None
+    faults: list[Fault] = field(default_factory=list)
+    calls: list[dict[str, str]] = field(default_factory=list)
+    """The arguments of those to EC2, STS and ELBv2, by their names on the wire; ``Action`` among them."""
+
+
+KNOBS = Knobs()
+_lock = threading.RLock()
+_current = threading.local()
+
+
+# -- RunInstances
+
+_run_response, _run_backend = InstanceResponse.run_instances, InstanceBackend.run_instances
+
+
+def _idempotent(self: InstanceResponse) -> Any:
+    token = self._get_param("ClientToken")
+    given = repr(sorted((k, v) for k, v in self.data.items() if k not in ("ClientToken", "Timestamp")))
+    with _lock:
+        seen = self.ec2_backend.__dict__.setdefault("_by_token", {})
+        if token in seen:
+            reservation, before = seen[token]
+            if before != given:
+                raise EC2ClientError(
+                    "IdempotentParameterMismatch",
+                    "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).",
+                )
+            return ActionResult(reservation)
+        answer = _run_response(self)
+        seen[token] = (_current.reservation, given)
+        return answer
+
+
+def _remembered(self: InstanceBackend, *args: Any, **kwargs: Any) -> Any:
+    _current.reservation = _run_backend(self, *args, **kwargs)
+    for instance in _current.reservation.instances:
+        if KNOBS.after_boot is not None:
+            KNOBS.after_boot(instance)
+    return _current.reservation
+
+
+# Says "pending" of whatever it is; EC2 says what has become of it.
+InstanceResponse.RESPONSE_KEY_PATH_TO_TRANSFORMER = {
+    key: change
+    for key, change in InstanceResponse.RESPONSE_KEY_PATH_TO_TRANSFORMER.items()
+    if not key.startswith("RunInstances.")
+}
+InstanceResponse.run_instances = _idempotent  # type: ignore[method-assign]
+InstanceBackend.run_instances = _remembered  # type: ignore[method-assign]
+
+
+# -- states over time
+
+_init, _terminate = Instance.__init__, Instance.terminate
+
+
+def _become(instance: Instance, wait_s: float, before: str, name: str, code: int) -> None:
+    def change() -> None:
+        if instance._state.name == before:
+            instance._state.name, instance._state.code = name, code
+
+    timer = threading.Timer(wait_s, change)
+    timer.daemon = True
+    timer.start()
+
+
+def _starts(self: Instance, *args: Any, **kwargs: Any) -> None:
+    _init(self, *args, **kwargs)
+    self._state.name, self._state.code = "pending", 0
+    _become(self, KNOBS.boot_s, "pending", "running", 16)
+
+
+def _stops(self: Instance) -> Any:
+    if self._state.name in ("terminated", "shutting-down"):
+        return copy.copy(self._state)
+    before = _terminate(self)
+    self._state.name, self._state.code = "shutting-down", 32
+    _become(self, KNOBS.stop_s, "shutting-down", "terminated", 48)
+    return before
+
+
+Instance.__init__ = _starts  # type: ignore[method-assign]
+Instance.terminate = _stops  # type: ignore[method-assign]
+
+
+# -- AssumeRole
+
+_assume = STSBackend.assume_role
+
+
+def _trusted(
+    self: STSBackend,
+    region_name: str,
+    role_session_name: str,
+    role_arn: str,
+    policy: Any,
+    duration: int,
+    external_id: str,
+) -> Any:
+    try:
+        role = iam_backends[role_arn.split(":")[4]]["aws"].get_role_by_arn(role_arn)
+        statements = json.loads(role.assume_role_policy_document)["Statement"]
+        wanted = {s.get("Condition", {}).get("StringEquals", {}).get("sts:ExternalId") for s in statements}
+    except Exception:
+        wanted = set()
+    if not wanted & {None, external_id}:
+        raise AccessDeniedError(user_arn="arn:aws:iam::111111111111:user/control-plane", action="sts:AssumeRole")
+    return _assume(self, region_name, role_session_name, role_arn, policy, duration, external_id)
+
+
+STSBackend.assume_role = _trusted  # type: ignore[method-assign]
+
+
+# -- GetConsoleOutput
+
+
+def _console(self: General) -> ActionResult:
+    instance = self.ec2_backend.get_instance(self._get_param("InstanceId"))
+    output = "hello from boot\n" if instance.state in ("running", "pending") else ""
+    return ActionResult({"InstanceId": instance.id, "Output": Base64EncodedString.from_raw_string(output)})
+
+
+General.get_console_output = _console  # type: ignore[method-assign]
+
+
+# -- faults
+
+
+class Faulty:
+    """In front of moto's own application."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def __call__(self, env: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
+        form = env["REQUEST_METHOD"] == "POST" and "x-www-form-urlencoded" in env.get("CONTENT_TYPE", "")
+        if not form:
+            return self._app(env, start)
+        body = env["wsgi.input"].read(int(env.get("CONTENT_LENGTH") or 0))
+        env["wsgi.input"] = io.BytesIO(body)
+        given = dict(urllib.parse.parse_qsl(body.decode()))
+        with _lock:
+            KNOBS.calls.append(given)
+            fault = next((f for f in KNOBS.faults if f.times >= 1 and _hits(f, given)), None)
+            if fault is not None:
+                fault.times -= 1
+        if fault is None:
+            return self._app(env, start)
+        time.sleep(fault.delay_s)
+        if fault.lost:
+            list(self._app(env, lambda *a, **k: None))
+            env["werkzeug.socket"].shutdown(2)
+            raise ConnectionError("the answer is lost")
+        found = re.search(r"/([a-z0-9-]+)/aws4_request", env.get("HTTP_AUTHORIZATION", ""))
+        error = f"<Error><Type>Sender</Type><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
+        of_ec2 = found is not None and found[1] == "ec2"
+        text = f"<Response><Errors>{error}</Errors></Response>" if of_ec2 else f"<ErrorResponse>{error}</ErrorResponse>"
+        if fault.answer:
+            start("200 OK", [("Content-Type", "text/xml")])
+            return [fault.answer.encode()]
+        start(f"{fault.status} X", [("Content-Type", "text/xml")])
+        return [text.encode()]
+
+
+def _hits(fault: Fault, given: dict[str, str]) -> bool:
+    return fault.action == given.get("Action") and all(given.get(k) == v for k, v in fault.match.items())
+
+
+class _Quiet(MotoRequestHandler):
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """Its URL. One server for all tests: each takes an account of its own."""
+    app = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", 0, Faulty(app), threaded=True, request_handler=_Quiet)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
