@@ -14,7 +14,7 @@ from typing import Any
 
 import requests
 from google.api_core.exceptions import GoogleAPICallError
-from google.auth.exceptions import GoogleAuthError, RefreshError
+from google.auth.exceptions import GoogleAuthError, OAuthError, RefreshError
 
 from clouds.base import BadConfig, Denied, Gone, NoCapacity, QuotaExceeded, Throttled
 from heliostat.errors import CloudError
@@ -136,7 +136,7 @@ def raised(e: Exception, doing: str, resource: str | None = None) -> CloudError:
     if isinstance(e, GoogleAPICallError):
         reasons = [item.get("reason", "") for item in e.errors if isinstance(item, dict)]
         return error(next(iter(reasons), ""), int(e.code or 0), str(e.message), doing, resource)
-    if isinstance(e, RefreshError):
+    if isinstance(e, (OAuthError, RefreshError)):
         return _not_trusted(e, doing)
     if isinstance(e, (GoogleAuthError, requests.RequestException)):
         return CloudError(
@@ -167,7 +167,7 @@ def operation_error(operation: Any, doing: str, resource: str | None = None) -> 
     return error(code, operation.http_error_status_code, text or code, doing, resource)
 
 
-def _not_trusted(e: RefreshError, doing: str) -> CloudError:
+def _not_trusted(e: OAuthError | RefreshError, doing: str) -> CloudError:
     """STS did not take our token, or IAM does not let it act as the service account. The body is Google's; it holds no
     token."""
     body = next((str(arg) for arg in e.args[1:] if isinstance(arg, str)), "") or str(e)

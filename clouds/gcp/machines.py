@@ -14,11 +14,10 @@ from datetime import datetime
 from typing import Any
 
 from clouds.base import OWNER_TAG, BadConfig, Gone, Machine, MachineSpec, MachineState, NoCapacity, QuotaExceeded
-from clouds.gcp import instance
+from clouds.gcp import errors, instance
 from clouds.gcp.catalogue import Catalogue, MachineType, disk_of, parts, shipped
 from clouds.gcp.combined import Combined
-from clouds.gcp.errors import Exists, InUse
-from clouds.gcp.history import NAMES_A_QUESTION, History, Story, done, failure, reached
+from clouds.gcp.history import NAMES_A_QUESTION, History, Story, done, reached
 from clouds.gcp.session import Session, matching, name_of
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Capabilities, Market
@@ -90,7 +89,7 @@ class GcpMachines:
                 continue  # it was asked already, in a round that broke off
             try:
                 return self._settled(spec, self._insert(spec, kind, *place, attempt))
-            except Exists:
+            except errors.Exists:
                 return self._launched(spec)
             except (NoCapacity, QuotaExceeded) as e:
                 refused.append(e)
@@ -219,9 +218,8 @@ class GcpMachines:
             wait = min(wait * 2, self._poll_s)
             inserts = self._history.of([name]).get(name, Story()).inserts
             op = next((o for o in inserts if o.name == op.name), op)
-        failed = failure(op) if done(op) else None
-        if isinstance(failed, (Exists, InUse)):
-            raise failed
+        doing = f"launch node {spec.node_id} in zone {name_of(op.zone)}"
+        failed = errors.operation_error(op, doing, spec.node_id) if done(op) else None
         if isinstance(failed, Gone):
             raise BadConfig(failed.message, remedy="Change the cloud's config.", resource=spec.node_id)
         if failed is not None:
@@ -269,7 +267,7 @@ class GcpMachines:
             where = {"zone": name_of(one.zone), "instance": one.name}
             try:
                 self._session.call("Instances", "delete_unary", where, f"delete machine {one.name}", one.name)
-            except (Gone, InUse):
+            except (Gone, errors.InUse):
                 pass  # it is gone, or is being made or ended: who waits for its end asks again
 
         if instances:

@@ -238,11 +238,11 @@ class GceState:
     def end(self, key: Key, kind: str, *, delete: bool = False) -> None:
         """It ends by itself, e.g. with ``compute.instances.preempted`` or ``compute.instances.guestTerminate``."""
         self.power_off(key[2])
-        self.operate(kind, key, takes_s=0)
         if delete:
             self.resources.pop(key, None)
         elif key in self.resources:
             self.resources[key]["status"] = "TERMINATED"
+        self.operate(kind, key, takes_s=0)
 
     def preempt(self, name: str) -> None:
         """As Google takes a spot machine back."""
