@@ -214,6 +214,7 @@ async def service_in_trouble(world: ServiceWorld) -> Saved:
     await world.until_released(service_id, first)
     await world.until_quiet(service_id)
     world.people.per_s = 0
+    world.balancer.forgiven.add(service_id)  # it ends by itself, as it was asked to
     await world.skip(service_id, 1300)
     await world.nothing_left(service_id)
     return {"service": service_id}
