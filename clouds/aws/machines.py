@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from clouds.aws import catalogue
+from clouds.aws import catalogue, instances
 from clouds.aws.images import Image, Images
+from clouds.aws.instances import REQUEST_TAG, TOKEN_TAG
 from clouds.aws.session import AwsSession
 from clouds.base import (
-    CLUSTER_TAG,
-    NODE_TAG,
     OWNER_TAG,
     BadConfig,
     Gone,
@@ -30,30 +27,11 @@ from clouds.bootstrap import MAX_USER_DATA_BYTES
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig, AwsSubnet, Capabilities, Market
 
-TOKEN_TAG, REQUEST_TAG, GENERATION_TAG = "heliostat-token", "heliostat-request", "heliostat-generation"
-"""Of an instance: the token it was launched under, the hash of the whole request, and which try of its slot it is."""
-
 VISIBLE_S = 300
 """EC2 is eventually consistent: for so long after its launch a machine that EC2 does not show yet is no missing one."""
 BATCH = 200
 """Values that one filter of DescribeInstances takes."""
 
-_STATES = {
-    "pending": MachineState.PENDING,
-    "running": MachineState.RUNNING,
-    "shutting-down": MachineState.STOPPING,
-    # By hand alone: shutdown terminates ours. They cost a disk, so they are not gone.
-    "stopping": MachineState.STOPPING,
-    "stopped": MachineState.STOPPING,
-    "terminated": MachineState.GONE,
-}
-_REASONS = {
-    "Client.UserInitiatedShutdown": "terminated",
-    "Client.InstanceInitiatedShutdown": "the machine has shut itself down",
-    "Server.SpotInstanceTermination": "AWS has reclaimed the spot machine",
-    "Server.InsufficientInstanceCapacity": "AWS had no machine for it after all",
-}
-"""By ``StateReason.Code``."""
 _INSTANCE_ID = re.compile(r"i-[0-9a-f]{8}(?:[0-9a-f]{9})?")
 
 
@@ -112,10 +90,9 @@ class AwsMachines:
             raise _bad(spec, f"has {size} bytes of user-data; EC2 takes {MAX_USER_DATA_BYTES}", "Shorten it.")
         image = self._images.get(self._config.image)
         instance_type = self._instance_type(spec, image)
+        request = instances.request(self._config, spec, subnet.id, image, instance_type, self._tags)
         try:
-            answer = self._session.call(
-                "ec2", "RunInstances", spec.node_id, **self._request(spec, subnet, image, instance_type)
-            )
+            answer = self._session.call("ec2", "RunInstances", spec.node_id, **request)
         except BadConfig as e:
             return self._refused(spec, subnet, instance_type, e)
         machine = self._machine(answer["Instances"][0])
@@ -132,8 +109,6 @@ class AwsMachines:
         wanted = [i for i in dict.fromkeys(machine_ids) if _INSTANCE_ID.fullmatch(i)]
         found = {m.machine_id: m for m in self._described(wanted)}
         with self._lock:
-            for machine_id in found:
-                self._fresh.pop(machine_id, None)  # EC2 knows it: from now on its word counts
             fresh = {i: kept[0] for i, kept in self._fresh.items() if kept[1] > self._clock()}
         both = fresh | found
         return [both[i] for i in wanted if i in both]
@@ -143,20 +118,21 @@ class AwsMachines:
         return next(iter(self._filtered([_filter(f"tag:{TOKEN_TAG}", token)])), None)
 
     def list_owned(self, installation_id: str) -> list[Machine]:
-        living = [state for state, ours in _STATES.items() if ours is not MachineState.GONE]
+        living = [state for state, ours in instances.STATES.items() if ours is not MachineState.GONE]
         return self._filtered([_filter(f"tag:{OWNER_TAG}", installation_id), _filter("instance-state-name", *living)])
 
     def terminate(self, machine_ids: Iterable[str]) -> None:
         wanted = [i for i in dict.fromkeys(machine_ids) if _INSTANCE_ID.fullmatch(i)]
-        living = [
+        known = {m.machine_id: m for m in self._described(wanted)}
+        ours = [
             m.machine_id
-            for m in self._described(wanted)
+            for m in known.values()
             if m.state is not MachineState.GONE and m.tags.get(OWNER_TAG) == self._installation_id
         ]
-        with self._lock:  # launched here, so ours, though EC2 does not show it yet
-            hidden = [i for i in wanted if i in self._fresh and i not in living]
-        for some in _batches(living):
+        for some in _batches(ours):
             self._end(some)
+        with self._lock:  # launched here, so ours, though EC2 does not show it yet
+            hidden = [i for i in wanted if i in self._fresh and i not in known]
         for one in hidden:
             self._end([one])
 
@@ -203,54 +179,6 @@ class AwsMachines:
             )
         return fit[0].name
 
-    def _request(self, spec: MachineSpec, subnet: AwsSubnet, image: Image, instance_type: str) -> dict[str, Any]:
-        tags = {
-            "Name": f"heliostat {spec.node_id}",
-            **self._tags,
-            **spec.tags,
-            OWNER_TAG: spec.installation_id,
-            CLUSTER_TAG: spec.cluster_id,
-            NODE_TAG: spec.node_id,
-            TOKEN_TAG: spec.token,
-            # So that EC2 itself refuses another request of ours that would give it the same arguments.
-            REQUEST_TAG: _digest(spec),
-            GENERATION_TAG: str(spec.generation),
-        }
-        listed = [{"Key": key, "Value": value} for key, value in sorted(tags.items())]
-        request: dict[str, Any] = {
-            "ClientToken": spec.token,
-            "MinCount": 1,
-            "MaxCount": 1,
-            "ImageId": image.id,
-            "InstanceType": instance_type,
-            "SubnetId": subnet.id,
-            "SecurityGroupIds": self._config.security_groups,
-            "IamInstanceProfile": {"Name": self._config.instance_profile},
-            "UserData": spec.user_data,  # boto3 makes it base64
-            "InstanceInitiatedShutdownBehavior": "terminate",  # a node ends itself by `shutdown`
-            "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
-            "BlockDeviceMappings": [
-                {
-                    "DeviceName": image.root_device,
-                    "Ebs": {
-                        "VolumeSize": max(self._config.root_volume_gib, image.root_gib),
-                        "VolumeType": "gp3",
-                        "Encrypted": True,
-                        "DeleteOnTermination": True,
-                    },
-                }
-            ],
-            "TagSpecifications": [
-                {"ResourceType": kind, "Tags": listed} for kind in ("instance", "volume", "network-interface")
-            ],
-        }
-        if spec.market is Market.SPOT:
-            request["InstanceMarketOptions"] = {
-                "MarketType": "spot",
-                "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
-            }
-        return request
-
     def _refused(self, spec: MachineSpec, subnet: AwsSubnet, instance_type: str, error: BadConfig) -> Machine:
         """What EC2 refuses for good, looked at again; raises, or gives the machine that there is."""
         code = error.details.get("code")
@@ -279,7 +207,7 @@ class AwsMachines:
                 remedy="Try again, or use a new generation of the node.",
                 resource=spec.node_id,
             ) from error
-        if _tags(instance).get(REQUEST_TAG) == _digest(spec):
+        if instances.tags_of(instance).get(REQUEST_TAG) == instances.digest(spec):
             return self._machine(instance)
         raise BadConfig(
             f"Machine {instance['InstanceId']} was launched under the same token with another request.",
@@ -309,28 +237,7 @@ class AwsMachines:
         return [instance for reservation in reservations for instance in reservation["Instances"]]
 
     def _machine(self, instance: dict[str, Any]) -> Machine:
-        tags = _tags(instance)
-        state = _STATES[instance["State"]["Name"]]
-        said = instance.get("StateReason", {})
-        ended = state in (MachineState.STOPPING, MachineState.GONE)
-        reason = _REASONS.get(said.get("Code", ""), said.get("Message", "")) if ended else ""
-        own = {OWNER_TAG, CLUSTER_TAG, NODE_TAG}
-        if tags.get("Name") == f"heliostat {tags.get(NODE_TAG)}":
-            del tags["Name"]
-        return Machine(
-            machine_id=instance["InstanceId"],
-            node_id=tags.get(NODE_TAG),
-            cluster_id=tags.get(CLUSTER_TAG),
-            state=state,
-            ip=instance.get("PrivateIpAddress") or None,
-            launched_at=instance["LaunchTime"].astimezone(UTC),
-            reason=reason,
-            tags={k: v for k, v in tags.items() if k in own or not (k.startswith("heliostat-") or k in self._tags)},
-        )
-
-
-def _tags(instance: dict[str, Any]) -> dict[str, str]:
-    return {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}
+        return instances.machine(instance, self._tags)
 
 
 def _filter(name: str, *values: str) -> dict[str, Any]:
@@ -339,10 +246,6 @@ def _filter(name: str, *values: str) -> dict[str, Any]:
 
 def _batches(ids: list[str]) -> list[list[str]]:
     return [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
-
-
-def _digest(spec: MachineSpec) -> str:
-    return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
 
 
 def _bad(spec: MachineSpec, what: str, remedy: str) -> BadConfig:

@@ -12,6 +12,7 @@ import functools
 import re
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import boto3
@@ -26,6 +27,8 @@ from clouds.base import Throttled
 from heliostat.models.clouds import AwsConfig
 
 DURATION_S = 3600
+SIGNER_S = 300
+"""For so long at least the same credentials sign URLs."""
 CONNECTIONS = 64
 """Of one client; at least the threads that use it (the worker's activities), or they wait for each other."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
@@ -77,6 +80,8 @@ class AwsSession:
         self._lock = threading.Lock()
         self._session: boto3.Session | None = None
         self._clients: dict[str, Any] = {}
+        self._signer: Any = None
+        self._signer_ends = datetime.min.replace(tzinfo=UTC)
 
     def client(self, service: str) -> Any:
         """A boto3 client of the account, e.g. of ``ec2``; made once. Prefer ``call``, which translates errors."""
@@ -131,23 +136,48 @@ class AwsSession:
                 return
             arguments[ask] = answer[told]
 
-    def _assumed(self) -> boto3.Session:
+    def signer(self, lasts_s: float) -> Any:
+        """A client of S3 to presign with. A URL ends with the credentials that signed it, whatever it says: these are
+        not renewed under way, but new ones are taken when they would not last for ``lasts_s`` (55 minutes at most: so
+        the role is assumed for this every 5 minutes at most). Raises as ``call`` does."""
+        least = min(lasts_s, DURATION_S - SIGNER_S)
+        with self._lock:
+            if (self._signer_ends - datetime.now(UTC)).total_seconds() >= least:
+                return self._signer
+            try:
+                _, make = self._own_client_maker()
+                answer = make("sts").assume_role(RoleArn=self.role_arn, **self._arguments())["Credentials"]
+            except (ClientError, BotoCoreError) as e:
+                raise translated(e, "sts", "AssumeRole", None, self.role_arn) from e
+            signing = botocore.session.Session()
+            signing.register_component("data_loader", _loader())
+            self._signer = signing.create_client(
+                "s3",
+                self.region,
+                endpoint_url=self._endpoint_url,
+                aws_access_key_id=answer["AccessKeyId"],
+                aws_secret_access_key=answer["SecretAccessKey"],
+                aws_session_token=answer["SessionToken"],
+                config=_config("s3"),
+            )
+            self._signer_ends = answer["Expiration"]
+            return self._signer
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"ExternalId": self._external_id, "RoleSessionName": self._name, "DurationSeconds": DURATION_S}
+
+    def _own_client_maker(self) -> tuple[Any, Callable[..., Any]]:
+        """The control plane's own credentials, and what makes clients with them."""
         source = self._source or botocore.session.Session()
         own = source.get_credentials()
         if own is None:
             raise NoCredentialsError()
         make = functools.partial(source.create_client, region_name=self.region, endpoint_url=self._endpoint_url)
-        fetcher = AssumeRoleCredentialFetcher(
-            _sts(make),
-            own,
-            self.role_arn,
-            extra_args={
-                "ExternalId": self._external_id,
-                "RoleSessionName": self._name,
-                "DurationSeconds": DURATION_S,
-            },
-            cache={},
-        )
+        return own, _configured(make)
+
+    def _assumed(self) -> boto3.Session:
+        own, make = self._own_client_maker()
+        fetcher = AssumeRoleCredentialFetcher(make, own, self.role_arn, extra_args=self._arguments(), cache={})
         assumed = botocore.session.Session()
         assumed.register_component("data_loader", _loader())
         # Private, but the only way without a profile on disk; pinned by tests/clouds/aws/test_session.py.
@@ -169,7 +199,7 @@ def _loader() -> Any:
     return botocore.session.Session().get_component("data_loader")
 
 
-def _sts(make: Callable[..., Any]) -> Callable[..., Any]:
+def _configured(make: Callable[..., Any]) -> Callable[..., Any]:
     def create(service: str, **arguments: Any) -> Any:
         return make(service, **(arguments | {"config": _config(service)}))
 
@@ -185,7 +215,9 @@ def _config(service: str) -> Config:
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         signature_version="s3v4" if service == "s3" else None,
-        s3={"addressing_style": "auto"},
+        # The region's own host: presigned for the global one, a URL of a new bucket would be a redirect. With a dotted
+        # bucket, or an endpoint that is an IP address, botocore takes the path instead.
+        s3={"addressing_style": "virtual"},
     )
 
 

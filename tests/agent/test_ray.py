@@ -169,6 +169,7 @@ def test_exit_code_and_stop_and_timeout(cluster: Cluster) -> None:
     assert (ended["status"], ended["timed_out"]) == ("FAILED", True)
 
 
+@pytest.mark.long
 def test_a_requirement_that_does_not_resolve(cluster: Cluster) -> None:
     began = time.monotonic()
     ended = cluster.run("j-6", "true", 200, requirements=["no-such-distribution-anywhere==99"], env_vars={"A": SECRET})
@@ -263,6 +264,7 @@ def test_kill_9_of_the_heads_agent_leaves_nothing(cluster: Cluster) -> None:
     assert not cluster.head.marked()
 
 
+@pytest.mark.long
 def test_without_namespaces_kill_9_leaves_nothing_either(nodes: Nodes, plane: ControlPlane) -> None:
     head = nodes.start("nd_plain")
     plane.fact("ray_ready", 120)

@@ -72,7 +72,8 @@ def settle(stack: Stack, job_id: str, script: Script, executed: int = 1) -> dict
     return job
 
 
-@pytest.mark.parametrize("phase", ["RUNNING", pytest.param("STARTING", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("phase", ["RUNNING", "STARTING"])
 def test_the_whole_control_plane_is_killed_part_by_part(fragile: Stack, script: Script, phase: str) -> None:
     job = fragile.submit(script.line)
     fragile.await_job(job, phase, "RUNNING")
