@@ -53,7 +53,7 @@ _ROWS: tuple[tuple[type[CloudError], str], ...] = (
         r"Invalid\w*[.\w]*|Malformed[.\w]*|MissingParameter|UnknownParameter\w*|Unsupported\w*|VPCIdNotSpecified"
         r"|VcpuLimitNotSupported|IdempotentParameterMismatch|ParameterNotFound|ParameterVersionNotFound|NoSuchBucket"
         r"|ValidationError|Duplicate\w+|SubnetNotFound|SubnetsNotFound|CertificateNotFound|IncompatibleProtocols"
-        r"|PermanentRedirect|AuthorizationHeaderMalformed|400",
+        r"|PermanentRedirect|AuthorizationHeaderMalformed|EntityToo\w+|BadDigest|400",
     ),
 )
 

@@ -5,6 +5,8 @@
 - Instances are pending, then running; shutting-down, then terminated.
 - AssumeRole asks the role's trust policy for its external id in every account, and knows when there is no such role.
 - GetConsoleOutput gives what the machine printed; here: that it booted.
+- Presigned URLs of S3 carry what they were signed for: method, host, path, query, signed headers, until they expire;
+  other headers of AWS's are refused, and so are bytes with another checksum than the one that is announced.
 - Faults: codes, delays and lost answers, by action and argument; ``after_boot`` is told of each machine.
 
 Nothing of moto is changed on disk. Its classes are patched when this module is imported: names of 5.2.5.
@@ -39,11 +41,14 @@ from moto.ec2.responses.instances import InstanceResponse
 from moto.ec2.utils import Base64EncodedString
 from moto.iam.models import iam_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.s3.models import s3_backends
 from moto.server import MotoRequestHandler
 from moto.sts.models import STSBackend
 from werkzeug.serving import make_server
 
-__all__ = ["KNOBS", "Fault", "Knobs", "ec2_backends", "iam_backends", "serving"]
+from tests.clouds.aws import presigned
+
+__all__ = ["KNOBS", "Fault", "Knobs", "ec2_backends", "iam_backends", "s3_backends", "serving"]
 
 StartResponse = Callable[..., Any]
 
@@ -206,6 +211,12 @@ class Faulty:
 
     def __call__(self, env: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
         form = env["REQUEST_METHOD"] == "POST" and "x-www-form-urlencoded" in env.get("CONTENT_TYPE", "")
+        if "X-Amz-Signature=" in env.get("QUERY_STRING", ""):
+            refused = presigned.refusal(env)
+            if refused:
+                status, code = refused
+                start(f"{status} X", [("Content-Type", "application/xml")])
+                return [f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()]
         if not form:
             return self._app(env, start)
         body = env["wsgi.input"].read(int(env.get("CONTENT_LENGTH") or 0))

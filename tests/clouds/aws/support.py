@@ -13,6 +13,7 @@ from typing import Any
 
 import botocore.session
 
+from clouds.aws.bucket import AwsBucket
 from clouds.aws.machines import AwsMachines
 from clouds.aws.pace import Pace
 from clouds.aws.session import AwsSession, _loader
@@ -49,6 +50,14 @@ class Account:
     def machines(self, session: AwsSession | None = None, installation_id: str = OURS, **changes: Any) -> AwsMachines:
         config = self.config.model_copy(update=changes)
         return AwsMachines(config, session or self.shared, installation_id)
+
+    def bucket(self, prefix: str = "", **changes: Any) -> AwsBucket:
+        """With the bucket made."""
+        config = self.config.model_copy(update=changes)
+        s3 = moto_plus.s3_backends[self.id]["aws"]
+        if config.bucket not in s3.buckets:
+            s3.create_bucket(config.bucket, REGION)
+        return AwsBucket(config, self.shared, prefix)
 
     def client(self, service: str) -> Any:
         """Of the customer's own administrator, as ours would be in the way of tests of it."""
