@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import datetime
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 from temporalio import activity
@@ -25,13 +25,20 @@ UNHEARD_S = 15.0
 
 HANG_MIN_S, HANG_MAX_S = 3.0, 30.0
 """A request of the canary that waits for its answer's first byte longer than ``max_latency_ratio`` times the running
-version's 99th percentile, but at least and at most so long, counts as hanging."""
+version's 99th percentile, and longer than any of that one's ever did, but at least and at most so long, counts as
+hanging."""
+HANG_ANSWERS_S = 10.0
+"""The least for a canary that answers other requests meanwhile: one that takes long may be of a rare kind."""
 
-CHANCE = 2.0
-"""Standard deviations of the running version's share of errors that the canary's may lie above it by chance."""
+CHANCE = 3.0
+"""Standard deviations of the running version's share of errors, or of slow answers, that the canary's may lie above it
+by chance: it is looked at many times a step."""
 
 ERRORS_MIN = 2
 """A single failed answer says nothing of a version: of ten answers it would be a tenth."""
+
+SLOW_MIN = 3
+"""The same of slow ones, of which each new replica has a first."""
 
 HANG_UNKNOWN_S = 10.0
 """The same where nothing is known of the running version's latency."""
@@ -119,18 +126,30 @@ def judge(rules: RolloutConfig, canary: Sum, running: Sum, ever: Sum) -> str:
         p95, theirs = quantile(canary.buckets, 0.95), quantile(reference.buckets, 0.95)
         if p95 is not None and theirs is not None:
             limit = max(rules.min_latency_ms, rules.max_latency_ratio * theirs)
-            if p95 > limit:
+            slow = slower(canary.buckets, limit)
+            usual = max(slower(s.buckets, limit) / max(sum(s.buckets), 1) for s in (reference, ever))
+            answers = max(sum(canary.buckets), 1)
+            # Where one in thirty is slow by nature, of forty answers three are by chance, and p95 is one of these.
+            chance = CHANCE * sqrt(usual * (1 - usual) / answers)
+            if p95 > limit and slow >= SLOW_MIN and slow / answers > usual + chance:
                 return f"p95 {p95:.0f} ms; allowed are {limit:.0f} ms (the running version's is {theirs:.0f} ms)"
-    if canary.ongoing and canary.oldest_s > hang_limit_s(rules, ever):
+    if canary.ongoing and canary.oldest_s > hang_limit_s(rules, ever, bool(canary.requests)):
         return f"a request waits for its answer since {canary.oldest_s:.0f} s"
     return ""
 
 
-def hang_limit_s(rules: RolloutConfig, ever: Sum) -> float:
-    slow = quantile(ever.buckets, 0.99)
-    if slow is None:
+def slower(buckets: list[int], limit_ms: float) -> int:
+    """How many answers took longer; those in the bucket that the limit lies in count as slower."""
+    return sum(count for count, bound in zip(buckets, (*LATENCY_BOUNDS_MS, inf), strict=True) if bound > limit_ms)
+
+
+def hang_limit_s(rules: RolloutConfig, ever: Sum, answers: bool) -> float:
+    """``answers``: the canary answers other requests."""
+    usual, slowest = quantile(ever.buckets, 0.99), quantile(ever.buckets, 1.0)
+    if usual is None or slowest is None:
         return HANG_UNKNOWN_S
-    return min(max(rules.max_latency_ratio * slow / 1000, HANG_MIN_S), HANG_MAX_S)
+    least = HANG_ANSWERS_S if answers else HANG_MIN_S
+    return min(max(rules.max_latency_ratio * usual / 1000, slowest / 1000, least), HANG_MAX_S)
 
 
 class CanaryActivities:
