@@ -71,7 +71,7 @@ def made(state: GceState, key: Key, body: Resource) -> Resource:
         address = state.at(body["IPAddress"]) if "/" in body.get("IPAddress", "") else None
         r["IPAddress"] = address["address"] if address is not None else body["IPAddress"]
     if key[1] == "networkEndpointGroups":
-        r["_endpoints"] = []
+        r |= {"_endpoints": [], "size": 0, "zone": state.link("zones", "", "").replace("zones//", key[0])}
     return r | {"fingerprint": fingerprint(body)}
 
 
@@ -87,7 +87,10 @@ def changed(
         found["fingerprint"] = fingerprint([found["fingerprint"], body])
         return state.operate("patch", key, apply=lambda: found.update(new), **given)
     if verb == "attachNetworkEndpoints":
-        found["_endpoints"] += [e for e in body["networkEndpoints"] if e not in found["_endpoints"]]
+        if any(e in found["_endpoints"] for e in body["networkEndpoints"]):
+            raise Refused(400, "invalid", "The network endpoint is attached already.")
+        found["_endpoints"] += body["networkEndpoints"]
+        found["size"] = len(found["_endpoints"])
         return state.operate(verb, key, **given)
     if verb == "detachNetworkEndpoints":
         found["_endpoints"] = [e for e in found["_endpoints"] if e not in body["networkEndpoints"]]
