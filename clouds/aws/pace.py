@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from clouds.base import Throttled
 
-MAX_WAIT_S = 60.0
+MAX_WAIT_S = 20.0
 """A caller that would wait for longer is told Throttled: its activity is tried again, and counts as such meanwhile."""
 FIRST_GAP_S, MAX_GAP_S = 0.25, 8.0
 SHRINK = 0.85

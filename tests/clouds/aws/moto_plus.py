@@ -7,6 +7,7 @@
 - GetConsoleOutput gives what the machine printed; here: that it booted.
 - Presigned URLs of S3 carry what they were signed for: method, host, path, query, signed headers, until they expire;
   other headers of AWS's are refused, and so are bytes with another checksum than the one that is announced.
+- A load balancer's name is there once; targets' health is what the test says, and ``unused`` where no rule names them.
 - Faults: codes, delays and lost answers, by action and argument; ``after_boot`` is told of each machine.
 
 Nothing of moto is changed on disk. Its classes are patched when this module is imported: names of 5.2.5.
@@ -39,6 +40,8 @@ from moto.ec2.models.instances import Instance, InstanceBackend
 from moto.ec2.responses.general import General
 from moto.ec2.responses.instances import InstanceResponse
 from moto.ec2.utils import Base64EncodedString
+from moto.elbv2.exceptions import DuplicateLoadBalancerName
+from moto.elbv2.models import ELBv2Backend, FakeTargetGroup, elbv2_backends
 from moto.iam.models import iam_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.s3.models import s3_backends
@@ -48,7 +51,7 @@ from werkzeug.serving import make_server
 
 from tests.clouds.aws import presigned
 
-__all__ = ["KNOBS", "Fault", "Knobs", "ec2_backends", "iam_backends", "s3_backends", "serving"]
+__all__ = ["KNOBS", "Fault", "Knobs", "ec2_backends", "elbv2_backends", "iam_backends", "s3_backends", "serving"]
 
 StartResponse = Callable[..., Any]
 
@@ -75,6 +78,8 @@ class Knobs:
     boot_s: float = 0.05
     stop_s: float = 0.05
     after_boot: Callable[[Instance], None] | None = None
+    unhealthy: set[str] = field(default_factory=set)
+    """Targets of load balancers that fail their health check, ``ip:port``."""
     faults: list[Fault] = field(default_factory=list)
     calls: list[dict[str, str]] = field(default_factory=list)
     """The arguments of those to EC2, STS and ELBv2, by their names on the wire; ``Action`` among them."""
@@ -186,6 +191,33 @@ def _trusted(
 
 
 STSBackend.assume_role = _trusted  # type: ignore[method-assign]
+
+
+# -- load balancers
+
+_create_balancer, _health = ELBv2Backend.create_load_balancer, FakeTargetGroup.health_for
+
+
+def _created_once(self: ELBv2Backend, name: str, *args: Any, **kwargs: Any) -> Any:
+    with _lock:
+        if any(balancer.name == name for balancer in self.load_balancers.values()):
+            raise DuplicateLoadBalancerName()
+        return _create_balancer(self, name, *args, **kwargs)
+
+
+def _checked(self: FakeTargetGroup, target: dict[str, Any], ec2_backend: Any) -> Any:
+    status = _health(self, target, ec2_backend)
+    if status.status == "healthy":
+        elb = elbv2_backends[self.account_id][self.region_name]
+        if not elb._any_listener_using(self.arn):
+            status.status = "unused"
+        elif f"{status.instance_id}:{status.port}" in KNOBS.unhealthy:
+            status.status = "unhealthy"
+    return status
+
+
+ELBv2Backend.create_load_balancer = _created_once  # type: ignore[method-assign]
+FakeTargetGroup.health_for = _checked  # type: ignore[method-assign]
 
 
 # -- GetConsoleOutput
