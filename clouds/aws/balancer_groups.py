@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from clouds.aws.balancer_plan import HEALTH_PATH, Group, prefix
+from clouds.aws.balancer_plan import HEALTH_PATH, Group, Target, prefix
 from clouds.aws.session import AwsSession
 from clouds.base import BadConfig, Gone
 from heliostat.errors import CloudError
@@ -72,8 +72,9 @@ class Groups:
                 found[said["ResourceArn"]] = {tag["Key"]: tag["Value"] for tag in said["Tags"]}
         return found
 
-    def ensure(self, group: Group, found: Found | None) -> str:
-        """Makes it, or mends its tags; registers its targets. Gives its ARN."""
+    def ensure(self, group: Group, found: Found | None) -> tuple[str, set[Target]]:
+        """Makes it, or mends its tags; registers its targets. Gives its ARN, and the targets that are not its own:
+        for ``dismiss``, when no traffic is to go there any more."""
         if found is None:
             found = Found(self._make(group), {})
         if LEFT_TAG in found.tags:
@@ -87,20 +88,19 @@ class Groups:
         changed = {key: value for key, value in wanted.items() if found.tags.get(key) != value}
         if changed:
             self.tag(found.arn, changed)
-        missing = group.targets - self.health(found.arn).keys()
+        there = self.health(found.arn)
+        missing = group.targets - {t for t, state in there.items() if state != "draining"}
         if missing:
             self._session.call(
                 "elbv2", "RegisterTargets", group.name, TargetGroupArn=found.arn, Targets=_targets(missing)
             )
-        return found.arn
+        return found.arn, {t for t, state in there.items() if state != "draining"} - group.targets
 
-    def settle(self, group: Group, arn: str) -> None:
-        """Takes targets out that are not the group's: they finish what is under way."""
-        gone = {t for t, state in self.health(arn).items() if state != "draining"} - group.targets
-        if gone:
-            self._session.call("elbv2", "DeregisterTargets", group.name, TargetGroupArn=arn, Targets=_targets(gone))
+    def dismiss(self, name: str, arn: str, targets: set[Target]) -> None:
+        """Takes them out: they finish what is under way."""
+        self._session.call("elbv2", "DeregisterTargets", name, TargetGroupArn=arn, Targets=_targets(targets))
 
-    def health(self, arn: str) -> dict[tuple[str, int], str]:
+    def health(self, arn: str) -> dict[Target, str]:
         """``initial healthy unhealthy unused draining unavailable``, by (IP, port)."""
         answer = self._session.call("elbv2", "DescribeTargetHealth", arn, TargetGroupArn=arn)
         return {
@@ -159,5 +159,5 @@ class Groups:
         return arn
 
 
-def _targets(targets: set[tuple[str, int]] | frozenset[tuple[str, int]]) -> list[dict[str, Any]]:
+def _targets(targets: set[Target] | frozenset[Target]) -> list[dict[str, Any]]:
     return [{"Id": ip, "Port": port} for ip, port in sorted(targets)]

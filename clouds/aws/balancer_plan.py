@@ -32,6 +32,8 @@ SPECIFIC = {"grpc": range(1, 10_000), "http": range(10_000, 20_000)}
 OTHERS, GRPC = 30_000, 40_000
 """Of the rule for any other value of the header, and of that for gRPC's traffic."""
 
+Target = tuple[str, int]
+"""IPv4 address and port."""
 Conditions = tuple[tuple[str, tuple[str, ...]], ...]
 """Headers (in lower case) and the patterns of which one must match; all of them must."""
 Forward = tuple[tuple[str, int], ...]
@@ -43,7 +45,7 @@ class Group:
     name: str
     kind: str
     """``http`` or ``grpc``."""
-    targets: frozenset[tuple[str, int]]
+    targets: frozenset[Target]
     tags: tuple[tuple[str, str], ...]
 
 
@@ -176,7 +178,7 @@ def _written(position: int, b: Backend) -> str:
     return f"{position}/{b.id}/{b.version_id}/{b.http}/{b.grpc}/{b.weight}"
 
 
-def _target(b: Backend, kind: str) -> tuple[str, int]:
+def _target(b: Backend, kind: str) -> Target:
     found = _ADDRESS.fullmatch(b.http if kind == "http" else b.grpc)
     assert found is not None  # check
     return found[1], int(found[2])

@@ -56,7 +56,9 @@ class Rules:
         """
         found = self._groups.of(service_id)
         arns = {name: group.arn for name, group in found.items()}
-        arns |= {name: self._groups.ensure(group, found.get(name)) for name, group in plan.groups.items()}
+        strangers = {}
+        for name, group in plan.groups.items():
+            arns[name], strangers[name] = self._groups.ensure(group, found.get(name))
         listener = self.listener(balancer) or self._listen(balancer)
         listener_arn = listener["ListenerArn"]
         rules = self._session.pages("elbv2", "DescribeRules", "Rules", listener_arn, ListenerArn=listener_arn)
@@ -79,8 +81,9 @@ class Rules:
         for conditions, rule in there.items():
             if conditions not in plan.rules:
                 self._session.call("elbv2", "DeleteRule", listener_arn, RuleArn=rule["RuleArn"])
-        for name, group in plan.groups.items():
-            self._groups.settle(group, arns[name])
+        for name, targets in strangers.items():
+            if targets:
+                self._groups.dismiss(name, arns[name], targets)
         for name in found.keys() - plan.groups.keys():
             self._groups.leave(name, found[name])
 

@@ -24,9 +24,8 @@ from heliostat.errors import CloudError
 _ROWS: tuple[tuple[type[CloudError], str], ...] = (
     (
         NoCapacity,
-        r"InsufficientInstanceCapacity|InsufficientHostCapacity|InsufficientCapacity|InsufficientVolumeCapacity"
-        # A subnet is of one zone: another zone is another subnet.
-        r"|SpotMaxPriceTooLow|InsufficientFreeAddressesInSubnet|InsufficientAddressCapacity",
+        # Addresses: a subnet is of one zone, so another zone is another subnet.
+        r"Insufficient\w*Capacity\w*|Insufficient\w*Address\w*|SpotMaxPriceTooLow",
     ),
     (
         QuotaExceeded,

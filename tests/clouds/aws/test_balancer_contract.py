@@ -111,6 +111,14 @@ def test_an_unhealthy_backend_gets_no_traffic(world: AwsWorld) -> None:
     assert shares(world, 20) == {"cl_a": 10, "cl_c": 10}
 
 
+def test_requests_go_by_the_new_weights_as_soon_as_the_call_returns(world: AwsWorld) -> None:
+    """Fewer times than in the suite: each is some 20 calls."""
+    for revision, name in enumerate(("cl_a", "cl_b", "cl_a"), 1):
+        other = "cl_b" if name == "cl_a" else "cl_a"
+        world.balancer.set_backends(SERVICE, revision, [world.backend(name, "sv_1"), world.backend(other, "sv_2", 0)])
+        assert shares(world, 4) == {name: 4}
+
+
 # -- beyond it
 
 
