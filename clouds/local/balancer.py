@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clouds.base import Backend, BackendCounters, BackendsLost, BadConfig, Endpoint, EndpointSpec, Gone, Outdated
 from clouds.local import balancer_config, balancer_ports, balancer_process, supervisor
+from clouds.local.balancer_config import ROUTES
 from clouds.local.balancer_files import Garbled, Place, Wanted, disk, is_held, load, locked, places, read
 from clouds.local.balancer_tls import Certificate
 from heliostat.errors import CloudError
@@ -186,9 +187,8 @@ class LocalBalancer:
         if not is_held(folder / "supervisor.lock"):
             return "its supervisor does not run"
         # What runs has read them already; the next one to be started would not find them.
-        if read(folder / "routes" / "routes.yml") != text or read(folder / "traefik.yml") != self._static(
-            folder, place
-        ):
+        routed = all(read(folder / "routes" / name) == text for name in ROUTES)
+        if not routed or read(folder / "traefik.yml") != self._static(folder, place):
             return "its files are not as they should be"
         return "ready"
 
@@ -202,7 +202,7 @@ class LocalBalancer:
             write_private(folder / "traefik.yml", static)
         blind = not (folder / "routes").is_dir()
         (folder / "routes").mkdir(mode=0o700, exist_ok=True)
-        if read(folder / "routes" / "routes.yml") != text:
+        if any(read(folder / "routes" / name) != text for name in ROUTES):
             self._publish(folder, text)
         if blind:  # a Traefik that runs watches the folder that was there before
             balancer_process.end_traefik(folder)
@@ -239,8 +239,9 @@ class LocalBalancer:
 
     def _publish(self, folder: Path, text: str) -> None:
         """Traefik sees the old routes or the new ones, whole: they are written outside of what it watches."""
-        write_private(folder / "routes.new", text)
-        (folder / "routes.new").replace(folder / "routes" / "routes.yml")
+        for name in ROUTES:
+            write_private(folder / "routes.new", text)
+            (folder / "routes.new").replace(folder / "routes" / name)
 
     # -- files
 

@@ -38,6 +38,11 @@ HEALTH_INTERVAL, HEALTH_TIMEOUT = "1s", "5s"
 """A dead backend refuses the check and is out within a second. One that only does not answer may be starting other
 replicas on a busy machine: with a timeout of 1 s such backends lost their traffic, and their callers got 503."""
 
+ROUTES = ("routes.yml", "spare.yml")
+"""The same text twice, in the order in which Traefik reads them, of which the first counts. What it can't parse Traefik
+passes over whole, and goes on by what it has; but an empty file is a good one to it, which routes nothing: somebody's
+editor, or a full disk, would end the service."""
+
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _ADDRESS = re.compile(r"([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
 
@@ -52,7 +57,8 @@ def static(folder: Path, host: str, port: int, metrics_port: int) -> str:
     config = {
         "global": {"checkNewVersion": False, "sendAnonymousUsage": False},
         # A dead backend's health check writes a line a second: the file must not grow for ever.
-        "log": {"level": "WARN", "filePath": str(folder / "traefik.log"), "maxSize": 5, "maxBackups": 1},
+        # ERROR, for of each part of the spare routes it warns at each change that it has it already.
+        "log": {"level": "ERROR", "filePath": str(folder / "traefik.log"), "maxSize": 5, "maxBackups": 1},
         "entryPoints": {
             ENTRY_POINT: {
                 "address": f"{host}:{port}",

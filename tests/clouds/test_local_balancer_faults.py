@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from clouds.base import BadConfig, Denied, QuotaExceeded
 from clouds.local import balancer as balancer_module
 from clouds.local.balancer import LocalBalancer
+from clouds.local.balancer_config import ROUTES
 from clouds.local.balancer_files import disk
 from heliostat.errors import CloudError
 from tests.clouds.balancer_support import SERVICE, LocalWorld, Process, local_world, processes, spec
@@ -178,6 +180,22 @@ def test_garbled_routes_are_written_anew(world: LocalWorld, with_restart: bool) 
     assert world.request() == (200, "cl_b")
 
 
+@pytest.mark.parametrize("name", ROUTES)
+@pytest.mark.parametrize("damage", ["", "{", None], ids=["empty", "garbled", "removed"])
+def test_no_request_fails_by_a_damaged_file(world: LocalWorld, name: str, damage: str | None) -> None:
+    """In the seconds before somebody looks after it."""
+    path = world.folder / "routes" / name
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage)
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        assert world.request()[0] == 200
+    world.balancer.set_backends(SERVICE, 2, [world.backend("cl_b")])
+    assert world.request() == (200, "cl_b")
+
+
 def test_routes_that_were_removed_are_written_anew(world: LocalWorld) -> None:
     for path in (world.folder / "routes").iterdir():
         path.unlink()
@@ -189,7 +207,7 @@ def test_routes_that_were_removed_are_written_anew(world: LocalWorld) -> None:
     assert world.request() == (200, "cl_b")
 
 
-@pytest.mark.parametrize("name", ["traefik.yml", "routes/routes.yml", "../tls.crt"])
+@pytest.mark.parametrize("name", ["traefik.yml", "routes/routes.yml", "routes/spare.yml", "../tls.crt"])
 @pytest.mark.parametrize("garbled", [False, True])
 def test_files_that_are_not_as_they_were_written_are_seen_and_written_anew(
     world: LocalWorld, name: str, garbled: bool
