@@ -1,4 +1,4 @@
-"""What the suites of clouds share: one moto for all of them, and an account for each test."""
+"""What the suites of clouds share: one moto for all of them, and an account in it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,18 @@ def moto_url() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def aws_account(moto_url: str) -> Iterator[Account]:
-    from tests.clouds.aws import moto_plus
+@pytest.fixture(scope="session")
+def _aws_account(moto_url: str) -> Account:
     from tests.clouds.aws.support import make_account
 
-    yield make_account(moto_url)
+    return make_account(moto_url)
+
+
+@pytest.fixture
+def aws_account(_aws_account: Account) -> Iterator[Account]:
+    """One for all, since its clients take longer than most tests; nothing of an earlier test is in it."""
+    from tests.clouds.aws import moto_plus
+
+    _aws_account.clear()
+    yield _aws_account
     moto_plus.KNOBS.faults.clear()

@@ -59,6 +59,16 @@ class Account:
             s3.create_bucket(config.bucket, REGION)
         return AwsBucket(config, self.shared, prefix)
 
+    def clear(self) -> None:
+        """Forgets machines, load balancers and objects."""
+        ec2, elb = (b[self.id][REGION] for b in (moto_plus.ec2_backends, moto_plus.elbv2_backends))
+        ec2.reservations.clear()
+        ec2.__dict__.pop("_by_token", None)
+        elb.load_balancers.clear()
+        elb.target_groups.clear()
+        if moto_plus.s3_backends[self.id]["aws"].buckets.pop(self.config.bucket, None) is not None:
+            moto_plus.s3_backends.bucket_accounts.pop(self.config.bucket)
+
     def client(self, service: str) -> Any:
         """Of the customer's own administrator, as ours would be in the way of tests of it."""
         return _admin(self.url, self.id, service)
@@ -91,7 +101,7 @@ def make_account(url: str) -> Account:
     # In process, for it is made for each test: over HTTP it would take longer than the tests.
     ec2 = moto_plus.ec2_backends[account][REGION]
     vpc = ec2.create_vpc("10.0.0.0/16").id
-    subnets = [ec2.create_subnet(vpc, f"10.0.{i}.0/24", availability_zone=z).id for i, z in enumerate(ZONES)]
+    subnets = [ec2.create_subnet(vpc, f"10.0.{i * 16}.0/20", availability_zone=z).id for i, z in enumerate(ZONES)]
     group = ec2.create_security_group("nodes", "nodes", vpc).id
     ami = ec2.register_image("heliostat")
     ami.architecture, ami.root_device_name = "x86_64", "/dev/xvda"  # moto drops what RegisterImage says of these

@@ -6,7 +6,6 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -20,19 +19,7 @@ from clouds.aws.session import AwsSession
 from clouds.base import Denied, NoCapacity, QuotaExceeded, Throttled
 from heliostat.errors import CloudError
 from tests.clouds.aws.moto_plus import KNOBS, Fault
-from tests.clouds.aws.support import EXTERNAL_ID, Account, make_account
-
-
-@pytest.fixture(scope="module")
-def one_account(moto_url: str) -> Account:
-    return make_account(moto_url)
-
-
-@pytest.fixture
-def aws_account(one_account: Account) -> Iterator[Account]:
-    """The same one for all: nothing here is made in it."""
-    yield one_account
-    KNOBS.faults.clear()
+from tests.clouds.aws.support import EXTERNAL_ID, Account
 
 
 class Clock:
