@@ -16,7 +16,7 @@ from clouds.base import BackendCounters, BackendsLost, EndpointSpec, Gone, LoadB
 from heliostat.errors import CloudError
 from heliostat.models.common import new_id
 from heliostat.models.services import ServiceState
-from runtime.messages import EndpointLost
+from runtime.messages import EndpointLost, EndpointTrouble
 from runtime.telemetry import forget_endpoint, set_endpoint_counters
 from store import services
 from store.database import Database
@@ -113,6 +113,8 @@ class EndpointWatch:
             if self._troubles.pop(service.id, ""):
                 log.info("endpoint is well again", service=service.id)
             self._told_lost.pop(service.id, None)
+            if service.endpoint_trouble:
+                await self._tell(service, "endpoint_trouble", EndpointTrouble(event_id=new_id("ev"), trouble=""))
         else:
             task = asyncio.create_task(self._mend(service, balancer, seen.state))
             self._mending[service.id] = task
@@ -137,6 +139,9 @@ class EndpointWatch:
             await self._tell_lost(service, str(error))
         except CloudError as error:
             self._say(service, f"can't be mended, and is tried again: {error}")
+            if service.endpoint_trouble != str(error):
+                trouble = EndpointTrouble(event_id=new_id("ev"), trouble=str(error))
+                await self._tell(service, "endpoint_trouble", trouble)
         except Exception:  # as in _look_at
             log.exception("endpoint can't be mended", service=service.id)
         else:
@@ -155,14 +160,18 @@ class EndpointWatch:
         told = self._told_lost.get(service.id)
         if service.state == ServiceState.TERMINATING or (told is not None and time.monotonic() - told < LOST_AGAIN_S):
             return
-        message = EndpointLost(event_id=new_id("ev"), reason=reason)
+        if await self._tell(service, "endpoint_lost", EndpointLost(event_id=new_id("ev"), reason=reason)):
+            self._told_lost[service.id] = time.monotonic()
+
+    async def _tell(self, service: ServiceNames, signal: str, message: EndpointLost | EndpointTrouble) -> bool:
+        """False: Temporal is away, or it does not run, which the sweep settles; the next look tells it again."""
         try:
-            await self._client.get_workflow_handle(service.id).signal("endpoint_lost", message)
+            await self._client.get_workflow_handle(service.id).signal(signal, message)
         except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:  # it does not run: the sweep settles that
+            if error.status != RPCStatusCode.NOT_FOUND:
                 log.warning("service not told of its endpoint", service=service.id, why=str(error))
-            return
-        self._told_lost[service.id] = time.monotonic()
+            return False
+        return True
 
 
 def _seen(balancer: LoadBalancer, service_id: str) -> _Seen:

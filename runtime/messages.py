@@ -189,6 +189,14 @@ class EndpointLost(Model):
     reason: str
 
 
+class EndpointTrouble(Model):
+    """Signal ``endpoint_trouble`` of a service, by the monitor: what of its load balancer can't be mended, when that
+    changes; "" once it is well again."""
+
+    event_id: str
+    trouble: str
+
+
 class NodeFact(Model):
     """A change that a node's agent saw. ``event_id`` = ``<node id>/<fact id>``: delivered at least once."""
 

@@ -105,6 +105,8 @@ class ServiceNames:
     """By its workflow's last word."""
     grpc: bool = False
     """One of those versions speaks it."""
+    endpoint_trouble: str = ""
+    """As its workflow was told it last."""
 
 
 # --- what the workflow writes and asks --------------------------------------------------------------------
@@ -259,6 +261,7 @@ async def names(db: Database) -> list[ServiceNames]:
             state=ServiceState(r.state),
             has_endpoint=bool(r.doc["query_url"]),
             grpc=any(v.spec["grpc"] for v in versions if v.service_id == r.id),
+            endpoint_trouble=r.doc.get("endpoint_trouble", ""),
         )
         for r in living
     ]

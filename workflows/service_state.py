@@ -252,6 +252,8 @@ class ServiceData(Result):
     backends: list[Backend] = []
     """What the load balancer was told last."""
     backends_revision: int = 0
+    endpoint_trouble: str = ""
+    """What of its load balancer can't be mended, by the monitor's last word."""
     endpoint_lost: bool = False
     """It is to be made again, or at least to be told its backends again."""
     gate: GateTokens = GateTokens()

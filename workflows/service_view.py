@@ -26,6 +26,7 @@ def service_resource(arg: ServiceInput, s: ServiceData) -> Service:
         state=s.state,
         reason=s.reason,
         waits_for=s.waits_for,
+        endpoint_trouble=s.endpoint_trouble,
         query_url=s.url or None,
         gate_hashes=s.gate_hashes,
         primary_version=s.primary,

@@ -28,6 +28,7 @@ with workflow.unsafe.imports_passed_through():
         ClusterNotice,
         DeployRequest,
         EndpointLost,
+        EndpointTrouble,
         GateOrder,
         NodeFact,
         RollbackOrder,
@@ -78,6 +79,15 @@ class ServiceWorkflow(ServiceRollouts):
         if self.s.first_sight(message.event_id) and self.s.url and self.s.terminate is None:
             self._event("endpoint_lost", message.reason, level=EventLevel.ERROR)
             self.s.endpoint_lost = True
+            self._wake()
+
+    @workflow.signal(description="What of its load balancer can't be mended")
+    def endpoint_trouble(self, message: EndpointTrouble) -> None:
+        if self.s.first_sight(message.event_id) and message.trouble != self.s.endpoint_trouble:
+            self.s.endpoint_trouble = message.trouble
+            bad = bool(message.trouble)
+            level = EventLevel.ERROR if bad else EventLevel.INFO
+            self._event("endpoint_trouble", message.trouble or "its load balancer is well again", level=level)
             self._wake()
 
     @workflow.update(description="Pause, resume, promote or abort the rollout")
@@ -287,6 +297,9 @@ class ServiceWorkflow(ServiceRollouts):
         slots = [(v, slot) for v in serving for slot in v.slots]
         fit = [slot for v, slot in slots if slot.serves(v.spec.id)]
         names = ", ".join(v.spec.name for v in serving)
+        if self.s.endpoint_trouble:
+            self._enter(ServiceState.UNHEALTHY, f"its load balancer: {self.s.endpoint_trouble}")
+            return
         if not fit:
             why = next((s.message or s.reason for _, s in slots if s.message or s.reason), "")
             self._enter(ServiceState.UNHEALTHY, f"no cluster of {names} serves: {why}".rstrip(": "))
@@ -381,8 +394,8 @@ class ServiceWorkflow(ServiceRollouts):
                 text = f"{version.spec.name} to show itself at {r.percent} %"
             elif missing is not None and r.doing in ("starting", "shifting"):
                 text = f"{version.spec.name}: {missing.message}"
-        if self._endpoint_trouble:
-            text = self._endpoint_trouble
+        if self._endpoint_trouble or self.s.endpoint_trouble:
+            text = self._endpoint_trouble or f"the load balancer: {self.s.endpoint_trouble}"
         self._say(text)
 
     def _wishes(self) -> list[tuple[datetime, str]]:

@@ -481,6 +481,8 @@ class Service(Result):
     state: ServiceState
     reason: str = ""
     waits_for: str = ""
+    endpoint_trouble: str = ""
+    """What of its load balancer can't be mended without a person, "" as long as nothing is."""
     query_url: str | None = None
     query_auth_token: str | None = None
     """The primary one; None when the service needs none, and in lists."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 from prometheus_client import REGISTRY
+from sqlalchemy import select, update
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -22,7 +23,7 @@ from clouds.fake_balancer import FakeBalancer
 from heliostat.models.common import new_id, utcnow
 from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.services import Service, ServiceConfig, ServiceState, ServiceVersion, ServiceVersionState
-from runtime.messages import EndpointLost, ServiceInput, VersionSpec
+from runtime.messages import EndpointLost, EndpointTrouble, ServiceInput, VersionSpec
 from runtime.settings import Settings
 from store.database import Database, migrate
 from store.service_deploys import insert_service, insert_version
@@ -36,17 +37,22 @@ class Signals:
     """A client whose workflows only note what they are told."""
 
     told: list[tuple[str, EndpointLost]] = field(default_factory=list)
+    troubles: list[tuple[str, str]] = field(default_factory=list)
     answer: RPCStatusCode | None = None
     """Fails with it."""
 
     def get_workflow_handle(self, id: str) -> Any:
         @dataclass
         class Handle:
-            async def signal(_, name: str, message: EndpointLost) -> None:
-                assert name == "endpoint_lost"
+            async def signal(_, name: str, message: EndpointLost | EndpointTrouble) -> None:
                 if self.answer is not None:
                     raise RPCError("no", self.answer, b"")
-                self.told.append((id, message))
+                if isinstance(message, EndpointLost):
+                    assert name == "endpoint_lost"
+                    self.told.append((id, message))
+                else:
+                    assert name == "endpoint_trouble"
+                    self.troubles.append((id, message.trouble))
 
         return Handle()
 
@@ -290,3 +296,23 @@ async def test_the_monitor_looks_every_few_seconds_beside_its_rounds(
     world.balancer.damage(service, "it does not run")
     await until_mended()
     monitor._stop_looking()
+
+
+async def test_what_cannot_be_mended_is_told_once_and_taken_back(world: World) -> None:
+    service_id = await world.service()
+    world.balancer.damage(service_id, "it does not run")
+    world.balancer.refused = {service_id}
+    await world.look()
+    (told,) = world.signals.troubles
+    assert told == (service_id, "its port is taken")
+    async with world.db.begin() as conn:  # as its workflow does when it has heard of it
+        doc = (await conn.execute(select(services.c.doc).where(services.c.id == service_id))).scalar_one()
+        await conn.execute(
+            update(services).where(services.c.id == service_id).values(doc={**doc, "endpoint_trouble": told[1]})
+        )
+    await world.look()
+    assert len(world.signals.troubles) == 1
+    world.balancer.refused = set()
+    await world.look()  # mends it
+    await world.look()
+    assert world.signals.troubles == [told, (service_id, "")]

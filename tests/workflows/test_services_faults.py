@@ -19,7 +19,7 @@ from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import new_id
 from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
-from runtime.messages import EndpointLost
+from runtime.messages import EndpointLost, EndpointTrouble
 from store.tables import clusters
 from tests.workflows.plans import NodePlan, ServePlan
 from tests.workflows.service_world import AT_ONCE, IN_STEPS, TOKENS, ServiceWorld, make_service_world
@@ -372,6 +372,26 @@ async def test_an_endpoint_that_somebody_removed_comes_back(services: ServiceWor
     await world.deploy(service_id, second)
     await world.until_finished(service_id, second)
     assert world.balancer.url_of(service_id) is not None
+
+
+async def test_a_load_balancer_that_cannot_be_mended_is_said_until_it_is_well(services: ServiceWorld) -> None:
+    world = services
+    service_id, _ = await world.running_service()
+
+    async def say(trouble: str) -> None:
+        message = EndpointTrouble(event_id=new_id("ev"), trouble=trouble)
+        await world.handle(service_id).signal("endpoint_trouble", message)
+
+    await say("port 8443 is taken by another program")
+    await say("port 8443 is taken by another program")
+    service = await world.until_state(service_id, ServiceState.UNHEALTHY)
+    assert "port 8443 is taken" in service.reason
+    assert "port 8443 is taken" in service.waits_for
+    assert service.endpoint_trouble
+    await say("")
+    service = await world.until_state(service_id, ServiceState.RUNNING)
+    assert (service.endpoint_trouble, service.waits_for) == ("", "")
+    assert (await world.kinds(service_id)).count("endpoint_trouble") == 2
 
 
 @pytest.mark.long
