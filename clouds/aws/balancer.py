@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from clouds.aws import balancer_plan
 from clouds.aws.balancer_groups import Groups
 from clouds.aws.balancer_plan import SERVICE_TAG, prefix
 from clouds.aws.balancer_rules import Rules
+from clouds.aws.balancer_stamp import APPLIED_TAG, WANTED_TAG, Stamp, is_changing
 from clouds.aws.session import AwsSession
 from clouds.base import (
     OWNER_TAG,
@@ -29,9 +28,6 @@ from clouds.base import (
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig
 
-WANTED_TAG, APPLIED_TAG = "heliostat-wanted", "heliostat-applied"
-"""On the ALB: ``<revision>:<hash of the backends>``, before and after a change. The backends themselves are in the tags
-of their groups."""
 REMOVE_S = 30.0
 """ELB takes some seconds to let go of the groups of an ALB that was deleted."""
 IDLE_TIMEOUT_S = "4000"
@@ -39,25 +35,6 @@ IDLE_TIMEOUT_S = "4000"
 
 
 Seen = TypeVar("Seen")
-
-
-@dataclass(frozen=True)
-class _Stamp:
-    revision: int
-    digest: str
-
-    @classmethod
-    def of(cls, revision: int, backends: list[Backend]) -> _Stamp:
-        text = "\n".join(b.model_dump_json() for b in backends)
-        return cls(revision, hashlib.sha256(text.encode()).hexdigest()[:32])
-
-    @classmethod
-    def read(cls, text: str | None) -> _Stamp | None:
-        revision, _, digest = (text or "").partition(":")
-        return cls(int(revision), digest) if revision.lstrip("-").isdigit() and digest else None
-
-    def __str__(self) -> str:
-        return f"{self.revision}:{self.digest}"
 
 
 class AwsBalancer:
@@ -83,6 +60,7 @@ class AwsBalancer:
         healthy_s: how long a version that gets its first traffic may take to pass its health check, before traffic
             moves anyway; two checks, 5 s apart, suffice.
         clock, sleep: in seconds.
+        now: Unix time.
     """
 
     def __init__(
@@ -94,9 +72,10 @@ class AwsBalancer:
         healthy_s: float = 20.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self._config, self._session = config, session
-        self._groups = Groups(session, config)
+        self._config, self._session, self._now = config, session, now
+        self._groups = Groups(session, config, now)
         self._rules = Rules(session, self._groups, config, healthy_s=healthy_s, clock=clock, sleep=sleep)
         self._look_s, self._clock, self._sleep = look_s, clock, sleep
         self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
@@ -117,8 +96,9 @@ class AwsBalancer:
                 raise BadConfig(
                     f"The endpoint of {spec.service_id} belongs to another installation.", resource=spec.service_id
                 )
-            stamp, backends = self._known(spec.service_id, tags)
-            self._apply(found, tags, stamp, backends)
+            if not is_changing(tags, self._now()):
+                stamp, backends = self._known(spec.service_id, tags)
+                self._apply(found, tags, stamp, backends)
             return self._endpoint(spec.service_id, found, tags)
 
     def set_backends(self, service_id: str, revision: int, backends: list[Backend]) -> None:
@@ -126,7 +106,7 @@ class AwsBalancer:
         with self._changing(service_id):
             found = self._existing(service_id)
             tags = self._tags(found)
-            new, last = _Stamp.of(revision, backends), _Stamp.read(tags.get(WANTED_TAG))
+            new, last = Stamp.of(revision, backends, self._now()), Stamp.read(tags.get(WANTED_TAG))
             if last is not None and (revision < last.revision or (revision == last.revision and new != last)):
                 raise Outdated.backends(service_id, revision, last.revision)
             arn = found["LoadBalancerArn"]
@@ -174,7 +154,7 @@ class AwsBalancer:
             )
 
     def _make(self, spec: EndpointSpec) -> None:
-        empty = str(_Stamp.of(-1, []))
+        empty = str(Stamp.of(-1, [], self._now()))
         tags = {
             OWNER_TAG: spec.installation_id,
             SERVICE_TAG: spec.service_id,
@@ -198,17 +178,17 @@ class AwsBalancer:
             if e.details.get("code") != "DuplicateLoadBalancerName":  # made by another process this moment
                 raise
 
-    def _known(self, service_id: str, tags: dict[str, str]) -> tuple[_Stamp, list[Backend]]:
+    def _known(self, service_id: str, tags: dict[str, str]) -> tuple[Stamp, list[Backend]]:
         """The backends that it has, as it says itself. Raises BackendsLost."""
-        wanted = _Stamp.read(tags.get(WANTED_TAG))
+        wanted = Stamp.read(tags.get(WANTED_TAG))
         why = ""
         if wanted is None:
             why = f"its tag {WANTED_TAG} is not what we wrote"
-        elif tags.get(APPLIED_TAG) != str(wanted):
+        elif Stamp.read(tags.get(APPLIED_TAG)) != wanted:
             why = f"its change to revision {wanted.revision} was not finished"
         else:
             backends = self._backends(service_id)
-            if _Stamp.of(wanted.revision, backends) == wanted:
+            if Stamp.of(wanted.revision, backends, 0) == wanted:
                 return wanted, backends
             why = "its target groups are not those that it should have"
         raise BackendsLost(
@@ -223,14 +203,14 @@ class AwsBalancer:
         read = [found for tags in tagged if (found := balancer_plan.read(tags)) is not None]
         return [b for _, b in sorted(dict(read).items())]
 
-    def _apply(self, found: dict[str, Any], tags: dict[str, str], stamp: _Stamp, backends: list[Backend]) -> None:
+    def _apply(self, found: dict[str, Any], tags: dict[str, str], stamp: Stamp, backends: list[Backend]) -> None:
         service_id = tags[SERVICE_TAG]
         attributes = [{"Key": "idle_timeout.timeout_seconds", "Value": IDLE_TIMEOUT_S}]
         arn = found["LoadBalancerArn"]
 
         def still() -> None:
             """Another process may have begun a newer change."""
-            now = _Stamp.read(self._tags(found).get(WANTED_TAG))
+            now = Stamp.read(self._tags(found).get(WANTED_TAG))
             if now is not None and now != stamp:
                 raise Outdated.backends(service_id, stamp.revision, now.revision)
 
@@ -269,12 +249,12 @@ class AwsBalancer:
 
     def _endpoint(self, service_id: str, found: dict[str, Any], tags: dict[str, str]) -> Endpoint:
         scheme = "https" if self._config.balancer_certificate else "http"
-        state, wanted = found["State"]["Code"], _Stamp.read(tags.get(WANTED_TAG))
+        state, wanted = found["State"]["Code"], Stamp.read(tags.get(WANTED_TAG))
         if state not in ("active", "active_impaired"):
             state = f"AWS makes it, which takes some minutes ({state} {found['State'].get('Reason', '')})"
         elif wanted is None:
             state = "its backends are lost"
-        elif tags.get(APPLIED_TAG) != str(wanted):
+        elif Stamp.read(tags.get(APPLIED_TAG)) != wanted:
             state = f"its change to revision {wanted.revision} is not finished"
         elif self._rules.listener(found["LoadBalancerArn"]) is None:
             state = "its listener is not there"

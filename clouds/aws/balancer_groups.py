@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,10 +39,10 @@ class Found:
 
 
 class Groups:
-    """``clock``: Unix time."""
+    """``now``: gives Unix time."""
 
-    def __init__(self, session: AwsSession, config: AwsConfig, clock: Callable[[], float] = time.time) -> None:
-        self._session, self._config, self._clock = session, config, clock
+    def __init__(self, session: AwsSession, config: AwsConfig, now: Callable[[], float]) -> None:
+        self._session, self._config, self._now = session, config, now
 
     def of(self, service_id: str) -> dict[str, Found]:
         """By name. ELB can't be asked for some by name's beginning, nor by tag: all of the region, 400 a call."""
@@ -112,8 +111,8 @@ class Groups:
         """No rule names it any more: it is removed, at a later call, when nothing can be under way to it."""
         left_at = found.tags.get(LEFT_TAG, "")
         if not left_at.isdigit():
-            self.tag(found.arn, {LEFT_TAG: str(int(self._clock()))})
-        elif self._clock() - int(left_at) > KEEP_LEFT_S:
+            self.tag(found.arn, {LEFT_TAG: str(int(self._now()))})
+        elif self._now() - int(left_at) > KEEP_LEFT_S:
             self.remove(name, found.arn)
 
     def remove(self, name: str, arn: str) -> None:

@@ -3,6 +3,7 @@ ALB's load balancing differs."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from clouds.aws import balancer_groups
-from clouds.aws.balancer import APPLIED_TAG, WANTED_TAG, AwsBalancer
+from clouds.aws.balancer import AwsBalancer
 from clouds.aws.balancer_plan import prefix
+from clouds.aws.balancer_stamp import APPLIED_TAG, CHANGE_S, WANTED_TAG
 from clouds.base import Backend, BackendsLost, BadConfig, Denied, Outdated
 from heliostat.errors import CloudError
 from heliostat.models.services import BACKEND_HEADER
@@ -237,8 +239,9 @@ def test_a_change_that_was_cut_short(world: AwsWorld) -> None:
         endpoint = world.balancer.describe(SERVICE)
         assert endpoint is not None
         assert "not finished" in endpoint.state
+        assert world.another().ensure(spec()) == endpoint, "another process may be at it still"
         with pytest.raises(BackendsLost, match="not finished"):
-            world.balancer.ensure(spec())
+            world.another(now=lambda: time.time() + CHANGE_S).ensure(spec())
         world.another().set_backends(SERVICE, revision, wanted)
         assert shares(world, 4) == {"cl_a": 2, "cl_b": 2}
         revision += 1
@@ -269,7 +272,7 @@ def test_a_newer_change_by_another_process_wins(world: AwsWorld) -> None:
 
     def newer(_: float) -> None:
         world.set_up("cl_b", True)
-        world.elb.add_tags([arn], [{"Key": WANTED_TAG, "Value": "9:abc"}])
+        world.elb.add_tags([arn], [{"Key": WANTED_TAG, "Value": f"9:{'a' * 32}:0"}])
 
     world.set_up("cl_b", False)
     with pytest.raises(Outdated, match="of revision 9"):
@@ -283,7 +286,7 @@ def test_what_is_garbled_is_lost(world: AwsWorld) -> None:
     for key, value in ((WANTED_TAG, "not ours"), (APPLIED_TAG, "0:abc")):
         world.elb.add_tags([arn], [{"Key": key, "Value": value}])
         with pytest.raises(BackendsLost):
-            world.balancer.ensure(spec())
+            world.another(now=lambda: time.time() + CHANGE_S).ensure(spec())
         world.balancer.set_backends(SERVICE, 2, [world.backend("cl_a")])
         assert world.balancer.ensure(spec()).state == "ready"
     for group in list(world.elb.target_groups.values()):
