@@ -28,6 +28,7 @@ from clouds.gcp.balancer_pools import HEALTH_WAIT_S, Pools
 from clouds.gcp.errors import Changed
 from clouds.gcp.session import Session
 from heliostat.errors import CloudError
+from heliostat.models.clouds import GcpConfig
 from heliostat.models.common import utcnow
 
 PROPAGATION_S = 10.0
@@ -54,10 +55,19 @@ class GcpBalancer:
 
     The region's network needs a proxy-only subnet, and a firewall rule that lets that subnet's range and
     Google's probes (35.191.0.0/16, 130.211.0.0/22) reach the heads' Serve ports.
+
+    Args:
+        config: where endpoints are.
+        session: of the same project.
+        poll_s: between two looks at an operation, or at health.
+        health_wait_s: for new backends' first health checks.
+        propagation_s: from Google's word until a change holds.
+        clock: now.
     """
 
     def __init__(
         self,
+        config: GcpConfig,
         session: Session,
         *,
         poll_s: float = POLL_S,
@@ -65,9 +75,9 @@ class GcpBalancer:
         propagation_s: float = PROPAGATION_S,
         clock: Callable[[], datetime] = utcnow,
     ) -> None:
-        self._session, self._config = session, session.config
-        self._parts = Parts(session, poll_s)
-        self._pools = Pools(session, self._parts, poll_s=poll_s, health_wait_s=health_wait_s)
+        self._config = config
+        self._parts = Parts(session, config.region, poll_s)
+        self._pools = Pools(config, session, self._parts, poll_s=poll_s, health_wait_s=health_wait_s)
         self._propagation_s, self._clock = propagation_s, clock
 
     def ensure(self, spec: EndpointSpec, *, make: bool = True) -> Endpoint:

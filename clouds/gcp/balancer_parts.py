@@ -40,15 +40,16 @@ RULE = Kind("ForwardingRules", "forwarding_rule", "forwardingRules")
 class Parts:
     """Args:
     session: the project's.
+    region: where the parts are.
     poll_s: between two looks at an operation.
     """
 
-    def __init__(self, session: Session, poll_s: float = POLL_S) -> None:
-        self._session, self._region, self._poll_s = session, session.config.region, poll_s
+    def __init__(self, session: Session, region: str, poll_s: float = POLL_S) -> None:
+        self._session, self._region, self._poll_s = session, region, poll_s
 
     def link(self, kind: Kind, name: str, zone: str = "") -> str:
         place = f"zones/{zone}" if kind.zonal else f"regions/{self._region}"
-        return f"projects/{self._session.config.project}/{place}/{kind.collection}/{name}"
+        return f"projects/{self._session.project}/{place}/{kind.collection}/{name}"
 
     def get(self, kind: Kind, name: str) -> Any | None:
         try:

@@ -19,6 +19,7 @@ from clouds.gcp.balancer_parts import GROUP, HEALTH, SERVICE, Parts
 from clouds.gcp.history import reached
 from clouds.gcp.instance import label
 from clouds.gcp.session import Session, matching, name_of
+from heliostat.models.clouds import GcpConfig
 
 HEALTH_WAIT_S = 25.0
 """For the first health checks of new groups to pass, before requests go there: two intervals of 5 s and Google's own
@@ -35,8 +36,16 @@ class Pools:
     health_wait_s: what is not healthy by then is as any other backend that is down.
     """
 
-    def __init__(self, session: Session, parts: Parts, *, poll_s: float, health_wait_s: float = HEALTH_WAIT_S) -> None:
-        self._session, self._config, self._parts = session, session.config, parts
+    def __init__(
+        self,
+        config: GcpConfig,
+        session: Session,
+        parts: Parts,
+        *,
+        poll_s: float,
+        health_wait_s: float = HEALTH_WAIT_S,
+    ) -> None:
+        self._config, self._session, self._parts = config, session, parts
         self._poll_s, self._health_wait_s = poll_s, health_wait_s
 
     def make_none(self, name: str, spec: EndpointSpec) -> None:

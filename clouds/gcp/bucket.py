@@ -19,6 +19,7 @@ from clouds.gcp.session import Session
 from clouds.gcp.signing import Signer
 from clouds.local.signed_urls import checked
 from heliostat.errors import CloudError, InvalidRequest
+from heliostat.models.clouds import GcpConfig
 
 TRIES = 3
 """Of a call that Google says may be tried again: whoever reads a log has no activity that would do it."""
@@ -28,7 +29,7 @@ UPLOAD_S = 300.0
 DELETES_AT_ONCE = 16
 
 
-class GcsBucket:
+class GcpBucket:
     """Objects under ``GcpConfig.bucket_prefix`` (``clouds.base.Bucket``). Google writes an object whole and shows it at
     once, in reads and in lists (https://cloud.google.com/storage/docs/consistency).
 
@@ -39,11 +40,16 @@ class GcsBucket:
     Whoever
       reads must check it.
     - A bucket has no end: no 507.
+
+    Args:
+        config: names the bucket.
+        session: of its project.
+        prefix: after the config's, e.g. of an organization; ends in ``/`` unless it is empty.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session, self._bucket = session, session.config.bucket
-        self._prefix = session.config.bucket_prefix
+    def __init__(self, config: GcpConfig, session: Session, prefix: str = "") -> None:
+        self._session, self._bucket = session, config.bucket
+        self._prefix = config.bucket_prefix + prefix
         self._signer = Signer(session)
         self._objects = f"{session.endpoints.storage}/storage/v1/b/{self._bucket}/o"
         self._uploads = f"{session.endpoints.storage}/upload/storage/v1/b/{self._bucket}/o"

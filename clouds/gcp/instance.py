@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -66,9 +67,10 @@ def label(text: str) -> str:
     return re.sub(r"[^a-z0-9_-]", "_", text.lower())[:63]
 
 
-def labels(spec: MachineSpec) -> dict[str, str]:
+def labels(spec: MachineSpec, more: Mapping[str, str]) -> dict[str, str]:
     """The tags as far as labels take them, for the operator's bills and filters, and our own."""
-    theirs = {label(key): label(value) for key, value in spec.tags.items() if label(key)[:1].isalpha()}
+    given = {**more, **spec.tags}
+    theirs = {label(key): label(value) for key, value in given.items() if label(key)[:1].isalpha()}
     return theirs | {
         OWNER_TAG: label(spec.installation_id),
         CLUSTER_TAG: label(spec.cluster_id),
@@ -79,16 +81,22 @@ def labels(spec: MachineSpec) -> dict[str, str]:
     }
 
 
-def request(spec: MachineSpec, config: GcpConfig, kind: MachineType, zone: str, market: Market) -> dict[str, Any]:
+def request(
+    spec: MachineSpec, config: GcpConfig, kind: MachineType, zone: str, market: Market, more: Mapping[str, str]
+) -> dict[str, Any]:
     """The instance to insert, as fields of ``compute_v1.Instance``.
 
     Shielded; the disk encrypted and deleted with it; no public address, no SSH key and no OS login unless the config
     says so; never started again by the cloud, for a machine of ours boots once. Secure boot is off where there are
-    GPUs: NVIDIA's driver is a module that Google's images do not sign."""
+    GPUs: NVIDIA's driver is a module that Google's images do not sign.
+
+    Args:
+        more: labels beside the node's.
+    """
     named = parts(kind.name)
     assert named is not None
     machine_type, attached, count = named
-    ours = labels(spec)
+    ours = labels(spec, more)
     image = config.gpu_image if kind.gpu and config.gpu_image else config.image
     disk: dict[str, Any] = {
         "boot": True,

@@ -8,7 +8,7 @@ several: ``terminate`` is one list and one delete each, side by side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
@@ -20,11 +20,11 @@ from clouds.gcp.combined import Combined
 from clouds.gcp.history import NAMES_A_QUESTION, History, Story, done, reached
 from clouds.gcp.session import Session, matching, name_of
 from heliostat.errors import CloudError
-from heliostat.models.clouds import Capabilities, Market
+from heliostat.models.clouds import Capabilities, GcpConfig, Market
 from heliostat.models.common import utcnow
 
 LAUNCH_WAIT_S = 40.0
-"""For the operation's end, which tells of a stockout. The launch's activity has a minute
+"""For the operations' ends, which tell of a stockout. The launch's activity has a minute
 (``workflows.policies.LAUNCH``); a machine whose operation takes longer is given as PENDING."""
 POLL_S = 1.0
 DELETES_AT_ONCE = 16
@@ -37,8 +37,11 @@ class GcpMachines:
     """Instances (``clouds.base.Machines``). A machine's id is its name, which its token gives.
 
     Args:
-        session: the project's.
+        config: where machines go.
+        session: of the same project.
         installation_id: ours; ``prune`` deletes only what carries it.
+        tags: labels of everything that is made, beside ours, e.g. the organization's.
+        types: what is chosen for what a node asks for; default: the catalogue that ships with us.
         poll_s: between two looks at an operation.
         clock: now; it must be the cloud's within ``history.LAG_S``.
 
@@ -48,16 +51,18 @@ class GcpMachines:
 
     def __init__(
         self,
+        config: GcpConfig,
         session: Session,
         installation_id: str,
         *,
+        tags: Mapping[str, str] | None = None,
+        types: Catalogue | None = None,
         poll_s: float = POLL_S,
         clock: Callable[[], datetime] = utcnow,
-        catalogue: Catalogue | None = None,
     ) -> None:
-        self._session, self._config = session, session.config
+        self._config, self._session, self._tags = config, session, dict(tags or {})
         self._installation_id, self._poll_s, self._clock = installation_id, poll_s, clock
-        self._catalogue = (catalogue or shipped()).only(self._config.instance_types)
+        self._catalogue = (types or shipped()).only(config.instance_types)
         self._history = History(session)
         self._listed = Combined(self._list_names, NAMES_A_QUESTION)
 
@@ -79,16 +84,23 @@ class GcpMachines:
         kind = self._check(spec)
         name = instance.name_for(spec.token)
         story = self._history.of([name]).get(name, Story())
+        deadline = time.monotonic() + LAUNCH_WAIT_S
         if story.insert is not None:
-            return self._settled(spec, story.insert)
+            return self._settled(spec, story.insert, deadline)
         places = self._places(spec)
         tried = [_attempts(spec, place, story.failed) for place in places]
         refused: list[CloudError] = []
         for place, attempt in zip(places, tried, strict=True):
             if attempt > min(tried):
                 continue  # it was asked already, in a round that broke off
+            if refused and time.monotonic() > deadline:
+                raise CloudError(
+                    f"{len(refused)} of {len(places)} places have no machine for node {spec.node_id}; time is over.",
+                    remedy="Try again: it goes on with the next place.",
+                    resource=spec.node_id,
+                )
             try:
-                return self._settled(spec, self._insert(spec, kind, *place, attempt))
+                return self._settled(spec, self._insert(spec, kind, *place, attempt), deadline)
             except errors.Exists:
                 return self._launched(spec)
             except (NoCapacity, QuotaExceeded) as e:
@@ -191,7 +203,7 @@ class GcpMachines:
                 "insert_unary",
                 {
                     "zone": zone,
-                    "instance_resource": instance.request(spec, self._config, kind, zone, market),
+                    "instance_resource": instance.request(spec, self._config, kind, zone, market, self._tags),
                     "request_id": instance.request_id(spec.token, zone, market, attempt),
                 },
                 f"launch node {spec.node_id} ({kind.name}, {zone}, {market})",
@@ -208,10 +220,9 @@ class GcpMachines:
                 raise BadConfig(e.message, remedy="Change the cloud's config.", resource=spec.node_id) from e
             raise
 
-    def _settled(self, spec: MachineSpec, op: Any) -> Machine:
+    def _settled(self, spec: MachineSpec, op: Any, deadline: float) -> Machine:
         """The machine, when its operation has ended well or takes too long. Raises what the operation failed for."""
         name = name_of(op.target_link)
-        deadline = time.monotonic() + LAUNCH_WAIT_S
         wait = min(self._poll_s, 0.1)
         while not done(op) and time.monotonic() < deadline:
             time.sleep(wait)

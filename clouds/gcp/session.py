@@ -104,7 +104,8 @@ class Session:
     """One project, as one service account. Safe from several threads.
 
     Args:
-        config: the cloud's.
+        project: its id.
+        service_account: whom we act as, by e-mail.
         credentials: what calls are signed with.
         endpoints: Google's, or a fake's.
         pace: shared by all who call this project.
@@ -112,12 +113,13 @@ class Session:
 
     def __init__(
         self,
-        config: GcpConfig,
+        project: str,
+        service_account: str,
         credentials: Credentials,
         endpoints: Endpoints | None = None,
         pace: Pace | None = None,
     ) -> None:
-        self.config, self.credentials = config, credentials
+        self.project, self.service_account, self.credentials = project, service_account, credentials
         self.endpoints, self.pace = endpoints or Endpoints(), pace or Pace()
         self._lock = threading.Lock()
         self._clients: dict[str, Any] = {}
@@ -154,7 +156,7 @@ class Session:
 
         def ask() -> Any:
             # retry=None: the client's own would go on for ten minutes on 503, in silence.
-            answer = target(request={"project": self.config.project, **request}, retry=None, timeout=CALL_S)
+            answer = target(request={"project": self.project, **request}, retry=None, timeout=CALL_S)
             return list(answer) if hasattr(answer, "pages") else answer
 
         return self._paced(ask, doing, resource)
@@ -220,13 +222,17 @@ class Sessions:
         self._paces: dict[str, Pace] = {}
 
     def get(self, config: GcpConfig, organization: str) -> Session:
-        """The session of that project. ``organization`` is ours, for the token's ``org`` claim: another organization
-        never gets this one's session."""
+        """The session of that project, the same for all its regions.
+
+        Args:
+            organization: ours, for the token's ``org`` claim: another one never gets this one's session.
+        """
         key = (organization, config.service_account, config.project, config.workload_identity_provider)
         with self._lock:
             if key not in self._made:
                 pace = self._paces.setdefault(config.project, Pace())
-                self._made[key] = Session(config, self._credentials(config, organization), self._endpoints, pace)
+                credentials = self._credentials(config, organization)
+                self._made[key] = Session(config.project, config.service_account, credentials, self._endpoints, pace)
             return self._made[key]
 
     def _credentials(self, config: GcpConfig, organization: str) -> Credentials:

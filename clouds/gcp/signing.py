@@ -39,7 +39,7 @@ class Signer:
         Raises Denied when the account may not sign."""
         seconds = min(max(expires_in_s, 1), MAX_EXPIRES_S)
         at = self._clock().astimezone(UTC) + timedelta(seconds=min(expires_in_s, 1) - 1)
-        stamp, account = at.strftime("%Y%m%dT%H%M%SZ"), self._session.config.service_account
+        stamp, account = at.strftime("%Y%m%dT%H%M%SZ"), self._session.service_account
         scope = f"{stamp[:8]}/auto/storage/goog4_request"
         signed = dict(sorted({"host": urlsplit(self._base).netloc, **(headers or {})}.items()))
         query = {
@@ -58,7 +58,7 @@ class Signer:
         return f"{self._base}{path}?{encoded}&X-Goog-Signature={signature.hex()}"
 
     def _sign(self, text: bytes) -> bytes:
-        account = self._session.config.service_account
+        account = self._session.service_account
         answer = self._session.http(
             "POST",
             f"{self._session.endpoints.iam}/v1/projects/-/serviceAccounts/{account}:signBlob",

@@ -1,20 +1,22 @@
 """Google Cloud as one HTTP server: Compute Engine here, its load balancing in ``gce_balancer``, Cloud Storage, STS and
-IAM beside it. The real google-cloud-compute talks to it over plain HTTP: ``with serving(GceFake()) as url``."""
+IAM beside it. The real google-cloud-compute talks to it over plain HTTP: ``with serving(Stage(GceFake())) as url``."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from tests.lab import gce_balancer, gcp_auth, gcs
+from tests.lab import gce_balancer, gce_types, gcp_auth, gcs
 from tests.lab.gce_state import QUOTA, STOCKOUT, Fault, GceState, Key, Operation, Refused, Resource, fingerprint, public
 
 _SCOPED = re.compile(r"(?P<scope>global|(?:zones|regions)/[\w-]+)/(?P<rest>.+)")
@@ -74,6 +76,9 @@ class GceFake(GceState):
         self, verb: str, key: Key, body: Resource, query: dict[str, str], path: str, request_id: str
     ) -> Operation | Resource:
         scope, collection, name = key
+        if verb == "list" and collection == "machineTypes":
+            offered = [t for t in gce_types.listed() if self.machine_types(scope.partition("/")[2], t["name"])]
+            return self._page(collection, offered, query)
         if verb == "list":
             return self._page(collection, [r for _, r in self.found(collection, scope, query.get("filter", ""))], query)
         if verb == "get":
@@ -188,7 +193,14 @@ def _refusal(f: Fault, collection: str, verb: str) -> Refused:
     return Refused(503, "backendError", "The service is currently unavailable.")
 
 
-def create_app(fake: GceFake) -> FastAPI:
+@dataclass
+class Stage:
+    """What the server plays; another fake may be put there."""
+
+    fake: GceFake
+
+
+def create_app(stage: Stage) -> FastAPI:
     app = FastAPI()
 
     @app.exception_handler(Refused)
@@ -197,6 +209,7 @@ def create_app(fake: GceFake) -> FastAPI:
 
     @app.api_route("/compute/v1/projects/{project}/{path:path}", methods=["GET", "POST", "PATCH", "PUT", "DELETE"])
     async def compute(request: Request, project: str, path: str) -> Resource:
+        fake = stage.fake
         fake.auth.check(request)
         if project != fake.project:
             raise Refused(404, "notFound", f"The resource 'projects/{project}' was not found")
@@ -209,23 +222,33 @@ def create_app(fake: GceFake) -> FastAPI:
             return fake.answer("GET", path, {}, {})
         return fake.answer(request.method, path, dict(request.query_params), body)
 
-    gcp_auth.routes(app, fake.auth)
-    gcs.routes(app, fake.storage, fake.auth)
+    gcp_auth.routes(app, lambda: stage.fake.auth)
+    gcs.routes(app, lambda: stage.fake.storage, lambda: stage.fake.auth)
     return app
 
 
-@contextmanager
-def serving(fake: GceFake) -> Iterator[str]:
-    """The fake on a free port of this machine; gives its URL."""
-    server = uvicorn.Server(uvicorn.Config(create_app(fake), port=0, log_level="error", access_log=False))
-    thread = threading.Thread(target=server.run)
+def start(stage: Stage) -> tuple[str, Callable[[], None]]:
+    """The stage's fake on a free port of this machine: its URL, and what stops it. Ends with the process at the
+    latest."""
+    server = uvicorn.Server(uvicorn.Config(create_app(stage), port=0, log_level="error", access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the fake did not start"
-            threading.Event().wait(0.005)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
+    while not server.started:
+        assert thread.is_alive(), "the fake did not start"
+        time.sleep(0.005)
+
+    def stop() -> None:
         server.should_exit = True
         thread.join()
+
+    return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", stop
+
+
+@contextmanager
+def serving(stage: Stage) -> Iterator[str]:
+    """The same, until the block ends."""
+    url, stop = start(stage)
+    try:
+        yield url
+    finally:
+        stop()

@@ -8,6 +8,7 @@ import json
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -90,12 +91,12 @@ class Auth:
         )
 
 
-def routes(app: FastAPI, auth: Auth) -> None:
+def routes(app: FastAPI, the: Callable[[], Auth]) -> None:
     @app.post("/v1/token")
     async def token(request: Request) -> Any:
         form = await _form(request)
         try:
-            made = auth.exchange(form["subject_token"], form["audience"])
+            made = the().exchange(form["subject_token"], form["audience"])
         except Exception as e:
             return JSONResponse({"error": "invalid_grant", "error_description": str(e) or type(e).__name__}, 400)
         kind = "urn:ietf:params:oauth:token-type:access_token"
@@ -103,6 +104,7 @@ def routes(app: FastAPI, auth: Auth) -> None:
 
     @app.post("/v1/projects/-/serviceAccounts/{email}:generateAccessToken")
     async def generate(request: Request, email: str) -> Any:
+        auth = the()
         made = auth.impersonate(request, email)
         ends = datetime.fromtimestamp(auth.valid[made], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {"accessToken": made, "expireTime": ends}
@@ -110,7 +112,7 @@ def routes(app: FastAPI, auth: Auth) -> None:
     @app.post("/v1/projects/-/serviceAccounts/{email}:signBlob")
     async def sign(request: Request, email: str) -> Any:
         payload = base64.b64decode((await request.json())["payload"])
-        signed = auth.sign(request, email, payload)
+        signed = the().sign(request, email, payload)
         return {"keyId": "1", "signedBlob": base64.b64encode(signed).decode()}
 
 

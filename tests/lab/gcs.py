@@ -9,6 +9,7 @@ import hashlib
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -50,26 +51,28 @@ class Storage:
         }
 
 
-def routes(app: FastAPI, storage: Storage, auth: Auth) -> None:
-    def called(request: Request, bucket: str, what: str) -> None:
+def routes(app: FastAPI, the: Callable[[], Storage], auth: Callable[[], Auth]) -> None:
+    def called(request: Request, bucket: str, what: str) -> Storage:
+        storage = the()
         storage.calls[what] += 1
-        auth.check(request)
+        auth().check(request)
         if storage.faults:
             status = storage.faults.pop(0)
             raise Refused(status, {403: "forbidden", 429: "rateLimitExceeded"}.get(status, "backendError"), "injected")
         if bucket != storage.bucket:
             raise Refused(404, "notFound", "The specified bucket does not exist.")
+        return storage
 
     @app.post("/upload/storage/v1/b/{bucket}/o")
     async def upload(request: Request, bucket: str) -> Any:
-        called(request, bucket, "insert")
+        storage = called(request, bucket, "insert")
         name = request.query_params["name"]
         storage.objects[name] = (await request.body(), time.time())
         return storage.described(name)
 
     @app.get("/storage/v1/b/{bucket}/o")
     async def listed(request: Request, bucket: str) -> Any:
-        called(request, bucket, "list")
+        storage = called(request, bucket, "list")
         q = request.query_params
         names = sorted(
             n for n in storage.objects if n.startswith(q.get("prefix", "")) and n >= q.get("startOffset", "")
@@ -80,7 +83,7 @@ def routes(app: FastAPI, storage: Storage, auth: Auth) -> None:
 
     @app.get("/storage/v1/b/{bucket}/o/{name:path}")
     async def got(request: Request, bucket: str, name: str) -> Any:
-        called(request, bucket, "get")
+        storage = called(request, bucket, "get")
         if name not in storage.objects:
             raise Refused(404, "notFound", f"No such object: {bucket}/{name}")
         if request.query_params.get("alt") == "media":
@@ -89,15 +92,16 @@ def routes(app: FastAPI, storage: Storage, auth: Auth) -> None:
 
     @app.delete("/storage/v1/b/{bucket}/o/{name:path}")
     async def deleted(request: Request, bucket: str, name: str) -> Any:
-        called(request, bucket, "delete")
+        storage = called(request, bucket, "delete")
         if storage.objects.pop(name, None) is None:
             raise Refused(404, "notFound", f"No such object: {bucket}/{name}")
         return Response(status_code=204)
 
     @app.api_route("/{bucket}/{name:path}", methods=["GET", "HEAD", "PUT", "DELETE"])
     async def signed(request: Request, bucket: str, name: str) -> Any:
+        storage = the()
         try:
-            _verify(request, auth)
+            _verify(request, auth())
         except (KeyError, ValueError, InvalidSignature) as e:
             return Response(f"<Error><Code>SignatureDoesNotMatch</Code><Message>{e!r}</Message></Error>", 403)
         if request.method == "PUT":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from clouds.gcp.pace import Pace
 from clouds.gcp.session import Endpoints, Session
 from heliostat.models.clouds import GcpConfig
 from tests.clouds.support import OURS, Cloud
-from tests.lab.gce import GceFake, serving
+from tests.lab.gce import GceFake, Stage, start
 
 ACCOUNT = "heliostat@acme-prod-1.iam.gserviceaccount.com"
 PROVIDER = "projects/123456789/locations/global/workloadIdentityPools/heliostat/providers/control-plane"
@@ -35,11 +36,17 @@ def config(**fields: Any) -> GcpConfig:
 
 def session(url: str, **fields: Any) -> Session:
     """As nobody: the fake asks for no token. Waits nowhere."""
-    return Session(config(**fields), AnonymousCredentials(), Endpoints.fake(url), Pace(sleep=lambda _s: None))
+    return Session(
+        "acme-prod-1",
+        config(**fields).service_account,
+        AnonymousCredentials(),
+        Endpoints.fake(url),
+        Pace(sleep=lambda _s: None),
+    )
 
 
 def machines(url: str, **fields: Any) -> GcpMachines:
-    return GcpMachines(session(url, **fields), OURS, poll_s=0.02)
+    return GcpMachines(config(**fields), session(url, **fields), OURS, poll_s=0.02)
 
 
 def booting(fake: GceFake, boots: Path) -> None:
@@ -54,9 +61,22 @@ def booting(fake: GceFake, boots: Path) -> None:
     fake.boot = boot
 
 
+def served(fake: GceFake) -> str:
+    """URL of the fake, at the one server that all tests of this process share: starting one takes a tenth of a
+    second."""
+    stage, url = _stage()
+    stage.fake = fake
+    return url
+
+
+@functools.cache
+def _stage() -> tuple[Stage, str]:
+    stage = Stage(GceFake())
+    return stage, start(stage)[0]
+
+
 @contextmanager
 def gcp_cloud(folder: Path, **fields: Any) -> Iterator[tuple[Cloud, GceFake]]:
     fake = GceFake()
     booting(fake, folder / "boots")
-    with serving(fake) as url:
-        yield Cloud(machines(url, **fields), folder / "boots"), fake
+    yield Cloud(machines(served(fake), **fields), folder / "boots"), fake

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +18,11 @@ from clouds.gcp.balancer_map import base
 from heliostat.errors import CloudError
 from heliostat.models.services import BACKEND_HEADER
 from tests.clouds.balancer_support import SERVICE, World, spec
-from tests.clouds.gcp.support import machines, session
+from tests.clouds.gcp.support import config, machines, served, session
 from tests.clouds.support import OURS, Cloud
 from tests.clouds.test_balancer_contract import *  # noqa: F403 # the suite, with the world below
 from tests.clouds.test_balancer_contract import shares
-from tests.lab.gce import GceFake, serving
+from tests.lab.gce import GceFake
 
 
 @dataclass
@@ -65,14 +65,13 @@ class GceWorld:
 
 
 def balancer(url: str, **fields: Any) -> GcpBalancer:
-    return GcpBalancer(session(url, **fields), poll_s=0.01, health_wait_s=0.05, propagation_s=0)
+    return GcpBalancer(config(**fields), session(url, **fields), poll_s=0.01, health_wait_s=0.05, propagation_s=0)
 
 
 @pytest.fixture
-def google() -> Iterator[tuple[GceFake, str]]:
+def google() -> tuple[GceFake, str]:
     fake = GceFake(op_s=0)
-    with serving(fake) as url:
-        yield fake, url
+    return fake, served(fake)
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from clouds.base import BadConfig, Denied
-from clouds.gcp.bucket import GcsBucket
+from clouds.gcp.bucket import GcpBucket
 from heliostat.errors import CloudError, InvalidRequest
-from tests.clouds.gcp.support import ACCOUNT, session
+from tests.clouds.gcp.support import ACCOUNT, config, session
+from tests.clouds.gcp.support import served as on_stage
 from tests.clouds.test_buckets import (
     NO_KEYS,
     test_delete_is_repeatable,
@@ -25,7 +26,7 @@ from tests.clouds.test_buckets import (
     test_readers_never_see_half,
     test_what_does_not_exist,
 )
-from tests.lab.gce import GceFake, serving
+from tests.lab.gce import GceFake
 
 __all__ = [
     "test_delete_is_repeatable",
@@ -40,11 +41,10 @@ __all__ = [
 
 
 @pytest.fixture(scope="module")
-def google() -> Iterator[tuple[GceFake, str]]:
+def google() -> tuple[GceFake, str]:
     fake = GceFake()
     fake.auth.add_account(ACCOUNT)
-    with serving(fake) as url:
-        yield fake, url
+    return fake, on_stage(fake)
 
 
 @pytest.fixture
@@ -55,30 +55,30 @@ def fake(google: tuple[GceFake, str]) -> GceFake:
 
 
 @pytest.fixture
-def bucket(fake: GceFake, google: tuple[GceFake, str]) -> GcsBucket:
-    return GcsBucket(session(google[1], bucket_prefix="heliostat/org_1/"))
+def bucket(fake: GceFake, google: tuple[GceFake, str]) -> GcpBucket:
+    return GcpBucket(config(bucket_prefix="heliostat/"), session(google[1]), "org_1/")
 
 
 @pytest.fixture
-def served(bucket: GcsBucket) -> GcsBucket:
+def served(bucket: GcpBucket) -> GcpBucket:
     return bucket
 
 
 @pytest.mark.parametrize("key", NO_KEYS)
-def test_what_is_no_key(bucket: GcsBucket, key: str) -> None:
+def test_what_is_no_key(bucket: GcpBucket, key: str) -> None:
     for call in (bucket.get, lambda k: bucket.put(k, b"x"), lambda k: bucket.presign_put(k, 60)):
         with pytest.raises(InvalidRequest):
             call(key)
 
 
-def test_all_of_it_is_below_the_prefix(bucket: GcsBucket, fake: GceFake) -> None:
+def test_all_of_it_is_below_the_prefix(bucket: GcpBucket, fake: GceFake) -> None:
     fake.storage.objects["other/x"] = (b"theirs", time.time())
     bucket.put("a", b"1")
     assert set(fake.storage.objects) == {"other/x", "heliostat/org_1/a"}
     assert [o.key for o in bucket.list("")] == ["a"]
 
 
-def test_a_long_list_has_pages(bucket: GcsBucket, fake: GceFake) -> None:
+def test_a_long_list_has_pages(bucket: GcpBucket, fake: GceFake) -> None:
     fake.storage.page = 3
     keys = [f"logs/{i:02}" for i in range(10)]
     for key in keys:
@@ -88,7 +88,7 @@ def test_a_long_list_has_pages(bucket: GcsBucket, fake: GceFake) -> None:
     fake.storage.page = 1000
 
 
-def test_signed_urls_carry_the_right_to_one_object(bucket: GcsBucket) -> None:
+def test_signed_urls_carry_the_right_to_one_object(bucket: GcpBucket) -> None:
     key = "jobs/x+1=(a),b.zip"
     url = bucket.presign_put(key, 60)
     assert httpx.put(url, content=b"hello", headers={"content-type": "application/zip"}).status_code == 200
@@ -113,7 +113,7 @@ def test_signed_urls_carry_the_right_to_one_object(bucket: GcsBucket) -> None:
     assert bucket.get(key) == b"hello"
 
 
-def test_expired(bucket: GcsBucket) -> None:
+def test_expired(bucket: GcpBucket) -> None:
     bucket.put("a", b"x")
     assert httpx.get(bucket.presign_get("a", -1)).status_code == 403
     assert httpx.put(bucket.presign_put("a", -1), content=b"y").status_code == 403
@@ -121,7 +121,7 @@ def test_expired(bucket: GcsBucket) -> None:
     assert "X-Goog-Expires=604800" in bucket.presign_get("a", 10**9), "Google's limit"
 
 
-def test_only_as_many_bytes_as_announced(bucket: GcsBucket) -> None:
+def test_only_as_many_bytes_as_announced(bucket: GcpBucket) -> None:
     data = b"abc" * 10_000
     url = bucket.presign_put("code.zip", 60, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
@@ -137,7 +137,7 @@ def test_only_as_many_bytes_as_announced(bucket: GcsBucket) -> None:
         bucket.presign_put("code.zip", 60, sha256="nonsense")
 
 
-def test_what_may_be_tried_again_is(bucket: GcsBucket, fake: GceFake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_be_tried_again_is(bucket: GcpBucket, fake: GceFake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clouds.gcp.bucket.BACK_OFF_S", 0.001)
     fake.storage.faults += [503, 429]
     bucket.put("a", b"x")
@@ -152,7 +152,7 @@ def test_what_may_be_tried_again_is(bucket: GcsBucket, fake: GceFake, monkeypatc
 
 
 def test_a_bucket_that_is_not_there(google: tuple[GceFake, str]) -> None:
-    absent = GcsBucket(session(google[1], bucket="somebody-elses"))
+    absent = GcpBucket(config(bucket="somebody-elses"), session(google[1]))
     calls: list[Any] = [
         lambda: absent.put("a", b"x"),
         lambda: absent.get("a"),
@@ -166,7 +166,8 @@ def test_a_bucket_that_is_not_there(google: tuple[GceFake, str]) -> None:
 
 
 def test_who_may_not_sign(google: tuple[GceFake, str]) -> None:
-    other = GcsBucket(session(google[1], service_account="others@acme-prod-1.iam.gserviceaccount.com"))
+    theirs = {"service_account": "others@acme-prod-1.iam.gserviceaccount.com"}
+    other = GcpBucket(config(**theirs), session(google[1], **theirs))
     with pytest.raises(Denied) as caught:
         other.presign_get("a", 60)
     assert caught.value.details["permission"] == "iam.serviceAccounts.signBlob"

@@ -25,7 +25,7 @@ from heliostat.errors import CloudError
 from heliostat.models.clouds import Market
 from tests.clouds.gcp.support import gcp_cloud, machines
 from tests.clouds.support import OURS, Cloud, eventually
-from tests.lab.gce import GceFake, Resource, serving
+from tests.lab.gce import GceFake, Resource, Stage, serving
 
 Pair = tuple[Cloud, GceFake]
 
@@ -350,8 +350,27 @@ def test_no_address_of_the_client_is_google(pair: Pair) -> None:
 
 
 def test_nobody_is_there() -> None:
-    with serving(GceFake()) as url:
+    with serving(Stage(GceFake())) as url:
         pass
     with pytest.raises(CloudError) as caught:
         machines(url).describe([name_for("x")])
     assert type(caught.value) is CloudError
+
+
+def test_a_walk_through_many_zones_goes_on_where_it_was(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No place is asked twice, though one call has no time for all of them."""
+    cloud, fake = pair
+    monkeypatch.setattr("clouds.gcp.machines.LAUNCH_WAIT_S", 0.03)
+    fake.op_s = 0.04
+    fake.fail("stockout", "insert", times=3)
+    spec = cloud.spec(market=Market.PREFER_SPOT)
+    for _ in range(20):
+        try:
+            machine = cloud.machines.launch(spec)
+        except CloudError:
+            continue
+        if any(i["scheduling"]["provisioningModel"] == "STANDARD" for i in instances(fake)):
+            break
+    assert cloud.wait_for(machine.machine_id, MachineState.RUNNING)
+    assert fake.calls["insert instances"] == 4
+    assert len(instances(fake)) == 1

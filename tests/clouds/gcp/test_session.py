@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from clouds.gcp.oidc import Issuer
 from clouds.gcp.pace import PATIENCE_S, Pace
 from clouds.gcp.session import Endpoints, Sessions
 from heliostat.errors import CloudError, Unavailable
-from tests.clouds.gcp.support import ACCOUNT, PROVIDER, config
+from tests.clouds.gcp.support import ACCOUNT, PROVIDER, config, served
 from tests.clouds.support import OURS
-from tests.lab.gce import GceFake, serving
+from tests.lab.gce import GceFake
 
 ISSUER_URL = "https://heliostat.acme.example"
 
@@ -36,7 +35,7 @@ def pem() -> bytes:
 
 
 @pytest.fixture
-def trusting(pem: bytes) -> Iterator[tuple[GceFake, str, Issuer]]:
+def trusting(pem: bytes) -> tuple[GceFake, str, Issuer]:
     """A project whose provider trusts our issuer for the organization ``org_1``."""
     issuer = Issuer(ISSUER_URL, pem)
     fake = GceFake()
@@ -44,13 +43,12 @@ def trusting(pem: bytes) -> Iterator[tuple[GceFake, str, Issuer]]:
     auth.jwks, auth.issuer, auth.organization = issuer.jwks(), issuer.url, "org_1"
     auth.audience = f"//iam.googleapis.com/{PROVIDER}"
     auth.add_account(ACCOUNT)
-    with serving(fake) as url:
-        yield fake, url, issuer
+    return fake, served(fake), issuer
 
 
 def listed(url: str, issuer: Issuer, organization: str = "org_1", **fields: Any) -> list[Any]:
     session = Sessions(issuer, OURS, Endpoints.fake(url)).get(config(**fields), organization)
-    return GcpMachines(session, OURS).list_owned(OURS)
+    return GcpMachines(config(**fields), session, OURS).list_owned(OURS)
 
 
 def test_a_token_says_who_asks(pem: bytes) -> None:
@@ -89,9 +87,10 @@ def test_calls_are_made_as_the_customers_account(trusting: tuple[GceFake, str, I
     sessions = Sessions(issuer, OURS, Endpoints.fake(url))
     session = sessions.get(config(), "org_1")
     assert sessions.get(config(), "org_1") is session
+    assert sessions.get(config(region="europe-west4", zones=["europe-west4-a"]), "org_1") is session
     assert sessions.get(config(), "org_2") is not session, "another organization says so, and is refused by Google"
     assert sessions.get(config(), "org_2").pace is session.pace, "back-off is the project's"
-    ours = GcpMachines(session, OURS)
+    ours = GcpMachines(config(), session, OURS)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda _: ours.list_owned(OURS), range(16))) == [[]] * 16
     assert fake.auth.calls == {"token": 1, "generateAccessToken": 1}, "one token for all"
