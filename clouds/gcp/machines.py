@@ -15,7 +15,8 @@ from typing import Any
 
 from clouds.base import OWNER_TAG, BadConfig, Gone, Machine, MachineSpec, MachineState, NoCapacity, QuotaExceeded
 from clouds.gcp import errors, instance
-from clouds.gcp.catalogue import Catalogue, MachineType, disk_of, parts, shipped
+from clouds.gcp.catalogue import Catalogue, MachineType, shipped
+from clouds.gcp.choice import chosen
 from clouds.gcp.combined import Combined
 from clouds.gcp.history import NAMES_A_QUESTION, History, Story, done, reached
 from clouds.gcp.session import Session, matching, name_of
@@ -62,7 +63,7 @@ class GcpMachines:
     ) -> None:
         self._config, self._session, self._tags = config, session, dict(tags or {})
         self._installation_id, self._poll_s, self._clock = installation_id, poll_s, clock
-        self._catalogue = (types or shipped()).only(config.instance_types)
+        self._types = (types or shipped()).only(config.instance_types)
         self._history = History(session)
         self._listed = Combined(self._list_names, NAMES_A_QUESTION)
 
@@ -71,9 +72,9 @@ class GcpMachines:
             markets=list(Market),
             zones=list(self._config.zones),
             instance_types=self._config.instance_types,
-            max_cpu_per_node=self._catalogue.max_cpu,
-            max_memory_per_node=self._catalogue.max_memory,
-            max_gpu_per_node=self._catalogue.max_gpu,
+            max_cpu_per_node=self._types.max_cpu,
+            max_memory_per_node=self._types.max_memory,
+            max_gpu_per_node=self._types.max_gpu,
         )
 
     def launch(self, spec: MachineSpec) -> Machine:
@@ -81,7 +82,7 @@ class GcpMachines:
 
         Each place has a request id of its own for each attempt, and the next place is asked only when the operation of
         the one before has failed; so two launchers of one token make the same calls and one machine."""
-        kind = self._check(spec)
+        kind = chosen(spec, self._config, self._types)
         name = instance.name_for(spec.token)
         story = self._history.of([name]).get(name, Story())
         deadline = time.monotonic() + LAUNCH_WAIT_S
@@ -160,35 +161,6 @@ class GcpMachines:
         return str(output.contents)[-CONSOLE_TAIL_BYTES:]
 
     # -- inside
-
-    def _check(self, spec: MachineSpec) -> MachineType:
-        """The machine type that the request means. Raises BadConfig."""
-        config = self._config
-        refused = ""
-        if spec.zone is not None and spec.zone not in config.zones:
-            refused = f"{spec.zone!r} is none of the cloud's zones ({', '.join(config.zones)})"
-        elif len(spec.user_data.encode()) > instance.MAX_USER_DATA_BYTES:
-            refused = f"the start-up script has {len(spec.user_data.encode())} bytes, more than 256 KiB"
-        elif instance.label(spec.installation_id) != spec.installation_id:
-            refused = f"the installation's id {spec.installation_id!r} can't be a label's value"
-        elif spec.instance_type is None and (spec.cpu or spec.memory or spec.gpu):
-            fit = self._catalogue.candidates(spec.cpu or 0, spec.memory, spec.gpu)
-            if fit:
-                return fit[0]
-            refused = f"no machine type has {spec.cpu or 0:g} CPUs, {spec.memory or 0} bytes of memory, {spec.gpu} GPUs"
-        else:
-            name = spec.instance_type or config.instance_type
-            if config.instance_types is not None and name not in config.instance_types:
-                refused = f"{name!r} is none of the cloud's instance types ({', '.join(config.instance_types)})"
-            elif (kind := _kind(self._catalogue, name)) is not None:
-                return kind
-            else:
-                refused = f"{name!r} is no machine type's name"
-        raise BadConfig(
-            f"The cloud in project {config.project} can't have node {spec.node_id}: {refused}.",
-            remedy="Change the compute config.",
-            resource=spec.node_id,
-        )
 
     def _places(self, spec: MachineSpec) -> list[tuple[str, Market]]:
         zones = [spec.zone] if spec.zone is not None else self._config.zones
@@ -298,16 +270,6 @@ def _attempts(spec: MachineSpec, place: tuple[str, Market], failed: set[str]) ->
 
 def _state(listed: Any) -> MachineState:
     return instance.STATES.get(listed.status, MachineState.PENDING)
-
-
-def _kind(catalogue: Catalogue, name: str) -> MachineType | None:
-    """The type of that name; one that is in no catalogue is Google's to know."""
-    if name in catalogue.types or parts(name) is None:
-        return catalogue.types.get(name)
-    machine, accelerator, count = parts(name) or ("", "", 0)
-    arm = machine.startswith(("t2a-", "c4a-", "n4a-", "a4x-"))
-    gpus = count or int(machine.startswith(("a2-", "a3-", "a4-", "g2-", "g4-")))
-    return MachineType(name, 0, 0, gpus, accelerator, "arm64" if arm else "x86_64", disk_of(machine), False)
 
 
 def _of(refused: list[CloudError], spec: MachineSpec) -> CloudError:

@@ -17,7 +17,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from tests.lab import gce_balancer, gce_types, gcp_auth, gcs
-from tests.lab.gce_state import QUOTA, STOCKOUT, Fault, GceState, Key, Operation, Refused, Resource, fingerprint, public
+from tests.lab.gce_filter import Refused, Resource, fingerprint, public
+from tests.lab.gce_state import QUOTA, STOCKOUT, Fault, GceState, Key, Operation
 
 _SCOPED = re.compile(r"(?P<scope>global|(?:zones|regions)/[\w-]+)/(?P<rest>.+)")
 _LABEL = re.compile(r"[a-z0-9_-]{0,63}")

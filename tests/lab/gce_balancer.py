@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.lab.gce_state import Key, Operation, Refused, Resource, fingerprint
+from tests.lab.gce_filter import Refused, Resource, fingerprint
+from tests.lab.gce_state import Key, Operation
 
 if TYPE_CHECKING:
     from tests.lab.gce_state import GceState

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from tests.lab.gce_state import Refused
+from tests.lab.gce_filter import Refused
 
 
 class Auth:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from tests.lab.gce_state import Refused
+from tests.lab.gce_filter import Refused
 from tests.lab.gcp_auth import Auth
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")

@@ -232,7 +232,7 @@ def test_two_at_once_the_greater_revision_stays(world: GceWorld) -> None:
     assert json.loads(world.url_map()["description"])["revision"] == 9
 
 
-@pytest.mark.parametrize("step", range(12))
+@pytest.mark.parametrize("step", range(0, 12, 2))
 def test_a_call_that_broke_off_is_made_good(world: GceWorld, step: int) -> None:
     """Its calls fail from the given one on; the next one does the rest."""
     world.balancer.set_backends(SERVICE, 1, [world.backend("cl_a")])

@@ -25,7 +25,8 @@ from heliostat.errors import CloudError
 from heliostat.models.clouds import Market
 from tests.clouds.gcp.support import gcp_cloud, machines
 from tests.clouds.support import OURS, Cloud, eventually
-from tests.lab.gce import GceFake, Resource, Stage, serving
+from tests.lab.gce import GceFake, Stage, serving
+from tests.lab.gce_filter import Resource
 
 Pair = tuple[Cloud, GceFake]
 
