@@ -14,7 +14,6 @@ from pathlib import Path
 
 from clouds.base import Backend, BackendCounters, BackendsLost, BadConfig, Endpoint, EndpointSpec, Gone, Outdated
 from clouds.local import balancer_config, balancer_ports, balancer_process, supervisor
-from clouds.local.balancer_config import ROUTES
 from clouds.local.balancer_files import Garbled, Place, Wanted, disk, is_held, load, locked, places, read
 from clouds.local.balancer_tls import Certificate
 from heliostat.errors import CloudError
@@ -166,7 +165,7 @@ class LocalBalancer:
         write_private(part / "backends.json", Wanted().model_dump_json(indent=1))
         part.rename(folder)
 
-    def _routes(self, place: Place, wanted: Wanted) -> tuple[str, str]:
+    def _routes(self, place: Place, wanted: Wanted) -> tuple[dict[str, str], str]:
         return balancer_config.routes(wanted.backends, grpc=place.grpc, certificate=self._certificate.files)
 
     def _static(self, folder: Path, place: Place) -> str:
@@ -176,7 +175,7 @@ class LocalBalancer:
 
     def _state(self, folder: Path, place: Place) -> str:
         try:
-            text, loaded = self._routes(place, self._wanted(folder))
+            texts, loaded = self._routes(place, self._wanted(folder))
         except BackendsLost as e:
             return str(e)
         except FileNotFoundError as e:
@@ -187,7 +186,7 @@ class LocalBalancer:
         if not is_held(folder / "supervisor.lock"):
             return "its supervisor does not run"
         # What runs has read them already; the next one to be started would not find them.
-        routed = all(read(folder / "routes" / name) == text for name in ROUTES)
+        routed = all(read(folder / "routes" / name) == text for name, text in texts.items())
         if not routed or read(folder / "traefik.yml") != self._static(folder, place):
             return "its files are not as they should be"
         return "ready"
@@ -196,14 +195,14 @@ class LocalBalancer:
         """Returns when requests go by ``wanted``: writes what is not as it should be, starts what does not run. Under
         the service's lock. A Traefik that runs keeps its static configuration until it is started again: newer code
         of ours is no reason to cut streams."""
-        text, loaded = self._routes(place, wanted)
+        texts, loaded = self._routes(place, wanted)
         static = self._static(folder, place)
         if read(folder / "traefik.yml") != static:
             write_private(folder / "traefik.yml", static)
         blind = not (folder / "routes").is_dir()
         (folder / "routes").mkdir(mode=0o700, exist_ok=True)
-        if any(read(folder / "routes" / name) != text for name in ROUTES):
-            self._publish(folder, text)
+        if any(read(folder / "routes" / name) != text for name, text in texts.items()):
+            self._publish(folder, texts)
         if blind:  # a Traefik that runs watches the folder that was there before
             balancer_process.end_traefik(folder)
         began = changed = time.monotonic()
@@ -225,7 +224,7 @@ class LocalBalancer:
                         resource=place.service_id,
                     )
             elif now - changed > RELOAD_S and not restarted:
-                self._publish(folder, text)
+                self._publish(folder, texts)
                 balancer_process.end_traefik(folder)
                 restarted, changed = True, now
             if now - began > START_S:
@@ -237,9 +236,9 @@ class LocalBalancer:
                 )
             time.sleep(0.005 if now - began < 0.5 else 0.05)
 
-    def _publish(self, folder: Path, text: str) -> None:
+    def _publish(self, folder: Path, texts: dict[str, str]) -> None:
         """Traefik sees the old routes or the new ones, whole: they are written outside of what it watches."""
-        for name in ROUTES:
+        for name, text in texts.items():
             write_private(folder / "routes.new", text)
             (folder / "routes.new").replace(folder / "routes" / name)
 

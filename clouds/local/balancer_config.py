@@ -27,10 +27,11 @@ from heliostat.models.services import BACKEND_HEADER
 ENTRY_POINT, METRICS = "web", "metrics"
 """Names of the two sockets, by which Traefik takes them over (``LISTEN_FDNAMES``)."""
 
-TRIES, TRIES_TO_CONNECT = 3, 8
+TRIES, TRIES_TO_CONNECT = 6, 8
 """Of a request whose connection broke (or whose backend itself answered 502, which can't be told apart); of each of
 these, to find a backend that takes the connection. Two clusters of which one is dead: under load each try meets the
-dead one with probability 1/2, until the health check has found it."""
+dead one with probability 1/2, until the health check has found it; the first of them too, by connections that were
+kept and are dead: with 3 tries one PUT of 126 failed on a busy machine."""
 MAX_REPLAYED_BODY = 64 * 1024
 """Bytes of a request's body that are kept for another try."""
 HEALTH_PATH = "/-/healthz"
@@ -39,9 +40,9 @@ HEALTH_INTERVAL, HEALTH_TIMEOUT = "1s", "5s"
 replicas on a busy machine: with a timeout of 1 s such backends lost their traffic, and their callers got 503."""
 
 ROUTES = ("routes.yml", "spare.yml")
-"""The same text twice, in the order in which Traefik reads them, of which the first counts. What it can't parse Traefik
-passes over whole, and goes on by what it has; but an empty file is a good one to it, which routes nothing: somebody's
-editor, or a full disk, would end the service."""
+"""The same routes twice, in the order in which Traefik reads them, of which the first count. What Traefik can't parse
+it passes over whole, and goes on by what it has; but an empty file is a good one to it, which routes nothing:
+somebody's editor, or a full disk, would end the service."""
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _ADDRESS = re.compile(r"([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
@@ -87,9 +88,10 @@ def static(folder: Path, host: str, port: int, metrics_port: int) -> str:
     return json.dumps(config, indent=1) + "\n"
 
 
-def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path]) -> tuple[str, str]:
-    """The watched file's text, and the path that answers 418 once Traefik goes by exactly this text (and by these
-    certificate files as they are now: another path is another text, so that Traefik reads them again).
+def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path]) -> tuple[dict[str, str], str]:
+    """The watched files' texts by name, to be written in this order, and the path that answers 418 once Traefik goes by
+    exactly these (and by these certificate files as they are now: another path is another text, so that Traefik reads
+    them again). The last text alone has that path: while Traefik has only one of them, it does not answer.
 
     Raises:
         BadConfig: an id or an address that can't stand in a rule, one cluster twice, or two weights (but for 0) of one
@@ -122,7 +124,8 @@ def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path
     changed = [(str(path), path.stat().st_mtime_ns) for path in certificate]
     digest = hashlib.sha256(json.dumps([_dynamic(rules, services, tls, ""), changed]).encode()).hexdigest()
     loaded = f"{ROUTES_PATH}/{digest[:32]}"
-    return json.dumps(_dynamic(rules, services, tls, loaded), indent=1) + "\n", loaded
+    first, last = (_dynamic(rules, services, tls, path) for path in ("", loaded))
+    return {name: json.dumps(d, indent=1) + "\n" for name, d in zip(ROUTES, (first, last), strict=True)}, loaded
 
 
 def _dynamic(
@@ -166,7 +169,8 @@ def _routers(rules: list[tuple[str, int, str]], loaded: str) -> dict[str, dict[s
         f"r{number}": {"rule": rule, "priority": priority, "service": service, "middlewares": ["retry", "connect"]}
         for number, (rule, priority, service) in enumerate(rules)
     }
-    routers["loaded"] = {"rule": f"Path(`{loaded}`)", "priority": 10_000, "service": "noop@internal"}  # answers 418
+    if loaded:
+        routers["loaded"] = {"rule": f"Path(`{loaded}`)", "priority": 10_000, "service": "noop@internal"}  # 418
     # Our question before these routes are there: no backend must see it.
     routers["not-loaded"] = {"rule": f"PathPrefix(`{ROUTES_PATH}`)", "priority": 9_999, "service": "none"}
     return {name: router | {"entryPoints": [ENTRY_POINT]} for name, router in routers.items()}

@@ -223,7 +223,8 @@ def test_files_that_are_not_as_they_were_written_are_seen_and_written_anew(
     assert found.state != "ready"
     world.balancer.ensure(spec(), make=False)
     assert (path.read_text() == before) is (name != "../tls.crt")
-    assert world.balancer.describe(SERVICE) == found.model_copy(update={"state": "ready"})
+    # Traefik may hear of the removal only now, and of the new file a moment later.
+    assert eventually(lambda: world.balancer.describe(SERVICE) == found.model_copy(update={"state": "ready"}))
     assert world.request()[0] == 200
 
 

@@ -219,5 +219,6 @@ def test_terminate_races_with_the_boot(cloud: Cloud) -> None:
         process.communicate("\n", timeout=60)
         assert process.returncode == 0
         cloud.wait_for(found.machine_id, MachineState.GONE)
-        assert supervisor.strays(found.machine_id) == []
+        # Its lock may be free before the kernel has taken the last of its killed processes away.
+        assert eventually(lambda found=found: not supervisor.strays(found.machine_id))
     assert cloud.machines.list_owned(OURS) == []

@@ -26,6 +26,8 @@ from tests.clouds.support import OURS
 from tests.clouds.test_balancer_contract import *  # noqa: F403 # the suite, with the world below
 from tests.clouds.test_balancer_contract import shares
 
+pytestmark = pytest.mark.long  # some thousand calls
+
 ADDRESSES = {"cl_a": "10.0.0.11:8000", "cl_b": "10.0.0.12:8000", "cl_c": "10.0.0.13:8000"}
 
 

@@ -24,6 +24,8 @@ from tests.clouds.test_balancer_contract import *  # noqa: F403 # the suite, wit
 from tests.clouds.test_balancer_contract import shares
 from tests.lab.gce import GceFake
 
+pytestmark = pytest.mark.long  # some thousand calls
+
 
 @dataclass
 class GceWorld:
