@@ -453,22 +453,11 @@ async def healing(world: ServiceWorld) -> str:
     return service_id
 
 
-PHASES = [
-    asked,
-    without_machines,
-    booting,
-    deploying,
-    not_healthy_yet,
-    probing,
-    failed,
-    running,
-    holding,
-    paused,
-    draining,
-    updating,
-    with_a_failed_version,
-    healing,
-]
+SHORT = [booting, probing, holding, draining, healing]
+LONG = [
+    asked, without_machines, deploying, not_healthy_yet, failed, running, paused, updating, with_a_failed_version,
+]  # fmt: skip
+PHASES = [*SHORT, *(pytest.param(phase, marks=pytest.mark.long) for phase in LONG)]
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -486,6 +475,7 @@ async def test_terminate_in_every_phase_leaves_nothing(
     assert [e.actor for e in ends] == ["user:ann"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", [asked, booting, running, holding])
 async def test_cancel_in_the_ui_is_a_terminate(
     services: ServiceWorld, phase: Callable[[ServiceWorld], Awaitable[str]]

@@ -113,6 +113,7 @@ async def test_the_running_version_loses_its_head_in_a_rollout(services: Service
     assert len(world.alive()) == 1
 
 
+@pytest.mark.long
 async def test_a_head_is_lost_in_an_update_in_place(services: ServiceWorld) -> None:
     world = services
     service_id, first = await world.running_service()
@@ -130,6 +131,7 @@ async def test_a_head_is_lost_in_an_update_in_place(services: ServiceWorld) -> N
     assert len(await world.clusters_of(service_id)) == 1
 
 
+@pytest.mark.long
 async def test_a_head_that_is_lost_while_it_drains_is_drained(services: ServiceWorld) -> None:
     world = services
     service_id, first = await world.running_service(ServePlan(silent=frozenset({CommandKind.SERVE_DRAIN})))
@@ -166,6 +168,7 @@ async def test_a_cluster_that_ends_is_replaced(services: ServiceWorld) -> None:
     await world.until_finished(service_id, version)
 
 
+@pytest.mark.long
 async def test_clusters_that_come_to_nothing_are_made_again_with_back_off(services: ServiceWorld) -> None:
     world = services
     world.fleet.node_plan = lambda spec: NodePlan(failed="no libcuda", ready=False)
@@ -207,6 +210,7 @@ async def test_a_config_that_no_cloud_takes_fails_the_rollout_at_once(services: 
     await world.until_finished(service_id, first)
 
 
+@pytest.mark.long
 async def test_a_cluster_whose_workflow_was_terminated_by_hand_is_replaced(services: ServiceWorld) -> None:
     world = services
     service_id, version = await world.running_service()
@@ -305,6 +309,7 @@ async def test_facts_twice_late_and_of_the_dead_change_nothing(services: Service
     assert (await world.service(service_id)).state == ServiceState.RUNNING
 
 
+@pytest.mark.long
 async def test_a_head_that_could_not_even_try_is_asked_again(services: ServiceWorld) -> None:
     world = services
     plan = ServePlan(refuse="Ray is starting", retryable=True)
@@ -318,6 +323,7 @@ async def test_a_head_that_could_not_even_try_is_asked_again(services: ServiceWo
 # --- the load balancer ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["ensure", "set_backends"])
 async def test_errors_of_the_load_balancer_are_tried_again(services: ServiceWorld, method: str) -> None:
     world = services
@@ -409,6 +415,7 @@ async def test_a_slow_load_balancer_costs_no_request(services: ServiceWorld) -> 
     assert not world.people.lost
 
 
+@pytest.mark.long
 async def test_a_breach_goes_back_over_a_load_balancer_that_fails_at_first(services: ServiceWorld) -> None:
     world = services
     world.people.per_s = 800
@@ -504,6 +511,7 @@ async def test_silent_commands_end_at_their_limits(services: ServiceWorld, monke
     assert world.balancer.shares_over_time(service_id, first.id) == [0, 100]
 
 
+@pytest.mark.long
 async def test_steering_while_the_load_balancer_is_slow(services: ServiceWorld) -> None:
     """Orders come while weights are on their way: the last one counts, and the end is consistent."""
     world = services
@@ -552,6 +560,7 @@ async def test_records_that_are_away_while_a_deploy_is_taken_up_end_nothing(
     assert tries >= 2
 
 
+@pytest.mark.long
 async def test_an_update_in_place_mends_a_cluster_that_failed(services: ServiceWorld) -> None:
     """What failed with the old config says nothing of the new one."""
     world = services
@@ -565,6 +574,7 @@ async def test_an_update_in_place_mends_a_cluster_that_failed(services: ServiceW
     assert len(await world.clusters_of(service_id)) == 2
 
 
+@pytest.mark.long
 async def test_a_load_balancer_that_cannot_be_told_holds_no_cluster_back(
     services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -586,6 +596,7 @@ async def test_a_load_balancer_that_cannot_be_told_holds_no_cluster_back(
     await world.nothing_left(service_id)
 
 
+@pytest.mark.long
 async def test_a_termination_waits_for_no_drain_that_began_before_it(
     services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -604,6 +615,7 @@ async def test_a_termination_waits_for_no_drain_that_began_before_it(
     assert any(e.kind == "drain_deadline" for e in await world.story(service_id))
 
 
+@pytest.mark.long
 async def test_a_service_that_comes_again_while_its_old_cluster_still_ends(services: ServiceWorld) -> None:
     """A cluster holds its name until its machines are gone, which may take minutes."""
     world = services
@@ -621,6 +633,7 @@ async def test_a_service_that_comes_again_while_its_old_cluster_still_ends(servi
     await world.until_finished(service_id, second)
 
 
+@pytest.mark.long
 async def test_a_rollback_after_new_weights_goes_to_what_gave_its_traffic(services: ServiceWorld) -> None:
     """Not to a version that was replaced in place long ago, and not onto clusters of another shape."""
     world = services
@@ -653,6 +666,7 @@ async def test_an_update_in_place_has_nothing_to_promote(services: ServiceWorld)
     await world.until_finished(service_id, first)
 
 
+@pytest.mark.long
 async def test_a_probe_that_fails_for_good_leaves_the_history_short(tmp_path: Path) -> None:
     """Tried again and again, it must not grow to Temporal's limit, at which the whole service would be ended."""
     async with (

@@ -152,12 +152,14 @@ async def test_a_kept_version_takes_new_tokens_and_may_be_chosen_after_all(servi
     await world.until_finished(service_id, second)
 
 
+@pytest.mark.long
 async def test_too_few_answers_are_no_evidence(services: ServiceWorld) -> None:
     services.people.per_s = 6
     service_id, _, second = await rolling(services, ServePlan(error_share=1))
     await services.until_finished(service_id, second)
 
 
+@pytest.mark.long
 async def test_errors_that_the_running_version_has_too_are_not_held_against_the_new_one(
     services: ServiceWorld,
 ) -> None:
@@ -169,6 +171,7 @@ async def test_errors_that_the_running_version_has_too_are_not_held_against_the_
     await world.until_finished(service_id, second)
 
 
+@pytest.mark.long
 async def test_a_latency_that_is_small_in_itself_is_no_breach(services: ServiceWorld) -> None:
     world = services
     world.people.per_s = 400
@@ -178,6 +181,7 @@ async def test_a_latency_that_is_small_in_itself_is_no_breach(services: ServiceW
     await world.until_finished(service_id, second)
 
 
+@pytest.mark.long
 async def test_a_rollout_has_a_deadline(services: ServiceWorld) -> None:
     world = services
     rules = LONG.model_copy(update={"timeout_s": 3})
@@ -207,6 +211,7 @@ async def test_paused_and_resumed(services: ServiceWorld) -> None:
     assert {e.actor for e in await world.story(service_id) if e.kind == "rollout_paused"} == {"user:ann"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("turns", [{"error_share": 0.5}, {"sick_in_traffic": "CUDA error"}], ids=["errors", "serve"])
 async def test_a_canary_that_turns_bad_while_it_is_paused_loses_its_traffic(
     services: ServiceWorld, turns: dict[str, object]
@@ -231,6 +236,7 @@ async def test_promoted_out_of_a_hold(services: ServiceWorld) -> None:
     assert world.balancer.shares_over_time(service_id, second.id) == [0, 25, 100]
 
 
+@pytest.mark.long
 async def test_promoted_to_a_share_stops_there(services: ServiceWorld) -> None:
     world = services
     service_id, _, second = await rolling(world)
@@ -256,6 +262,7 @@ async def test_aborted(services: ServiceWorld) -> None:
     assert len(world.alive()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("action", list(RolloutAction))
 async def test_nothing_to_steer_is_said(services: ServiceWorld, action: RolloutAction) -> None:
     service_id, first = await services.running_service()
@@ -279,6 +286,7 @@ async def test_canary_percent_stops_there_and_resume_goes_on(services: ServiceWo
     assert world.balancer.shares_over_time(service_id, second.id) == [0, 25, 40, 50, 100]
 
 
+@pytest.mark.long
 async def test_canary_percent_zero_is_fit_but_has_nothing(services: ServiceWorld) -> None:
     world = services
     service_id, first = await world.running_service()
@@ -308,6 +316,7 @@ async def test_a_deploy_during_a_rollout_supersedes_it(services: ServiceWorld) -
 # --- back -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_rolled_back_during_a_rollout(services: ServiceWorld) -> None:
     world = services
     service_id, first, second = await rolling(world, rules=LONG)
@@ -360,6 +369,7 @@ async def test_a_version_that_is_being_drained_comes_back_on_its_clusters(servic
     assert len(await world.clusters_of(service_id)) == 2
 
 
+@pytest.mark.long
 async def test_nothing_to_go_back_to_is_said(services: ServiceWorld) -> None:
     service_id, _ = await services.running_service()
     with pytest.raises(WorkflowUpdateFailedError) as error:
@@ -403,6 +413,7 @@ async def test_with_full_surge_no_capacity_is_touched(services: ServiceWorld) ->
     assert services.fleet.capacities == [(first.id, 100), (second.id, 100)]
 
 
+@pytest.mark.long
 async def test_the_old_version_gets_its_capacity_back(services: ServiceWorld) -> None:
     world = services
     rules = LONG.model_copy(update={"steps": [50, 100]})
@@ -444,6 +455,7 @@ async def test_without_machines_it_says_so_and_gives_up_with_the_old_version_unt
     assert len(world.alive()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "plan",
     [ServePlan(healthy=False), ServePlan(failed="AttributeError: module main has no app"), ServePlan(refuse="no")],
@@ -467,6 +479,7 @@ async def test_a_version_that_never_comes_up_costs_nothing(services: ServiceWorl
     assert world.balancer.shares_over_time(service_id, first.id) == [0, 100]
 
 
+@pytest.mark.long
 async def test_a_first_version_that_never_comes_up_can_be_replaced(services: ServiceWorld) -> None:
     world = services
     service_id = await world.new_service()
@@ -496,6 +509,7 @@ async def test_what_a_drain_leaves_at_its_deadline_is_reported(services: Service
     assert "3 requests" in told.message
 
 
+@pytest.mark.long
 async def test_a_drain_that_is_never_answered_ends_all_the_same(
     services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,8 @@ from clouds.base import BadConfig, Denied
 from heliostat.errors import InvalidRequest
 from tests.clouds.aws.support import Account
 
+pytestmark = pytest.mark.long  # hundreds of calls to the fake of the whole cloud
+
 
 def test_a_url_is_for_one_method_and_one_object(aws_account: Account) -> None:
     bucket = aws_account.bucket()

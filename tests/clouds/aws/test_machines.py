@@ -19,6 +19,8 @@ from tests.clouds.aws.moto_plus import KNOBS, Fault
 from tests.clouds.aws.support import Account
 from tests.clouds.support import OURS, Cloud, eventually
 
+pytestmark = pytest.mark.long  # hundreds of calls to the fake of the whole cloud
+
 NOTHING = '<DescribeInstancesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><reservationSet/></DescribeInstancesResponse>'
 
 

@@ -28,6 +28,8 @@ from tests.clouds.test_buckets import (
 )
 from tests.lab.gce import GceFake
 
+pytestmark = pytest.mark.long  # hundreds of calls to the fake of the whole cloud
+
 __all__ = [
     "test_delete_is_repeatable",
     "test_list_is_in_key_order",

@@ -12,6 +12,8 @@ from tests.clouds.gcp.support import gcp_cloud
 from tests.clouds.support import Cloud
 from tests.clouds.test_contract import *  # noqa: F403 # the suite, with the cloud below
 
+pytestmark = pytest.mark.long  # hundreds of calls to the fake of the whole cloud
+
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[Cloud]:

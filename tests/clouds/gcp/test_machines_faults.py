@@ -28,6 +28,8 @@ from tests.clouds.support import OURS, Cloud, eventually
 from tests.lab.gce import GceFake, Stage, serving
 from tests.lab.gce_filter import Resource
 
+pytestmark = pytest.mark.long  # hundreds of calls to the fake of the whole cloud
+
 Pair = tuple[Cloud, GceFake]
 
 

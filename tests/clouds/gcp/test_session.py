@@ -26,6 +26,8 @@ from tests.clouds.gcp.support import ACCOUNT, PROVIDER, config, served
 from tests.clouds.support import OURS
 from tests.lab.gce import GceFake
 
+pytestmark = pytest.mark.long  # hundreds of calls to the fake of the whole cloud
+
 ISSUER_URL = "https://heliostat.acme.example"
 
 
