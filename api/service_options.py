@@ -81,6 +81,13 @@ def check_options(at: str, config: ServiceConfig) -> None:
         _check_logging(f"{at}logging_config", config.logging_config)
     for i, app in enumerate(config.applications):
         _check_application(f"{at}applications.{i}.", app)
+    if config.serves_grpc and all(app.route_prefix is None for app in config.applications):
+        raise InvalidRequest(
+            "The service speaks gRPC, but none of its applications has a route_prefix: Ray Serve sends gRPC, too, only "
+            "to those that have one.",
+            remedy="Give the application a route_prefix, and `probe: null` if it answers no HTTP.",
+            field=f"{at}applications.0.route_prefix",
+        )
 
 
 def proxy_options(config: ServiceConfig) -> dict[str, Any]:
@@ -98,13 +105,14 @@ def _check_application(at: str, app: ApplicationConfig) -> None:
     prefix = app.route_prefix or "/"
     if not _PATH.fullmatch(prefix) or "{" in prefix or "}" in prefix:
         raise _form(f"{at}route_prefix", "is printable ASCII without spaces and braces")
-    if app.route_prefix is None and app.probe != ProbeConfig():
+    if app.route_prefix is None and app.probe not in (None, ProbeConfig()):
         raise InvalidRequest(
             f"Application {app.name!r} has a probe, but no route_prefix by which it could be reached.",
             remedy="Leave the probe out: Serve's own word on the application decides. Or give it a route_prefix.",
             field=f"{at}probe",
         )
-    _check_probe(f"{at}probe.", app.probe)
+    if app.probe is not None:
+        _check_probe(f"{at}probe.", app.probe)
 
 
 def _check_deployment(at: str, deployment: dict[str, Any]) -> None:

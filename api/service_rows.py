@@ -194,7 +194,7 @@ async def _write_version(
         probes={
             app.name: app.probe.model_copy(update={"path": app.probe.path or app.route_prefix})
             for app in config.applications
-            if app.route_prefix is not None
+            if app.route_prefix is not None and app.probe is not None
         },
         grpc=config.serves_grpc,
         rollout=config.rollout,

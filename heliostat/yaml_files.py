@@ -65,7 +65,7 @@ def job_config(fields: Mapping[str, Any], source: str) -> JobConfig:
 
 
 def service_config(fields: Mapping[str, Any], source: str) -> ServiceConfig:
-    """Likewise. What is null says nothing, except a ``route_prefix``."""
+    """Likewise. What is null says nothing, except a ``route_prefix`` and a ``probe``."""
     fields = {name: value for name, value in fields.items() if value is not None}
     _check(fields, ServiceConfig, source, "", NOT_HONOURED_SERVICE)
     _workload(fields, source)
@@ -80,7 +80,7 @@ def service_config(fields: Mapping[str, Any], source: str) -> ServiceConfig:
 
 
 def _application(fields: Mapping[str, Any], source: str, prefix: str) -> dict[str, Any]:
-    app = {name: value for name, value in fields.items() if value is not None or name == "route_prefix"}
+    app = {name: value for name, value in fields.items() if value is not None or name in ("route_prefix", "probe")}
     _check(app, ApplicationConfig, source, prefix, {})
     if isinstance(app.get("probe"), dict):
         app["probe"] = _part(app["probe"], ProbeConfig, source, f"{prefix}probe.")

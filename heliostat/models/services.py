@@ -127,8 +127,9 @@ class ApplicationConfig(Model):
     """Serve's deployment options; their values are checked by Serve. A ``runtime_env`` of their own is refused."""
     logging_config: dict[str, Any] | None = None
     """Of this application's deployments, instead of the service's."""
-    probe: ProbeConfig = ProbeConfig()
-    """Ours, not Serve's."""
+    probe: ProbeConfig | None = ProbeConfig()
+    """Ours, not Serve's. None: it answers no HTTP (one of gRPC, say), and Serve's own word on it decides; where the
+    service speaks gRPC, a call of Serve's own gRPC method shows that the way to it is open."""
 
     @field_validator("import_path")
     @classmethod

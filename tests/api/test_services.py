@@ -157,6 +157,7 @@ async def test_a_service_is_written_and_its_workflow_is_told(world: World, tempo
         {**APP, "name": "a", "route_prefix": "/a", "probe": {"method": "POST", "body": "{}"}},
         {**APP, "name": "b", "route_prefix": "/b", "probe": {"path": "/b/ping"}},
         {**APP, "name": "c", "route_prefix": None},
+        {**APP, "name": "d", "route_prefix": "/d", "probe": None},
     ]
     async with world.ada as http:
         answer = await http.post(
@@ -534,6 +535,13 @@ CASES: list[tuple[dict[str, Any], int, str | None, str]] = [
     (with_deployment("deployment_actors", [{"nam": "a"}]), 422, f"{DEPLOYMENT}.deployment_actors.0.nam", "no such"),
     (with_deployment("deployment_actors", "a"), 422, f"{DEPLOYMENT}.deployment_actors", "list of objects"),
     (with_app(route_prefix=None, probe={"path": "/x"}), 422, f"{APPS}.probe", "no route_prefix"),
+    (
+        body(
+            applications=[{**APP, "route_prefix": None}],
+            grpc_options={"grpc_servicer_functions": ["pb:add"]},
+        ),
+        422, f"{APPS}.route_prefix", "gRPC",
+    ),
     (with_app(probe={"path": "/\u00e4"}), 422, f"{APPS}.probe.path", "ASCII"),
     (with_app(probe={"path": "/a b"}), 422, f"{APPS}.probe.path", "without spaces"),
     (with_header("aUTHORIZATION"), 422, f"{PROBE}.aUTHORIZATION", "token of its own"),

@@ -311,7 +311,7 @@ def test_grpc_goes_the_same_way_and_no_call_fails_in_a_rollout(other: Served) ->
 
     def application(version: str) -> dict[str, Any]:
         args = {"version": version}
-        return grpc | {"applications": [{"import_path": "grpc_app:build", "route_prefix": None, "args": args}]}
+        return grpc | {"applications": [{"import_path": "grpc_app:build", "probe": None, "args": args}]}
 
     other.deploy("g1", more=application("g1"))
     url, token = other.now["query_url"], other.now["query_auth_token"]

@@ -189,6 +189,7 @@ applications:
         ray_actor_options: {num_cpus: 0.5}
   - name: inner
     route_prefix: null
+    probe: null
     import_path: main:inner
     args: null
 working_dir: .
@@ -214,6 +215,7 @@ def test_a_service_file_of_the_platform_is_accepted() -> None:
     del content["compute_config"]["worker_nodes"]
     made = yaml_files.service_config(content, "service.yaml")
     assert [a.route_prefix for a in made.applications] == ["/text", None]
+    assert made.applications[1].probe is None
     assert made.applications[1].args == {}
     assert isinstance(made.compute_config, ComputeConfig)
     assert (made.rollout.steps, made.rollout.hold_s) == ([5, 100], 15)
