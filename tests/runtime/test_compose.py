@@ -70,6 +70,9 @@ def test_operators_doors_are_on_loopback_only() -> None:
     published = {name: service.get("ports", []) for name, service in SERVICES.items()}
     assert published.pop("gateway") == ["8700:8700"]
     assert published.pop("bucket") == ["8701:8701"]
+    assert published.pop("nodes") == ["8800-8899:8800-8899"], "what people ask services by"
+    ports = SERVICES["worker-1"]["environment"]["HELIOSTAT_BALANCER_PORTS"]
+    assert ports == SERVICES["worker-2"]["environment"]["HELIOSTAT_BALANCER_PORTS"] == "8800-8899"
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports), published
 
 
