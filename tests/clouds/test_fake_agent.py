@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import pytest_asyncio
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -348,6 +349,7 @@ async def test_serve_is_deployed_probed_and_drained(api: Api, fleet: FakeFleet) 
     await api.when(lambda: traffic().requests > seen)
 
 
+@pytest.mark.long
 async def test_two_thousand_runs_at_once(api: Api, fleet: FakeFleet) -> None:
     fleet.behaviour.run_s = 1000
     heads = [f"c{c}-head" for c in range(10)]

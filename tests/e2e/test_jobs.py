@@ -220,6 +220,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(stack: Stack, warm: str) -> N
     stack.cli("job", "terminate", job, "--wait")
 
 
+@pytest.mark.long
 def test_a_schedule_starts_jobs_and_is_gone_when_deleted(stack: Stack, warm: str, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     file = tmp_path / "nightly.yaml"

@@ -446,6 +446,7 @@ async def test_the_worker_is_replaced_in_the_middle_of_a_hold(services: ServiceW
     assert world.balancer.shares_over_time(service_id, second.id) == [0, 25, 50, 100]
 
 
+@pytest.mark.long
 async def test_without_a_worker_everything_stays_as_it_is(services: ServiceWorld) -> None:
     """Also what was said meanwhile is done afterwards."""
     world = services
@@ -462,6 +463,7 @@ async def test_without_a_worker_everything_stays_as_it_is(services: ServiceWorld
     await world.until_released(service_id, second)
 
 
+@pytest.mark.long
 async def test_the_records_are_away_while_it_is_rolled_out(
     services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

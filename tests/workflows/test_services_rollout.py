@@ -95,7 +95,7 @@ async def test_a_version_on_two_clusters_shares_alike(services: ServiceWorld) ->
     ("plan", "words"),
     [
         (ServePlan(error_share=0.5), "answers failed"),
-        (ServePlan(latency_ms=2000), "p95"),
+        pytest.param(ServePlan(latency_ms=2000), "p95", marks=pytest.mark.long),
         (ServePlan(hang=True), "waits for its answer"),
         (ServePlan(sick_in_traffic="replica died: CUDA error"), "CUDA error"),
     ],
@@ -273,6 +273,7 @@ async def test_nothing_to_steer_is_said(services: ServiceWorld, action: RolloutA
     await services.until_finished(service_id, first)
 
 
+@pytest.mark.long
 async def test_canary_percent_stops_there_and_resume_goes_on(services: ServiceWorld) -> None:
     world = services
     service_id, first, second = await rolling(world, canary_percent=40)
@@ -535,6 +536,7 @@ async def forgetful_temporal() -> AsyncIterator[Client]:
         yield client
 
 
+@pytest.mark.long
 async def test_a_whole_life_over_many_runs(forgetful_temporal: Client, tmp_path: Path) -> None:
     async with make_service_world(forgetful_temporal, tmp_path) as world:
         service_id, first = await world.running_service()
