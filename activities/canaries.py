@@ -30,6 +30,9 @@ hanging."""
 HANG_ANSWERS_S = 10.0
 """The least for a canary that answers other requests meanwhile: one that takes long may be of a rare kind."""
 
+HANG_UNKNOWN_S = 10.0
+"""The limit where nothing is known of the running version's latency."""
+
 CHANCE = 3.0
 """Standard deviations of the running version's share of errors, or of slow answers, that the canary's may lie above it
 by chance: it is looked at many times a step."""
@@ -39,9 +42,6 @@ ERRORS_MIN = 2
 
 SLOW_MIN = 3
 """The same of slow ones, of which each new replica has a first."""
-
-HANG_UNKNOWN_S = 10.0
-"""The same where nothing is known of the running version's latency."""
 
 
 class WatchStep(Model):

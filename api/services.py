@@ -75,8 +75,7 @@ async def list_all(
     async with request.app.state.db.read() as conn:
         if cloud is not None:
             query = query.where(c.cloud_id == (await lookup.cloud(conn, me, cloud)).id)
-        make = lambda r: shown(stored_service(r))  # noqa: E731
-        return await page(conn, query, (c.created_at, c.id), make, limit, cursor)
+        return await page(conn, query, (c.created_at, c.id), lambda r: shown(stored_service(r)), limit, cursor)
 
 
 @router.get("/{ref}")

@@ -172,7 +172,6 @@ GIVE_PERCENT = 10
 STEP_AGAIN = timedelta(seconds=5)
 STEP_AGAIN_MAX = timedelta(seconds=60)
 """A step of a service that failed is tried again after 5, 10, 20 … 60 s."""
-"""A step of a service that failed for good is looked at again so much later, not at once for ever."""
 
 FAILED_AGAIN = timedelta(seconds=60)
 """A running version that Serve has given up on one cluster is given to it again so much later."""

@@ -142,7 +142,8 @@ class ServiceClusters(ServiceBase):
         except ActivityError as error:
             cause = error.cause if isinstance(error.cause, ApplicationError) else None
             if cause is not None and cause.type == "gone":
-                self.s.endpoint_lost = True  # somebody has removed it; it comes back without backends
+                # Somebody has removed it, and all that it was told; a service that ends has nothing left to take out.
+                self.s.endpoint_lost, self.s.backends = True, []
                 return
             if cause is not None and cause.type == "outdated" and cause.details:
                 self.s.backends_revision = max(self.s.backends_revision, int(cause.details[0]))
@@ -462,8 +463,9 @@ class ServiceClusters(ServiceBase):
 
     async def _release(self, version: VersionData, slot: Slot) -> None:
         """The cluster ends by itself once its lease is given back. Never given up."""
-        asked = bool(slot.cluster_id)  # also where the start gave no answer: it may have begun all the same
-        while asked:
+        if not slot.cluster_id:  # not asked by ``made``: a start that gave no answer may have begun all the same
+            return
+        while True:
             try:
                 await workflow.execute_local_activity_method(
                     LeaseActivities.release_lease,
@@ -476,7 +478,8 @@ class ServiceClusters(ServiceBase):
                     summary=f"release cluster {slot.cluster_id}",
                     **policies.RELEASE,
                 )
-                slot.made = asked = False
+                slot.made = False
+                return
             except FailureError as error:
                 workflow.logger.error("cluster %s can't be released: %s", slot.cluster_id, error.cause or error)
                 await workflow.sleep(10, summary="the cluster could not be told: tell it again")

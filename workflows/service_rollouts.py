@@ -356,7 +356,7 @@ class ServiceRollouts(ServiceClusters):
         self.s.weights = weights
         for version_id in weights:
             version = self.s.versions[version_id]
-            version.capacity, version.replaced_by, version.kept_until = None, "", None
+            version.capacity, version.replaced_by = None, ""
             self._enter_version(version, ServiceVersionState.RUNNING, "serves")
         gave = {v: w for v, w in r.base.items() if v not in weights and v in self.s.versions}
         if gave:

@@ -283,9 +283,7 @@ class ServiceWorkflow(ServiceRollouts):
 
     def _check_kept(self, now: datetime) -> None:
         for version in self.s.versions.values():
-            if version.kept_until is None or version.state != ServiceVersionState.UNHEALTHY:
-                continue
-            if now >= version.kept_until:
+            if version.kept_until is not None and now >= version.kept_until:
                 version.kept_until = None
                 self._retire(version, version.reason)
 

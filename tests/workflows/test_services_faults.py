@@ -380,6 +380,17 @@ async def test_an_endpoint_that_somebody_removed_comes_back(services: ServiceWor
     assert world.balancer.url_of(service_id) is not None
 
 
+async def test_a_service_whose_endpoint_somebody_removed_ends_at_once(services: ServiceWorld) -> None:
+    """It is not told again and again that it has no backends."""
+    world = services
+    service_id, _ = await world.running_service()
+    world.balancer.remove(service_id)
+    before = world.balancer.calls["set_backends"]
+    await world.terminate(service_id)
+    await world.nothing_left(service_id)
+    assert world.balancer.calls["set_backends"] - before <= 2
+
+
 async def test_a_load_balancer_that_cannot_be_mended_is_said_until_it_is_well(services: ServiceWorld) -> None:
     world = services
     service_id, _ = await world.running_service()
