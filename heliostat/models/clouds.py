@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from heliostat.models.common import Model, Result
+from heliostat.models.common import Model, Name, Result
 
 
 class Provider(StrEnum):
@@ -36,15 +36,6 @@ class Capabilities(Result):
     max_memory_per_node: int | None = None
     """Bytes."""
     max_gpu_per_node: int = 0
-
-
-class Cloud(Result):
-    id: str
-    name: str
-    provider: Provider
-    is_default: bool = False
-    capabilities: Capabilities = Field(default_factory=Capabilities)
-    created_at: datetime
 
 
 class AwsSubnet(Model):
@@ -148,3 +139,75 @@ class GcpConfig(Model):
             if zone.rpartition("-")[0] != self.region:
                 raise ValueError(f"zones: {zone} is no zone of the region {self.region}")
         return self
+
+
+class Cloud(Result):
+    id: str
+    name: str
+    provider: Provider
+    is_default: bool = False
+    capabilities: Capabilities = Field(default_factory=Capabilities)
+    config: AwsConfig | GcpConfig | None = None
+    """As registered; None: the cloud of the control plane's own machine."""
+    created_at: datetime
+
+
+class AwsCloudCreate(Model):
+    name: Name
+    provider: Literal[Provider.AWS]
+    config: AwsConfig
+    is_default: bool = False
+
+
+class GcpCloudCreate(Model):
+    name: Name
+    provider: Literal[Provider.GCP]
+    config: GcpConfig
+    is_default: bool = False
+
+
+CloudCreate = Annotated[AwsCloudCreate | GcpCloudCreate, Field(discriminator="provider")]
+"""What ``cloud register -f cloud.yaml`` sends."""
+
+
+class Trust(Result):
+    """What a customer's account must trust, and by which name: for templates. No secret is in it."""
+
+    installation_id: str
+    """Value of the owner tag, to which the templates' policies are scoped."""
+    external_id: str
+    """AWS: the organization's own. A role whose trust policy asks for it can be assumed for that organization alone."""
+    aws_principal: str | None = None
+    """ARN of the identity that assumes the role; None: the control plane has no credentials of AWS."""
+    issuer: str
+    """GCP: whose tokens the workload identity pool trusts; it must be reachable by Google over https."""
+    subject: str
+    """GCP: ``sub`` of those tokens, the organization's own."""
+
+
+class CheckState(StrEnum):
+    OK = "ok"
+    FAILED = "failed"
+    WARNING = "warning"
+    """It works, but somebody should look."""
+    SKIPPED = "skipped"
+    """Another one that failed stands before it, or it can't be looked at from here; ``detail`` says which."""
+
+
+class Check(Result):
+    """One line of ``cloud verify``'s list."""
+
+    name: str
+    """E.g. ``right ec2:RunInstances``, ``subnet subnet-0abc``, ``bucket``."""
+    state: CheckState
+    detail: str = ""
+    """What was found."""
+    remedy: str = ""
+    """What to do; of a missing right the policy line to add."""
+
+
+class Verification(Result):
+    cloud_id: str
+    ok: bool
+    """No check has failed."""
+    checks: list[Check]
