@@ -50,9 +50,9 @@ _ROWS: tuple[tuple[type[CloudError], str], ...] = (
     (
         BadConfig,
         r"Invalid\w*[.\w]*|Malformed[.\w]*|MissingParameter|UnknownParameter\w*|Unsupported\w*|VPCIdNotSpecified"
-        r"|VcpuLimitNotSupported|IdempotentParameterMismatch|ParameterNotFound|ParameterVersionNotFound|NoSuchBucket"
+        r"|VcpuLimitNotSupported|IdempotentParameterMismatch|ParameterNotFound|ParameterVersionNotFound|NoSuchBucket|NoSuchEntity"
         r"|ValidationError|Duplicate\w+|SubnetNotFound|SubnetsNotFound|CertificateNotFound|IncompatibleProtocols"
-        r"|PermanentRedirect|AuthorizationHeaderMalformed|EntityToo\w+|BadDigest|400",
+        r"|PermanentRedirect|AuthorizationHeaderMalformed|EntityToo\w+|BadDigest|ResourceNotFoundException|400",
     ),
 )
 

@@ -17,7 +17,14 @@ Policy = dict[str, Any]
 
 DESCRIBE = (
     "ec2:DescribeInstances",
+    "ec2:DescribeVolumes",
+    "ec2:DescribeNetworkInterfaces",
     "ec2:DescribeImages",
+    # What `cloud verify` looks at; running machines takes none of these.
+    "ec2:DescribeSubnets",
+    "ec2:DescribeRouteTables",
+    "ec2:DescribeSecurityGroups",
+    "ec2:DescribeInstanceTypeOfferings",
     "elasticloadbalancing:DescribeLoadBalancers",
     "elasticloadbalancing:DescribeTargetGroups",
     "elasticloadbalancing:DescribeTargetHealth",
@@ -90,6 +97,12 @@ def role_policy(config: AwsConfig, installation_id: str, node_role_arn: str) -> 
         ),
         _allow("EndOurs", ["ec2:TerminateInstances", "ec2:GetConsoleOutput"], f"{ec2}:instance/*", ours),
         _allow(
+            "DeleteLeftovers",
+            ["ec2:DeleteVolume", "ec2:DeleteNetworkInterface"],
+            [f"{ec2}:volume/*", f"{ec2}:network-interface/*"],
+            ours,
+        ),
+        _allow(
             "GiveMachinesTheirRole",
             ["iam:PassRole"],
             node_role_arn,
@@ -109,11 +122,21 @@ def role_policy(config: AwsConfig, installation_id: str, node_role_arn: str) -> 
             f"arn:{partition}:s3:::{config.bucket}",
             {"StringLike": {"s3:prefix": f"{config.bucket_prefix}*"}},
         ),
+        # For `cloud verify` alone, as well.
+        _allow("WhereTheBucketIs", ["s3:GetBucketLocation"], f"arn:{partition}:s3:::{config.bucket}"),
+        _allow("LookAtOwnRights", ["iam:SimulatePrincipalPolicy"], config.role_arn),
+        _allow(
+            "LookAtMachinesRole",
+            ["iam:GetInstanceProfile"],
+            f"arn:{partition}:iam::{account}:instance-profile/{config.instance_profile}",
+        ),
     ]
     if config.image.startswith("/"):
         owner = "" if config.image.startswith("/aws/") else account
         parameter = f"arn:{partition}:ssm:{region}:{owner}:parameter{config.image}"
         statements.append(_allow("NameOfTheImage", ["ssm:GetParameter"], parameter))
+    if config.balancer_certificate is not None:
+        statements.append(_allow("LookAtCertificate", ["acm:DescribeCertificate"], config.balancer_certificate))
     if config.balancer_subnets:
         statements += [
             _allow("MakeBalancers", MAKE_BALANCERS, [listeners[0], groups], asked),
@@ -141,6 +164,11 @@ def node_policy(config: AwsConfig) -> Policy:
         ),
         _allow("PullImages", pull, "*"),
     )
+
+
+def granting(policy: Policy, action: str) -> list[dict[str, Any]]:
+    """The statements of a policy that allow an action, with that action alone: the lines to add where it is missing."""
+    return [{**statement, "Action": [action]} for statement in policy["Statement"] if action in statement["Action"]]
 
 
 def actions(policy: Policy) -> set[str]:

@@ -38,6 +38,7 @@ _NEXT_PAGE = {
     "ec2": ("NextToken", "NextToken"),
     "elbv2": ("Marker", "NextMarker"),
     "s3": ("ContinuationToken", "NextContinuationToken"),
+    "iam": ("Marker", "Marker"),
 }
 """What to give for the next page, and where the answer tells it."""
 
@@ -162,6 +163,15 @@ class AwsSession:
             )
             self._signer_ends = answer["Expiration"]
             return self._signer
+
+    def assume(self, external_id: str | None) -> dict[str, Any]:
+        """STS's answer to one AssumeRole of the role under that external id, or under none; nothing is kept. Raises
+        what botocore raises: ``cloud verify`` reads its headers."""
+        _, make = self._own_client_maker()
+        arguments = self._arguments() | {"ExternalId": external_id, "DurationSeconds": 900}
+        given = {key: value for key, value in arguments.items() if value is not None}
+        answer: dict[str, Any] = make("sts").assume_role(RoleArn=self.role_arn, **given)
+        return answer
 
     def _arguments(self) -> dict[str, Any]:
         return {"ExternalId": self._external_id, "RoleSessionName": self._name, "DurationSeconds": DURATION_S}

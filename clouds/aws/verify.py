@@ -1,0 +1,314 @@
+"""``cloud verify`` for AWS: every right, network rule, image and bucket that a cluster would want, looked at before one
+is launched.
+
+Only one object is made, under ``heliostat-verify/`` in the cloud's prefix, and deleted again. EC2 is asked by
+``DryRun``, which checks all rights of a launch and launches nothing. What can't be tried so is told by
+``iam:SimulatePrincipalPolicy``: a dry run of TerminateInstances on a machine that is not there says nothing about a
+right that is scoped to a tag.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+
+import botocore.session
+
+from clouds.aws import catalogue, rights, verify_network, verify_rights
+from clouds.aws.bucket import AwsBucket
+from clouds.aws.errors import BotoCoreError, ClientError, classify, code_of, translated
+from clouds.aws.images import Image, Images
+from clouds.aws.session import AwsSession
+from clouds.base import Denied
+from clouds.checklist import Checklist
+from heliostat.errors import CloudError
+from heliostat.models.clouds import AwsConfig, Check
+from heliostat.models.common import utcnow
+
+PROBE = "heliostat-verify/"
+EXPIRES_SOON_DAYS = 30
+
+
+def checks(
+    session: AwsSession,
+    config: AwsConfig,
+    *,
+    installation_id: str,
+    api_url: str,
+    now: Callable[[], datetime] = utcnow,
+) -> list[Check]:
+    """What was found, one line for each right, network rule and resource. Raises nothing for what it finds.
+
+    Args:
+        session: into ``config``'s account and region.
+        installation_id: the owner tag's value, to which rights are scoped.
+        api_url: what machines will call.
+        now: this host's clock.
+    """
+    node_role = [f"arn:{_partition(config)}:iam::{session.account}:role/{config.instance_profile}"]
+
+    def granting(e: Denied) -> str:
+        lines = rights.granting(_policy(config, installation_id, node_role[-1]), str(e.details.get("action")))
+        return add_to_role(lines) if lines else e.remedy
+
+    found = Checklist(granting)
+    found.api(api_url)
+    if not _role(found, session, config, now):
+        found.behind("role", "rights", "bucket", "subnets", "security groups", "image", "launch")
+        return found.checks
+    node_role += _instance_profile(found, session, config)
+    policy = _policy(config, installation_id, node_role[-1])
+    verify_rights.looked_at(found, session, config, policy)
+    _bucket(found, session, config)
+    verify_network.looked_at(found, session, config, api_url)
+    image = found.ask("image", lambda: Images(session).get(config.image))
+    if image is not None:
+        found.ok("image", f"{config.image} is {image.id}, {image.architecture}, {image.root_gib} GiB.")
+    _instance_type(found, session, config, image)
+    verify_rights.launches(found, session, config, installation_id, image)
+    if config.balancer_certificate is not None:
+        _certificate(found, session, config, config.balancer_certificate, now)
+    return found.checks
+
+
+def add_to_role(statements: list[rights.Policy]) -> str:
+    lines = " and ".join(json.dumps(statement) for statement in statements)
+    return f"Add to the policy of the role that the control plane assumes: {lines}"
+
+
+def _policy(config: AwsConfig, installation_id: str, node_role: str) -> rights.Policy:
+    return rights.role_policy(config, installation_id, node_role)
+
+
+def _partition(config: AwsConfig) -> str:
+    return config.role_arn.split(":")[1]
+
+
+# -- who we are
+
+
+def _role(found: Checklist, session: AwsSession, config: AwsConfig, now: Callable[[], datetime]) -> bool:
+    """Assumed as configured, and in no other way. Tells the region and the clock by the way."""
+    error: CloudError | None = None
+    try:
+        headers = session.assume(config.external_id)["ResponseMetadata"]["HTTPHeaders"]
+    except ClientError as e:
+        headers = e.response["ResponseMetadata"].get("HTTPHeaders", {})
+        error = translated(e, "sts", "AssumeRole", config.role_arn, config.role_arn)
+    except BotoCoreError as e:
+        headers, error = {}, translated(e, "sts", "AssumeRole", config.role_arn, config.role_arn)
+    _region(found, config, answered=bool(headers))
+    if "date" in headers:
+        found.clock("clock", headers["date"], now())
+    if error is not None:
+        found.fail("role", error.message, error.remedy)
+        return False
+    found.ok("role", f"{config.role_arn} is assumed under external id {config.external_id}.")
+    _only_with_the_external_id(found, session, config)
+    return True
+
+
+def _only_with_the_external_id(found: Checklist, session: AwsSession, config: AwsConfig) -> None:
+    """A role that we may assume without one could be named by anybody who may register clouds here: the confused
+    deputy (https://docs.aws.amazon.com/IAM/latest/UserGuide/confused-deputy.html)."""
+    name = "external id"
+    condition = json.dumps({"StringEquals": {"sts:ExternalId": config.external_id}})
+    for other, words in ((None, "without any external id"), (f"not-{uuid.uuid4()}", "under any external id")):
+        try:
+            session.assume(other)
+        except ClientError as e:
+            if classify(code_of(e)) is not Denied:
+                found.skip(name, f"AWS did not say whether the role can be assumed {words} ({code_of(e)}).")
+                return
+        except BotoCoreError as e:
+            found.skip(name, f"AWS did not say whether the role can be assumed {words}: {e}")
+            return
+        else:
+            found.fail(
+                name,
+                f"The role can be assumed {words}: whoever may register a cloud here, and knows its ARN, acts in "
+                "this account (the confused deputy).",
+                f'Add to the statement of the role\'s trust policy: "Condition": {condition}',
+            )
+            return
+    found.ok(name, "The role is refused without it, and under another one.")
+
+
+@functools.cache
+def _regions(partition: str) -> list[str]:
+    names: list[str] = botocore.session.Session().get_available_regions("ec2", partition)
+    return names
+
+
+def _region(found: Checklist, config: AwsConfig, *, answered: bool) -> None:
+    known = _regions(_partition(config))
+    if config.region in known:
+        found.ok("region", config.region)
+        return
+    near = difflib.get_close_matches(config.region, known, 1)
+    said = f"No region {config.region} is known in partition {_partition(config)}."
+    remedy = f"Is {near[0]} meant?" if near else f"It must be one of {', '.join(known)}."
+    if answered:
+        found.warn("region", f"{said} Something answers there.", f"{remedy} If the region is new, update boto3.")
+    else:
+        found.fail("region", said, remedy)
+
+
+def _instance_profile(found: Checklist, session: AwsSession, config: AwsConfig) -> list[str]:
+    """ARN of the role in it, if that is told."""
+    name = "instance profile"
+
+    def ask() -> list[str]:
+        answer = session.call(
+            "iam", "GetInstanceProfile", config.instance_profile, InstanceProfileName=config.instance_profile
+        )
+        return [role["Arn"] for role in answer["InstanceProfile"]["Roles"]]
+
+    roles = found.ask(name, ask, needed=False)
+    if roles == []:
+        found.fail(name, f"{config.instance_profile} has no role.", "Put the machines' role in it.")
+    elif roles:
+        found.ok(name, f"{config.instance_profile} with role {roles[0].rpartition('/')[2]}.")
+    return roles or []
+
+
+# -- what is used
+
+
+def _bucket(found: Checklist, session: AwsSession, config: AwsConfig) -> None:
+    """Ours, here, and good to write to and read from."""
+    if _bucket_is_ours(found, session, config):
+        bucket, key = AwsBucket(config, session), f"{PROBE}{uuid.uuid4()}"
+        written = found.ask("bucket write", lambda: bucket.put(key, b"heliostat") or True)
+        if not written:
+            found.behind("bucket write", "bucket read", "bucket list", "bucket delete")
+            return
+        found.ok("bucket write", f"{config.bucket}/{config.bucket_prefix}{key}")
+        for name, ask, right in (
+            ("bucket read", lambda: bucket.get(key), lambda data: data == b"heliostat"),
+            ("bucket list", lambda: bucket.list(PROBE), lambda listed: key in [o.key for o in listed]),
+        ):
+            answer = found.ask(name, ask)
+            if answer is not None and right(answer):
+                found.ok(name)
+            elif answer is not None:
+                found.fail(name, "What was written is not what is read.", "Is the bucket's endpoint a cache?")
+        if found.ask("bucket delete", lambda: bucket.delete([key]) or True):
+            found.ok("bucket delete", "The probe is gone.")
+    else:
+        found.behind("bucket", "bucket write", "bucket read", "bucket list", "bucket delete")
+
+
+def _bucket_is_ours(found: Checklist, session: AwsSession, config: AwsConfig) -> bool:
+    name, owner = "bucket", {"ExpectedBucketOwner": session.account}
+
+    def location(**expected: str) -> str:
+        answer = session.call("s3", "GetBucketLocation", config.bucket, Bucket=config.bucket, **expected)
+        return {None: "us-east-1", "EU": "eu-west-1"}.get(answer.get("LocationConstraint"), "") or str(
+            answer["LocationConstraint"]
+        )
+
+    try:
+        region = location(**owner)
+    except Denied as e:
+        # S3 says the same of a bucket of another account as of a missing right, so it is asked once more.
+        try:
+            location()
+        except CloudError:
+            pass
+        else:
+            found.fail(
+                name,
+                f"Bucket {config.bucket} belongs to another account than {session.account}.",
+                "Name a bucket of the cloud's own account: code and logs would be its owner's.",
+            )
+            return False
+        policy = rights.role_policy(config, "", config.role_arn)
+        found.warn(
+            name,
+            f"S3 does not say whose bucket {config.bucket} is, nor where: it is another account's, or a right is "
+            f"missing ({e.message}).",
+            add_to_role(rights.granting(policy, "s3:GetBucketLocation")),
+        )
+        return True
+    except CloudError as e:
+        found.fail(name, e.message, e.remedy or "Make the bucket, or correct its name in the cloud's config.")
+        return False
+    if region != config.region:
+        found.fail(
+            name,
+            f"Bucket {config.bucket} is in {region}, and the cloud in {config.region}.",
+            "Name a bucket of the cloud's region: URLs are signed for that, and traffic between regions costs money.",
+        )
+        return False
+    found.ok(name, f"{config.bucket} is of account {session.account}, in {region}.")
+    return True
+
+
+def _instance_type(found: Checklist, session: AwsSession, config: AwsConfig, image: Image | None) -> None:
+    kind = config.instance_type
+    name, zones = f"instance type {kind}", sorted({subnet.zone for subnet in config.subnets})
+    known = catalogue.shipped().types.get(kind)
+    if known is not None and image is not None and known.architecture != image.architecture:
+        found.fail(
+            name,
+            f"It is {known.architecture}, and the image {image.id} is {image.architecture}.",
+            "Use an image and an instance type of the same architecture.",
+        )
+        return
+    offered = found.ask(
+        name,
+        lambda: {
+            offer["Location"]
+            for offer in session.pages(
+                "ec2",
+                "DescribeInstanceTypeOfferings",
+                "InstanceTypeOfferings",
+                LocationType="availability-zone",
+                Filters=[{"Name": "instance-type", "Values": [kind]}],
+            )
+        },
+        needed=False,
+    )
+    if offered is None:
+        return
+    missing = [zone for zone in zones if zone not in offered]
+    if not missing:
+        found.ok(name, f"Offered in {', '.join(zones)}.")
+    elif offered.isdisjoint(zones):
+        near = ", ".join(difflib.get_close_matches(kind, catalogue.shipped().types, 3))
+        where = (
+            f"none of {', '.join(zones)}, but in {', '.join(sorted(offered))}" if offered else "no zone of the region"
+        )
+        found.fail(name, f"AWS offers it in {where}.", f"Use another instance type{f', e.g. {near}' if near else ''}.")
+    else:
+        found.warn(
+            name,
+            f"AWS does not offer it in {', '.join(missing)}: launches there fail, and go to another zone.",
+            "Use another instance type, or leave out those zones' subnets.",
+        )
+
+
+def _certificate(
+    found: Checklist, session: AwsSession, config: AwsConfig, arn: str, now: Callable[[], datetime]
+) -> None:
+    name = "certificate"
+    if arn.split(":")[3] != config.region:
+        found.fail(name, f"{arn} is of another region than {config.region}.", "A load balancer takes those of its own.")
+        return
+    answer = found.ask(
+        name, lambda: session.call("acm", "DescribeCertificate", arn, CertificateArn=arn)["Certificate"], needed=False
+    )
+    if answer is None:
+        return
+    ends = answer.get("NotAfter")
+    if answer["Status"] != "ISSUED":
+        found.fail(name, f"{arn} is {answer['Status']}.", "Have it validated, or name another one.")
+    elif ends is not None and (ends - now()).days < EXPIRES_SOON_DAYS:
+        found.warn(name, f"It ends at {ends:%Y-%m-%d %H:%M} UTC.", "Renew it.")
+    else:
+        found.ok(name, f"{answer.get('DomainName', arn)}, issued.")

@@ -1,0 +1,114 @@
+"""What ``cloud verify`` finds, line by line: the list, and the lines that are the same on every cloud."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from clouds.base import Denied
+from heliostat.errors import CloudError
+from heliostat.models.clouds import Check, CheckState
+
+SKEW_S, MAX_SKEW_S = 30.0, 240.0
+"""A clock that is off by so much should be looked at, and one by so much does not work: AWS refuses requests that are
+5 minutes old, Google tokens that are as far ahead."""
+SERVE_PORTS = (8000, 9000)
+"""Of a head's HTTP and gRPC proxies on a machine of its own (``agent.boot.Ports``)."""
+
+Answer = TypeVar("Answer")
+
+
+class Checklist:
+    """Lines in the order of their finding.
+
+    Args:
+        granting: what to do about a refusal: the policy line to add.
+    """
+
+    def __init__(self, granting: Callable[[Denied], str] = lambda e: e.remedy) -> None:
+        self.checks: list[Check] = []
+        self._granting = granting
+
+    def ok(self, name: str, detail: str = "") -> None:
+        self._add(name, CheckState.OK, detail)
+
+    def warn(self, name: str, detail: str, remedy: str = "") -> None:
+        self._add(name, CheckState.WARNING, detail, remedy)
+
+    def fail(self, name: str, detail: str, remedy: str = "") -> None:
+        self._add(name, CheckState.FAILED, detail, remedy)
+
+    def skip(self, name: str, detail: str, remedy: str = "") -> None:
+        self._add(name, CheckState.SKIPPED, detail, remedy)
+
+    def behind(self, failed: str, *names: str) -> None:
+        """Lines that can't be known before another one is put right."""
+        for name in names:
+            self.skip(name, f"Not looked at before `{failed}` is put right.")
+
+    def ask(self, name: str, what: Callable[[], Answer], *, needed: bool = True) -> Answer | None:
+        """The cloud's answer; None when it gave none, which is the line then.
+
+        Args:
+            needed: whether running machines takes this right too. Without it the line is skipped, not failed.
+        """
+        try:
+            return what()
+        except Denied as e:
+            if needed:
+                self.fail(name, e.message, self._granting(e))
+            else:
+                self.skip(name, f"It may not be looked at: {e.message}", self._granting(e))
+        except CloudError as e:
+            self.fail(name, e.message, e.remedy)
+        return None
+
+    def passed(self, name: str) -> bool:
+        """Whether there is that line and it has not failed."""
+        states = [check.state for check in self.checks if check.name == name]
+        return bool(states) and not {CheckState.FAILED, CheckState.SKIPPED} & set(states)
+
+    def clock(self, name: str, date: str, now: datetime) -> None:
+        """Ours against an answer's ``Date``."""
+        ahead = (now - parsedate_to_datetime(date)).total_seconds()
+        said = f"This host's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the cloud's."
+        remedy = "Set it right on the control plane's host (NTP): requests that are minutes off are refused."
+        if abs(ahead) > MAX_SKEW_S:
+            self.fail(name, said, remedy)
+        elif abs(ahead) > SKEW_S:
+            self.warn(name, said, remedy)
+        else:
+            self.ok(name, f"Within {SKEW_S:.0f} s of the cloud's.")
+
+    def api(self, api_url: str) -> None:
+        """Whether machines elsewhere can call the API, as far as its URL tells."""
+        name, address = "api_url", address_of(api_url)
+        scheme, host = urlsplit(api_url).scheme, urlsplit(api_url).hostname or ""
+        remedy = "Set HELIOSTAT_API_URL to what machines of the cloud reach."
+        if not host:
+            self.fail(name, f"{api_url!r} is no URL.", remedy)
+        elif host == "localhost" or (
+            address is not None and (address.is_loopback or address.is_unspecified or address.is_link_local)
+        ):
+            self.fail(name, f"{api_url} is this host alone: no machine of the cloud can call it.", remedy)
+        elif address is not None and not address.is_global:
+            self.warn(name, f"{api_url} is a private address: machines need a private route to it.", remedy)
+        elif scheme != "https":
+            self.warn(name, f"{api_url} is not https: tokens and commands can be read on the way.", remedy)
+        else:
+            self.ok(name, f"{api_url}; whether machines reach it, `--launch` tells.")
+
+    def _add(self, name: str, state: CheckState, detail: str, remedy: str = "") -> None:
+        self.checks.append(Check(name=name, state=state, detail=detail, remedy=remedy))
+
+
+def address_of(url: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address in a URL; None for a name."""
+    try:
+        return ipaddress.ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return None
