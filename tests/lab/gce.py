@@ -7,8 +7,8 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class GceFake(GceState):
         if verb == "get":
             return public(self.held(key))
         if verb == "serialPort":
-            contents = self.held(key)["_console"]
+            contents = self.held(key)["_console"] if self.console is None else self.console(name)
             return {"contents": contents, "start": "0", "next": str(len(contents))}
         given = {"path": path, "request_id": request_id}
         if verb == "insert":
@@ -196,13 +196,26 @@ def _refusal(f: Fault, collection: str, verb: str) -> Refused:
 
 @dataclass
 class Stage:
-    """What the server plays; another fake may be put there."""
+    """What the server plays; another fake may be put there.
+
+    ``tick_s``: time passes by itself so often; else when somebody asks. ``loop``: the server's, for who changes the
+    fake while it serves (``asyncio.run_coroutine_threadsafe``)."""
 
     fake: GceFake
+    tick_s: float | None = None
+    loop: asyncio.AbstractEventLoop | None = None
 
 
 def create_app(stage: Stage) -> FastAPI:
-    app = FastAPI()
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        stage.loop = asyncio.get_running_loop()
+        ticks = None if stage.tick_s is None else asyncio.create_task(_tick(stage, stage.tick_s))
+        yield
+        if ticks is not None:
+            ticks.cancel()
+
+    app = FastAPI(lifespan=life)
 
     @app.exception_handler(Refused)
     async def refused(_request: Request, e: Refused) -> JSONResponse:
@@ -228,10 +241,17 @@ def create_app(stage: Stage) -> FastAPI:
     return app
 
 
-def start(stage: Stage) -> tuple[str, Callable[[], None]]:
-    """The stage's fake on a free port of this machine: its URL, and what stops it. Ends with the process at the
-    latest."""
-    server = uvicorn.Server(uvicorn.Config(create_app(stage), port=0, log_level="error", access_log=False))
+async def _tick(stage: Stage, every_s: float) -> None:
+    while True:
+        stage.fake.advance()
+        await asyncio.sleep(every_s)
+
+
+def start(stage: Stage, host: str = "127.0.0.1", port: int = 0) -> tuple[str, Callable[[], None]]:
+    """The stage's fake, by default on a free port of this machine: its URL, and what stops it. Ends with the process
+    at the latest."""
+    config = uvicorn.Config(create_app(stage), host=host, port=port, log_level="error", access_log=False)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -242,7 +262,7 @@ def start(stage: Stage) -> tuple[str, Callable[[], None]]:
         server.should_exit = True
         thread.join()
 
-    return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", stop
+    return f"http://{host}:{server.servers[0].sockets[0].getsockname()[1]}", stop
 
 
 @contextmanager

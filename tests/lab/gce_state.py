@@ -69,6 +69,12 @@ class GceState:
     remembers_s: float = 3600
     """How long a ``requestId`` is known."""
     images: set[str] = field(default_factory=lambda: {"debian-12", "gpu-image"})
+    network: str = "10.128"
+    """The first two bytes of machines' addresses."""
+    first_address: int = 2
+    """The last two of the first machine's."""
+    console: Callable[[str], str] | None = None
+    """What an instance's machine has printed, by its name; default: ``_console`` of the resource."""
     subnetworks: set[str] = field(default_factory=lambda: {"default"})
     machine_types: Callable[[str, str], bool] = lambda _zone, name: not name.startswith("zz-")
     """Whether a zone offers a type."""
@@ -84,7 +90,7 @@ class GceState:
         self.faults: list[Fault] = []
         self._replays: dict[str, tuple[Operation, float]] = {}
         self._numbers = itertools.count(10**18)
-        self._addresses = itertools.count(2)
+        self._addresses = itertools.count(self.first_address)
         self._power: dict[str, PowerOff | None] = {}
 
     # -- names
@@ -200,7 +206,7 @@ class GceState:
     def add_instance(self, key: Key, body: Resource) -> None:
         scope = key[0]
         number = next(self._addresses)
-        interface = {"networkIP": f"10.128.{number >> 8}.{number & 255}", "name": "nic0"}
+        interface = {"networkIP": f"{self.network}.{number >> 8}.{number & 255}", "name": "nic0"}
         self.resources[key] = {
             **body,
             "kind": "compute#instance",
