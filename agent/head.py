@@ -71,7 +71,9 @@ class Head:
         """Returns when Ray is up. Raises RayFailed or End."""
         token = secrets.token_hex(32)
         write_private(self._boot.node_dir / "provider-token", token)
-        self.server = Server(self._boot.ip, self._boot.ports.agent, token, self.packages, self.scaling)
+        self.server = Server(
+            self._boot.ip, self._boot.ports.agent, token, self.packages, self.scaling, self.members.look_before_an_end
+        )
         check: subprocess.Popen[bytes] | None = None
         if self.scaling:
             self._provider_dir.mkdir(exist_ok=True)

@@ -30,6 +30,7 @@ class Members:
         """Ray's node id → our node id."""
         self._dead: set[str] = set()
         self._let_go: dict[str, float] = {}
+        self._looking = threading.Lock()
         self.resources: dict[str, Any] = {}
         """Totals of what is alive, for people."""
 
@@ -52,8 +53,20 @@ class Members:
             )
             stop.wait(self._constants.members_fast_s if joining else self._constants.members_slow_s)
 
+    def look_before_an_end(self) -> None:
+        """Ray's autoscaler ends a worker that died just as it ends an idle one, maybe before our next look: without
+        this one the loss would be taken for a wish for fewer nodes."""
+        try:
+            self.look()
+        except RayAway as error:
+            log.warning("Ray's node list can't be had before a worker is let go: %s", error)
+
     def look(self) -> None:
         """Raises RayAway."""
+        with self._looking:
+            self._look()
+
+    def _look(self) -> None:
         nodes = self._ray.nodes()
         totals: dict[str, float] = {}
         for node in nodes:

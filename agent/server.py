@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -26,11 +27,15 @@ BODY_MAX = 2**20
 class Server:
     """Listens from construction on. Raises OSError when the port is taken."""
 
-    def __init__(self, ip: str, port: int, token: str, packages: Packages, scaling: Scaling | None) -> None:
+    def __init__(
+        self, ip: str, port: int, token: str, packages: Packages, scaling: Scaling | None,
+        before_an_end: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         class Handler(_Handler):
             pass
 
         Handler.token, Handler.packages, Handler.scaling = token, packages, scaling
+        Handler.before_an_end = staticmethod(before_an_end)
         self._http = _Http((ip, port), Handler)
         self.address = f"{ip}:{self._http.server_address[1]}"
         threading.Thread(target=self._http.serve_forever, args=(0.2,), name="server", daemon=True).start()
@@ -54,6 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
     token: str
     packages: Packages
     scaling: Scaling | None
+    before_an_end: Callable[[], None]
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)
@@ -105,6 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.scaling.create(str(body["group"]), int(body["count"]), str(body.get("request") or ""))
             return self._answer(200, {})
         if body is not None and self.path == "/terminate":
+            self.before_an_end()
             self.scaling.terminate([str(i) for i in body["ids"]])
             return self._answer(200, {})
         return self._answer(404, {"detail": "no such path"})

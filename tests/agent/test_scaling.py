@@ -18,6 +18,7 @@ from agent.boot import Boot, Ports
 from agent.constants import Constants
 from agent.facts import Facts
 from agent.journal import Journal, write_private
+from agent.members import Members
 from agent.packages import Packages
 from agent.server import Server
 from tests.agent.conftest import free_block
@@ -224,6 +225,30 @@ def test_the_node_provider_speaks_to_the_agent_alone(world: World, server: Serve
     assert world.told()[-1] == {"desired": {"small": 1, "fixed": 1}, "remove": ["s1"]}
     assert provider.non_terminated_nodes({}) == ["nd_head", "f1"]
     assert provider.is_terminated("s1")
+
+
+class _Ray:
+    """Ray's node list, with one worker that has just died."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"node_id": "a", "node_name": "f1", "is_head_node": False, "state": "DEAD",
+                 "state_message": "Unexpected termination: health check failed", "resources_total": {}}]  # fmt: skip
+
+
+def test_a_worker_that_died_is_lost_though_ray_lets_it_go_before_we_looked(world: World) -> None:
+    members = Members(_Ray(), world.facts, world.scaling, world.boot.constants)  # type: ignore[arg-type]
+    server = Server(
+        "127.0.0.1", world.boot.ports.agent, "tok", Packages(world.boot), world.scaling, members.look_before_an_end
+    )
+    try:
+        request = urllib.request.Request(
+            f"http://{server.address}/terminate", b'{"ids": ["f1"]}', {"Authorization": "Bearer tok"}, method="POST"
+        )
+        urllib.request.urlopen(request, timeout=5).close()
+    finally:
+        server.close()
+    assert [(f["kind"], f["data"].get("node_id")) for f in world.facts.pending()] == [("node_lost", "f1")]
+    assert world.scaling.desired["fixed"] == 1
 
 
 def validate(path: Path, provider: Path) -> tuple[int, str]:
