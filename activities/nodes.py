@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
@@ -28,6 +29,7 @@ from heliostat.errors import CloudError
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import Model
+from heliostat.models.compute_configs import Architecture
 from runtime.keys import Keys
 from runtime.telemetry import LAUNCHES
 
@@ -64,6 +66,9 @@ class MachineRefs(Model):
     cloud_id: str
     machine_ids: list[str]
 
+    accelerator: str | None = None
+    cpu_architecture: Architecture | None = None
+    advanced: dict[str, Any] = {}
 
 class EndNodes(Model):
     """``tokens`` name launches whose answer is not known: what they made, if anything, is ended too."""
@@ -145,6 +150,9 @@ class NodeActivities:
             LAUNCHES.labels(cloud=cloud, outcome=error.code).inc()
             raise as_failure(error) from error
         LAUNCHES.labels(cloud=cloud, outcome="launched").inc()
+            accelerator=node.accelerator,
+            cpu_architecture=node.cpu_architecture,
+            advanced=node.advanced,
         return machine
 
     @activity.defn

@@ -7,10 +7,11 @@ threads, and safe to call again with the same arguments: a lost answer is the no
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import Field
 
@@ -18,6 +19,7 @@ from heliostat.errors import CloudError
 from heliostat.models.clouds import Capabilities, Market
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import Model, Result
+from heliostat.models.compute_configs import Architecture
 
 OWNER_TAG = "heliostat-installation"
 """Every thing that we make carries this tag with our installation's id; the sweep touches nothing else."""
@@ -29,6 +31,13 @@ class NoCapacity(CloudError):
     """The cloud has no such machine now: try another zone, type or market, or wait."""
 
     code = "no_capacity"
+
+
+class NotOffered(NoCapacity):
+    """This zone never has that instance type: another zone or type may, and waiting does not help."""
+
+    code = "not_offered"
+    status = 422
 
 
 class QuotaExceeded(CloudError):
@@ -115,6 +124,19 @@ class MachineSpec(Model):
     user_data: str
     """What the machine runs at first boot (``clouds.bootstrap``); holds no presigned URL."""
     tags: dict[str, str] = {}
+    accelerator: str | None = None
+    """Which GPUs, where no instance type is named (``clouds.shapes.is_accelerator``)."""
+    cpu_architecture: Architecture | None = None
+    """Where no instance type is named; None: x86_64."""
+    advanced: dict[str, Any] = {}
+    """Fields of the vendor's own launch request, put over ours."""
+
+    def digest(self) -> str:
+        """sha256 of the whole request, user-data included; hex. What was added to the fields since machines were first
+        tagged with it counts only if it is given, so that an upgrade changes no digest."""
+        later = {"accelerator", "cpu_architecture", "advanced"}
+        unset = {name for name in later if not getattr(self, name)}
+        return hashlib.sha256(self.model_dump_json(exclude=unset).encode()).hexdigest()
 
 
 class Machine(Result):
@@ -141,7 +163,9 @@ class Machines(Protocol):
 
         Idempotent by ``spec.token``: the second call returns the first one's machine, also when that has
         ended since (it must never boot twice); other arguments under the same token raise BadConfig.
-        Raises NoCapacity, QuotaExceeded, Throttled, BadConfig, Denied; any other CloudError may be tried again.
+        Where no instance type is named, one is picked that has what is asked for, the best of the catalogue.
+        Raises NoCapacity (NotOffered among it), QuotaExceeded, Throttled, BadConfig, Denied; any other CloudError may
+        be tried again.
         """
         ...
 

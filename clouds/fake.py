@@ -46,6 +46,7 @@ class _Shortage:
     zone: str | None
     instance_type: str | None
     market: Market | None
+    error: type[CloudError] = NoCapacity
 
     def hits(self, spec: MachineSpec) -> bool:
         wanted = ((self.zone, spec.zone), (self.instance_type, spec.instance_type), (self.market, spec.market))
@@ -118,9 +119,10 @@ class FakeMachines:
         zone: str | None = None,
         instance_type: str | None = None,
         market: Market | None = None,
+        error: type[CloudError] = NoCapacity,
     ) -> None:
-        """The next launches that match find no machine."""
-        self._shortages.append(_Shortage(_count(times), zone, instance_type, market))
+        """The next launches that match find no machine. ``error``: or are refused with that, e.g. NotOffered."""
+        self._shortages.append(_Shortage(_count(times), zone, instance_type, market, error))
 
     def restock(self) -> None:
         """Ends every shortage."""
@@ -260,7 +262,7 @@ class FakeMachines:
         short = next((s for s in self._shortages if s.hits(spec)), None)
         if short is not None:
             short.left -= 1
-            raise NoCapacity(
+            raise short.error(
                 f"The fake cloud has no machine for node {spec.node_id} (type {spec.instance_type}, zone {spec.zone}).",
                 remedy="Try another zone, type or market, or wait.",
                 resource=spec.node_id,

@@ -16,12 +16,41 @@ from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeStat
 from heliostat.models.common import Condition, Result
 from heliostat.models.compute_configs import ComputeConfig, NodeConfig
 from runtime.messages import TerminateRequest
+from workflows import policies
 
 SEEN_MAX = 500
 """Event ids remembered against a second delivery. An agent repeats a fact until it is acknowledged, seconds
 later; 500 facts are hours of one cluster's changes."""
 
 LIVE = (NodeState.REQUESTED, NodeState.LAUNCHED, NodeState.REGISTERED, NodeState.RUNNING)
+
+
+class Place(Result):
+    """Where and how one machine may be launched."""
+
+    zone: str | None = None
+    market: Market = Market.ON_DEMAND
+    instance_type: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.market}/{self.zone or ''}/{self.instance_type or ''}"
+
+    def __str__(self) -> str:
+        where = f" in {self.zone}" if self.zone else ""
+        return f"{self.instance_type or 'a machine'}{where} ({self.market})"
+
+
+class Shortage(Result):
+    """A place that had no machine when one was last asked for there."""
+
+    times: int = 0
+    """In a row; many launches that were under way at once count as one."""
+    since: datetime
+    until: datetime
+    """Other places are asked before that."""
+    final: bool = False
+    """It never has: waiting does not help."""
 
 
 class NodeEntry(Result):
@@ -33,6 +62,7 @@ class NodeEntry(Result):
     token: str
     zone: str | None = None
     market: Market = Market.ON_DEMAND
+    instance_type: str | None = None
     state: NodeState = NodeState.REQUESTED
     reason: str = ""
     boot: BootFacts | None = None
@@ -48,6 +78,8 @@ class NodeEntry(Result):
     ip: str | None = None
     created_at: datetime
     launched_at: datetime | None = None
+    asked_at: datetime | None = None
+    """When its launch was begun."""
     registered_at: datetime | None = None
     running_at: datetime | None = None
     ended_at: datetime | None = None
@@ -60,6 +92,10 @@ class NodeEntry(Result):
 class Bounds(Result):
     min_nodes: int
     max_nodes: int
+    @property
+    def place(self) -> Place:
+        return Place(zone=self.zone, market=self.market, instance_type=self.instance_type)
+
 
 
 class ClusterData(Result):
@@ -91,6 +127,8 @@ class ClusterData(Result):
     desired: dict[str, int] = {}
     remove: list[str] = []
     """Nodes that the autoscaler has drained and wants ended."""
+    shortages: dict[str, Shortage] = {}
+    """By a place's key."""
     leases: dict[str, datetime] = {}
     leases_checked_at: datetime | None = None
     activity: Activity = Activity.UNKNOWN
@@ -166,6 +204,38 @@ class ClusterData(Result):
             slot = free.pop(0)
         else:
             slot, self.slots = self.slots, self.slots + 1
+    def short(self, places: list[Place], asked_at: datetime, now: datetime, *, final: bool) -> bool:
+        """Notes that these have no machine for a launch that was begun at ``asked_at``; False: that is known already,
+        from one that was under way beside it."""
+        news = False
+        for place in places:
+            old = self.shortages.get(place.key)
+            if old is not None and old.since >= asked_at:
+                continue
+            times = (old.times if old is not None else 0) + 1
+            until = now + policies.cool_down(times)
+            self.shortages[place.key] = Shortage(times=times, since=now, until=until, final=final)
+            news = True
+        return news
+
+    def pick(self, places: list[Place], now: datetime) -> tuple[Place, datetime | None]:
+        """The first place that is not known to be short, so that the best one is returned to after its cool-down. When
+        all are: they are walked again in the same order, with a back-off, whose end is given."""
+        for place in places:
+            known = self.shortages.get(place.key)
+            if known is None or (known.until <= now and not known.final):
+                return place, None
+        hopeful = [p for p in places if not self.shortages[p.key].final] or places
+        place = min(hopeful, key=lambda p: self.shortages[p.key].times)
+        known = self.shortages[place.key]
+        at = known.since + policies.backoff(known.times)
+        return place, at if at > now else None
+
+    def hopeless(self, places: list[Place]) -> bool:
+        """None of them will ever have a machine."""
+        known = [self.shortages.get(place.key) for place in places]
+        return all(shortage is not None and shortage.final for shortage in known)
+
         self.generations[str(slot)] = self.generations.get(str(slot), 0) + 1
         return slot
 
@@ -187,12 +257,13 @@ class ClusterData(Result):
             return "the old head's machine to be gone"
         if head.state != NodeState.RUNNING:
             return {
-                NodeState.REQUESTED: "the cloud to accept the head's machine",
+                NodeState.REQUESTED: f"the cloud to accept the head's machine{where}",
                 NodeState.LAUNCHED: "the head's agent to call (usually 1 s locally, a minute on a cloud)",
                 NodeState.REGISTERED: "Ray to start on the head (usually 5 to 10 s)",
             }[head.state]
         missing = {
             group: bounds.min_nodes - sum(1 for n in self.workers(group) if n.state == NodeState.RUNNING)
+            where = f" ({head.place})" if blocked is not None and not blocked.status else ""
             for group, bounds in self.bounds.items()
         }
         text = ", ".join(f"{count} of {group}" for group, count in missing.items() if count > 0)
@@ -227,6 +298,15 @@ def resources_of(config: NodeConfig) -> dict[str, float]:
         resources["CPU"] = config.required_resources.CPU
         if config.required_resources.memory:
             resources["memory"] = config.required_resources.memory
+def moment_of(value: Any) -> datetime | None:
+    """A time that a node sent; None where it is none."""
+    try:
+        at = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None
+    return at if at.tzinfo else None
+
+
         if config.required_resources.GPU:
             resources["GPU"] = config.required_resources.GPU
     if config.resources is not None:

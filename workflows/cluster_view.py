@@ -59,6 +59,9 @@ def node_resource(cluster_id: str, node: NodeEntry) -> Node:
         running_at=node.running_at,
         ended_at=node.ended_at,
     )
+        instance_type=node.instance_type,
+        zone=node.zone,
+        market=node.market,
 
 
 def cluster_details(request: ClusterInput, s: ClusterData) -> str:
@@ -84,7 +87,8 @@ def cluster_details(request: ClusterInput, s: ClusterData) -> str:
         lines.append("- phases: " + ", ".join(f"{k} {v:.1f} s" for k, v in s.phase_seconds.items()))
     lines.append("")
     for node in s.nodes.values():  # a list: the UI's tables have no space between their columns
-        where = f", {node.ip}" if node.ip else ""
+        where = f", {node.place}" if node.zone or node.instance_type else ""
+        where += f", {node.ip}" if node.ip else ""
         machine = f", machine `{node.machine_id}`" if node.machine_id else ""
         why = f": {' '.join(node.reason.split())}" if node.reason else ""
         lines.append(f"- {node.group} {node.slot}.{node.generation} **{node.state}**{where}{machine}{why}")

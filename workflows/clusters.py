@@ -44,12 +44,14 @@ with workflow.unsafe.imports_passed_through():
         TerminateRequest,
     )
     from workflows import ids, policies
-    from workflows.cluster_state import Bounds, ClusterData, NodeEntry, desired_of, resources_of
+    from workflows.cluster_state import Bounds, ClusterData, NodeEntry, Place, desired_of, resources_of
     from workflows.cluster_view import cluster_details, cluster_resource, node_resource
 
 STATE = SearchAttributeKey.for_keyword("HeliostatState")
 
 HEAD = "head"
+CAPACITY = ("no_capacity", "not_offered", "quota_exceeded")
+"""Launch failures that another place may not have."""
 HOPELESS = ("bad_config", "denied")
 """Launch failures that no later try cures: the cluster can't be as it was asked for."""
 
@@ -303,30 +305,39 @@ class ClusterWorkflow:
         generation = self.s.generations[str(slot)]
         failures = self.s.failures.get(group, 0)
         places = self._places(group)
-        zone, market = places[failures % len(places)]
+        place, at = self.s.pick(places, now)
         # Every place is tried once before the back-off begins; a group whose nodes die young waits in any case.
         wait = policies.backoff(max(failures // len(places), self.s.deaths.get(group, 0)))
         node = NodeEntry(
             id=ids.node_id(self.input.cluster_id, slot, generation),
+        if wait:
+            at = max(now + wait, at or now)
             role=role,
             group=group,
             slot=slot,
             generation=generation,
             token=ids.launch_token(self.input.cluster_id, slot, generation),
-            zone=zone,
-            market=market,
+            zone=place.zone,
+            market=place.market,
+            instance_type=place.instance_type,
             created_at=now,
-            not_before=now + wait if wait else None,
+            not_before=at,
         )
         self.s.nodes[node.id] = node
         self._touch(node)
 
-    def _places(self, group: str) -> list[tuple[str | None, Market]]:
-        """Where a node of this group may be launched, best first: each zone, and again as the market falls back."""
-        wanted = getattr(self._node_config(group), "market_type", Market.ON_DEMAND)
+    def _places(self, group: str) -> list[Place]:
+        """Where a node of this group may be launched, in the configured order: each zone with each type, and all of
+        that again as the market falls back. Failures that are not for a lack of machines go through them too: one
+        zone's network may be at fault."""
+        config = self._node_config(group)
+        wanted = getattr(config, "market_type", Market.ON_DEMAND)
         markets = [Market.SPOT, Market.ON_DEMAND] if wanted == Market.PREFER_SPOT else [wanted]
         zones: list[str | None] = [*self.config.zones] if self.config.zones else [None]
-        return [(zone, market) for market in markets for zone in zones]
+        types: list[str | None] = [*config.instance_types] if config.instance_types else [config.instance_type]
+        places = [Place(zone=z, market=m, instance_type=t) for m in markets for z in zones for t in types]
+        first = self.s.failures.get(group, 0) % len(places)
+        return places[first:] + places[:first]
 
     def _start_launches(self, now: datetime) -> None:
         for node in self.s.nodes.values():
@@ -335,6 +346,7 @@ class ClusterWorkflow:
                 node.launching = node.asked = True
                 self._start(f"launch {node.id}", self._launch(node))
 
+                node.asked_at = now
     async def _launch(self, node: NodeEntry) -> None:
         """Undo: ``_end``, by token where the answer was lost."""
         config = self._node_config(node.group)
@@ -349,7 +361,7 @@ class ClusterWorkflow:
             role=node.role,
             token=node.token,
             boot=node.boot,
-            instance_type=config.instance_type,
+            instance_type=node.instance_type or config.instance_type,
             cpu=required.CPU if required else resources.get("CPU"),
             memory=required.memory if required else None,
             gpu=required.GPU if required else int(resources.get("GPU", 0)),
@@ -358,6 +370,9 @@ class ClusterWorkflow:
             tags=self.input.tags,
         )
         launch = workflow.start_activity_method(
+            accelerator=required.accelerator if required else None,
+            cpu_architecture=required.cpu_architecture if required else None,
+            advanced=config.advanced_instance_config,
             NodeActivities.launch_node,
             request,
             summary=f"launch {node.group} node, slot {node.slot}, generation {node.generation}",
@@ -386,6 +401,7 @@ class ClusterWorkflow:
         node.launched_at = workflow.now()
         if machine.state == MachineState.GONE and node.live:
             self._lose(node, machine.reason or "its machine has ended", failed=True)
+        self.s.shortages.pop(node.place.key, None)
         elif node.state == NodeState.REQUESTED:
             node.state = NodeState.LAUNCHED
         self._touch(node)
@@ -393,6 +409,9 @@ class ClusterWorkflow:
     def _launch_failed(self, node: NodeEntry, code: str, message: str) -> None:
         self._event(
             "launch_failed", f"{node.group} node {node.slot}.{node.generation}: {message}", level=EventLevel.WARNING
+        if code in CAPACITY and workflow.patched("places"):
+            self._no_machine(node, code, message)
+            return
         )
         self.s.failures[node.group] = self.s.failures.get(node.group, 0) + 1
         self.s.cause = code
@@ -405,6 +424,28 @@ class ClusterWorkflow:
 
     def _node_running(self, node: NodeEntry, fact: NodeFact) -> None:
         if node.state == NodeState.RUNNING:
+    def _no_machine(self, node: NodeEntry, code: str, message: str) -> None:
+        """The next try goes to the next place; only when all are short does it wait."""
+        now, places = workflow.now(), self._places(node.group)
+        # A quota is of a type and market, in all zones.
+        alike = [p for p in places if (p.market, p.instance_type) == (node.market, node.instance_type)]
+        here = alike if code == "quota_exceeded" else [node.place]
+        news = self.s.short(here, node.asked_at or now, now, final=code == "not_offered")
+        place, at = self.s.pick(places, now)
+        hopeless = self.s.hopeless(places)
+        then = "nowhere else to try" if hopeless else f"trying {place}" + (f" at {at:%H:%M:%S} UTC" if at else "")
+        said = f"{node.place}: {message} ({code}); {then}"
+        if news:  # of many at once, the first one
+            text = f"{node.group} node {node.slot}.{node.generation}: {said}"
+            self._event("launch_failed", text, level=EventLevel.WARNING)
+        self.s.cause = code
+        self.s.condition("CapacityAvailable", False, now, code, said)
+        if node.live:
+            self._give_up(node, f"{node.place}: {message}")
+        if hopeless and self.s.phase in (ClusterState.STARTING, ClusterState.RECOVERING):
+            self._fail(f"no zone of the cloud offers the instance types of {node.group}: {message}")
+        self._say_waits()
+
             return
         node.state, node.running_at = NodeState.RUNNING, workflow.now()
         self.s.failures.pop(node.group, None)
@@ -443,6 +484,18 @@ class ClusterWorkflow:
             return
         self._event("node_lost", f"{node.group} node {node.slot}.{node.generation}: {reason}", level=EventLevel.WARNING)
         if failed:
+    def _announced(self, node: NodeEntry, fact: NodeFact) -> None:
+        """A worker's replacement is asked for at once, beside it. Two heads must never live at once: a head's follows
+        when its machine is gone, which the cloud is asked about as soon as it should be."""
+        kind, at = str(fact.data.get("kind")), moment_of(fact.data.get("deadline"))
+        if node.taken_at is None:
+            node.taken_at = at
+        by = f" by {at:%H:%M:%S} UTC" if at else ""
+        node.notice = str(fact.data.get("reason") or f"the cloud takes it back{by}")[:300]
+        text = f"{node.group} node {node.slot}.{node.generation}: {node.notice} ({kind})"
+        self._event("spot_notice", text, level=EventLevel.WARNING, actor=f"agent:{fact.node_id}")
+        self._touch(node)
+
             self.s.failures[node.group] = self.s.failures.get(node.group, 0) + 1
         elif node.running_at is not None:
             young = workflow.now() - node.running_at < policies.YOUNG

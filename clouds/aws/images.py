@@ -7,11 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from clouds.aws.catalogue import InstanceType
 from clouds.aws.session import AwsSession
 from clouds.base import BadConfig
+from heliostat.models.clouds import AwsConfig
 
 PARAMETER_S = 3600
 """For so long an SSM parameter is taken to name the same AMI: new ones come every week or so."""
+
+
+GPU_IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id"
+"""Amazon's own with NVIDIA's driver, docker and its GPU runtime
+(https://docs.aws.amazon.com/dlami/latest/devguide/aws-deep-learning-x86-base-gpu-ami-amazon-linux-2023.html)."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,16 @@ class Image:
     root_gib: int
     """The least that its root disk may have."""
     architecture: str
+
+
+def image_for(config: AwsConfig, known: InstanceType | None) -> str:
+    """Which of the cloud's images a machine of this type boots; None: a type that is in no catalogue."""
+    if known is not None and known.architecture == "arm64":
+        return config.arm_image
+    if known is not None and known.gpu:
+        stock = config.image == AwsConfig.model_fields["image"].default
+        return config.gpu_image or (GPU_IMAGE if stock else config.image)
+    return config.image
 
 
 class Images:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from datetime import UTC
 from typing import Any
 
+from clouds.aws import advanced
 from clouds.aws.images import Image
 from clouds.base import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
 from heliostat.models.clouds import AwsConfig, Market
@@ -45,7 +45,7 @@ def request(
         NODE_TAG: spec.node_id,
         TOKEN_TAG: spec.token,
         # So that EC2 itself refuses another request of ours that would give it the same arguments.
-        REQUEST_TAG: digest(spec),
+        REQUEST_TAG: spec.digest(),
         GENERATION_TAG: str(spec.generation),
     }
     listed = [{"Key": key, "Value": value} for key, value in sorted(tags.items())]
@@ -81,7 +81,7 @@ def request(
             "MarketType": "spot",
             "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
         }
-    return arguments
+    return advanced.put_over(arguments, spec.advanced) if spec.advanced else arguments
 
 
 def machine(instance: dict[str, Any], hidden: Mapping[str, str]) -> Machine:
@@ -108,8 +108,3 @@ def machine(instance: dict[str, Any], hidden: Mapping[str, str]) -> Machine:
 
 def tags_of(instance: dict[str, Any]) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}
-
-
-def digest(spec: MachineSpec) -> str:
-    """Of the whole request, user-data included."""
-    return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()

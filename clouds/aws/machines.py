@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from clouds.aws import catalogue, instances
-from clouds.aws.images import Image, Images
+from clouds.aws import advanced, catalogue, instances
+from clouds.aws.catalogue import InstanceType
+from clouds.aws.images import Image, Images, image_for
 from clouds.aws.instances import REQUEST_TAG, TOKEN_TAG
 from clouds.aws.session import AwsSession
 from clouds.base import (
@@ -21,7 +22,7 @@ from clouds.base import (
     Machine,
     MachineSpec,
     MachineState,
-    NoCapacity,
+    NotOffered,
 )
 from clouds.bootstrap import MAX_USER_DATA_BYTES
 from heliostat.errors import CloudError
@@ -88,8 +89,9 @@ class AwsMachines:
         size = len(spec.user_data.encode())
         if size > MAX_USER_DATA_BYTES:
             raise _bad(spec, f"has {size} bytes of user-data; EC2 takes {MAX_USER_DATA_BYTES}", "Shorten it.")
-        image = self._images.get(self._config.image)
-        instance_type = self._instance_type(spec, image)
+        advanced.check(spec.advanced)
+        instance_type, known = self._instance_type(spec)
+        image = self._image(spec, instance_type, known)
         request = instances.request(self._config, spec, subnet.id, image, instance_type, self._tags)
         try:
             answer = self._session.call("ec2", "RunInstances", spec.node_id, **request)
@@ -164,20 +166,37 @@ class AwsMachines:
             raise _bad(spec, f"asks for zone {spec.zone}, of which the cloud has no subnet", f"Use one of {zones}.")
         return fit[(zlib.crc32(spec.cluster_id.encode()) + spec.generation) % len(fit)]
 
-    def _instance_type(self, spec: MachineSpec, image: Image) -> str:
-        if spec.instance_type is not None:
-            return spec.instance_type
-        if not (spec.cpu or spec.memory or spec.gpu):
-            return self._config.instance_type
-        fit = self._types.candidates(spec.cpu or 0, spec.memory, spec.gpu, architecture=image.architecture)
+    def _instance_type(self, spec: MachineSpec) -> tuple[str, InstanceType | None]:
+        """Its name, and what is known of it."""
+        name = spec.instance_type
+        if name is None and not (spec.cpu or spec.memory or spec.gpu or spec.accelerator or spec.cpu_architecture):
+            name = self._config.instance_type
+        if name is not None:
+            return name, self._types.types.get(name)
+        architecture = spec.cpu_architecture or "x86_64"
+        fit = self._types.candidates(spec.cpu or 0, spec.memory, spec.gpu, spec.accelerator or "", architecture)
         if not fit:
             memory = "" if spec.memory is None else f", {spec.memory} bytes of memory"
             raise _bad(
                 spec,
-                f"asks for {spec.cpu or 0:g} CPUs{memory} and {spec.gpu} GPUs ({image.architecture}): no type has them",
+                f"asks for {spec.cpu or 0:g} CPUs{memory} and {gpus} ({architecture}): no type has them",
                 "Ask for less, or name an instance type.",
             )
-        return fit[0].name
+            gpus = f"{spec.gpu} GPUs" + (f" {spec.accelerator}" if spec.accelerator else "")
+        return fit[0].name, fit[0]
+
+    def _image(self, spec: MachineSpec, instance_type: str, known: InstanceType | None) -> Image:
+        named = spec.advanced.get("ImageId")
+        if named is None:
+            named = image_for(self._config, known)
+        image = self._images.get(named)
+        if known is not None and image.architecture != known.architecture:
+            raise _bad(
+                spec,
+                f"is {instance_type} ({known.architecture}), and image {image.id} is for {image.architecture}",
+                "Change the cloud's image, or name another instance type.",
+            )
+        return image
 
     def _refused(self, spec: MachineSpec, subnet: AwsSubnet, instance_type: str, error: BadConfig) -> Machine:
         """What EC2 refuses for good, looked at again; raises, or gives the machine that there is."""
@@ -185,10 +204,11 @@ class AwsMachines:
         if code == "IdempotentParameterMismatch":
             return self._under_the_same_token(spec, error)
         if code == "Unsupported" and "Availability Zone" in error.message:
-            message = f"AWS does not offer {instance_type} in zone {subnet.zone}: {error.message}"
-            if len(self.capabilities().zones) > 1:
-                raise NoCapacity(message, remedy="Another zone may have it.", resource=spec.node_id) from error
-            raise BadConfig(message, remedy="Use another instance type.", resource=spec.node_id) from error
+            raise NotOffered(
+                f"AWS does not offer {instance_type} in zone {subnet.zone}: {error.message}",
+                remedy="Use another instance type or zone.",
+                resource=spec.node_id,
+            ) from error
         raise error
 
     def _launched_before(self, machine: Machine) -> Machine:
@@ -207,7 +227,7 @@ class AwsMachines:
                 remedy="Try again, or use a new generation of the node.",
                 resource=spec.node_id,
             ) from error
-        if instances.tags_of(instance).get(REQUEST_TAG) == instances.digest(spec):
+        if instances.tags_of(instance).get(REQUEST_TAG) == spec.digest():
             return self._machine(instance)
         raise BadConfig(
             f"Machine {instance['InstanceId']} was launched under the same token with another request.",

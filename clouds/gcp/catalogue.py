@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from clouds.shapes import is_accelerator
+
 SHIPPED = Path(__file__).with_name("catalogue.csv")
 MEMORY_PER_CPU = 4 * 2**30
 """Bytes for each CPU, where nothing is said: the ratio of the ``standard`` types."""
@@ -116,7 +118,7 @@ class Catalogue:
             and t.architecture == architecture
             and t.cpu >= least
             and (t.gpu >= gpu if gpu else t.gpu == 0)
-            and accelerator in ("", t.accelerator)
+            and (not accelerator or is_accelerator(accelerator, t.accelerator))
         ]
         roomy = [t for t in fit if t.memory >= wanted]
         if memory is None and not roomy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clouds.base import BadConfig, MachineSpec
-from clouds.gcp import instance
+from clouds.gcp import advanced, instance
 from clouds.gcp.catalogue import Catalogue, MachineType, disk_of, parts
 from heliostat.models.clouds import GcpConfig
 
@@ -14,18 +14,23 @@ _WITH_GPUS = ("a2-", "a3-", "a4-", "a4x-", "g2-", "g4-")
 def chosen(spec: MachineSpec, config: GcpConfig, types: Catalogue) -> MachineType:
     """The machine type. One that is named is taken as it is: CPUs and GPUs beside it are what Ray is told. Raises
     BadConfig."""
+    advanced.check(spec.advanced)
     refused = ""
+    asks = spec.cpu or spec.memory or spec.gpu or spec.accelerator or spec.cpu_architecture
     if spec.zone is not None and spec.zone not in config.zones:
         refused = f"{spec.zone!r} is none of the cloud's zones ({', '.join(config.zones)})"
     elif len(spec.user_data.encode()) > instance.MAX_USER_DATA_BYTES:
         refused = f"the start-up script has {len(spec.user_data.encode())} bytes, more than 256 KiB"
     elif instance.label(spec.installation_id) != spec.installation_id:
         refused = f"the installation's id {spec.installation_id!r} can't be a label's value"
-    elif spec.instance_type is None and (spec.cpu or spec.memory or spec.gpu):
-        fit = types.candidates(spec.cpu or 0, spec.memory, spec.gpu)
+    elif spec.instance_type is None and asks:
+        architecture = spec.cpu_architecture or "x86_64"
+        fit = types.candidates(spec.cpu or 0, spec.memory, spec.gpu, spec.accelerator or "", architecture)
         if fit:
             return fit[0]
-        refused = f"no machine type has {spec.cpu or 0:g} CPUs, {spec.memory or 0} bytes of memory, {spec.gpu} GPUs"
+        gpus = f"{spec.gpu} GPUs" + (f" {spec.accelerator}" if spec.accelerator else "")
+        refused = f"no machine type has {spec.cpu or 0:g} CPUs, {spec.memory or 0} bytes of memory, {gpus}"
+        refused += f" ({architecture})"
     else:
         name = spec.instance_type or config.instance_type
         if config.instance_types is not None and name not in config.instance_types:

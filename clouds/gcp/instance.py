@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from clouds.base import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
+from clouds.gcp import advanced
 from clouds.gcp.catalogue import MachineType, parts
 from heliostat.models.clouds import GcpConfig, Market
 
@@ -53,7 +54,7 @@ def request_id(token: str, zone: str, market: Market, attempt: int) -> str:
 
 
 def digest(spec: MachineSpec) -> str:
-    return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:40]
+    return spec.digest()[:40]
 
 
 def tags(spec: MachineSpec) -> dict[str, str]:
@@ -97,7 +98,9 @@ def request(
     assert named is not None
     machine_type, attached, count = named
     ours = labels(spec, more)
-    image = config.gpu_image if kind.gpu and config.gpu_image else config.image
+    image = config.arm_image if kind.architecture == "arm64" else config.image
+    if kind.gpu and config.gpu_image:
+        image = config.gpu_image
     disk: dict[str, Any] = {
         "boot": True,
         "auto_delete": True,
@@ -146,7 +149,7 @@ def request(
             "enable_vtpm": True,
             "enable_integrity_monitoring": True,
         }
-    return wanted
+    return advanced.put_over(wanted, spec.advanced) if spec.advanced else wanted
 
 
 def machine(instance: Any, reason: str = "") -> Machine:

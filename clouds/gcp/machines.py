@@ -13,8 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
-from clouds.base import OWNER_TAG, BadConfig, Gone, Machine, MachineSpec, MachineState, NoCapacity, QuotaExceeded
-from clouds.gcp import errors, instance
+from clouds.base import (
+    OWNER_TAG,
+    BadConfig,
+    Gone,
+    Machine,
+    MachineSpec,
+    MachineState,
+    NoCapacity,
+    NotOffered,
+    QuotaExceeded,
+)
+from clouds.gcp import errors, instance, sweep
 from clouds.gcp.catalogue import Catalogue, MachineType, shipped
 from clouds.gcp.choice import chosen
 from clouds.gcp.combined import Combined
@@ -183,7 +193,7 @@ class GcpMachines:
             )
         except (Gone, BadConfig) as e:
             if any(part in e.message for part in _MISSING) and kind.name in shipped().types:
-                raise NoCapacity(
+                raise NotOffered(
                     f"Zone {zone} does not offer {kind.name}: {e.message}",
                     remedy="Try another zone or type.",
                     resource=spec.node_id,

@@ -114,7 +114,7 @@ class LocalMachines:
             request = self._request(machine_id)
             if machine is None or request is None:
                 continue  # pruned this moment
-            if request["spec_sha256"] != _digest(spec):
+            if request["spec_sha256"] != spec.digest():
                 raise BadConfig(
                     f"Machine {machine_id} was launched under the same token with another request.",
                     remedy="Use a new generation of the node for another request.",
@@ -214,6 +214,8 @@ class LocalMachines:
         elif spec.gpu > can.max_gpu_per_node:
             refused = f"has {can.max_gpu_per_node} GPUs, not {spec.gpu}"
         elif spec.cpu is not None and can.max_cpu_per_node is not None and spec.cpu > can.max_cpu_per_node:
+        elif spec.accelerator or spec.cpu_architecture or spec.advanced:
+            refused = "is the machine that it is; leave accelerator, cpu_architecture and advanced_instance_config out"
             refused = f"has {can.max_cpu_per_node:g} CPUs, not {spec.cpu:g}"
         elif spec.memory is not None and can.max_memory_per_node is not None and spec.memory > can.max_memory_per_node:
             refused = f"has {can.max_memory_per_node} bytes of memory, not {spec.memory}"
@@ -223,7 +225,7 @@ class LocalMachines:
     def _write_request(self, spec: MachineSpec, folder: Path) -> None:
         """The machine's directory, whole at once. Losing the race for it is fine: who won is looked at next."""
         request = {
-            "spec_sha256": _digest(spec),
+            "spec_sha256": spec.digest(),
             "spec": spec.model_dump(mode="json", exclude={"user_data"}),
             "tags": spec.tags | {OWNER_TAG: spec.installation_id, CLUSTER_TAG: spec.cluster_id, NODE_TAG: spec.node_id},
             "launched_at": datetime.now(UTC).isoformat(),
@@ -345,7 +347,3 @@ def _try_lock(fd: int) -> bool:
 
 def _machine_id(token: str) -> str:
     return f"local-{hashlib.sha256(token.encode()).hexdigest()[:32]}"
-
-
-def _digest(spec: MachineSpec) -> str:
-    return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()

@@ -64,7 +64,15 @@ class AwsConfig(Model):
         default="/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64",
         pattern=r"^(ami-[0-9a-f]{8,17}|/[A-Za-z0-9_./-]{1,1000})$",
     )
-    """An AMI's id, or the SSM parameter that names one."""
+    """An AMI's id, or the SSM parameter that names one; for x86_64."""
+    gpu_image: str | None = Field(default=None, pattern=r"^(ami-[0-9a-f]{8,17}|/[A-Za-z0-9_./-]{1,1000})$")
+    """Of machines with GPUs, with NVIDIA's driver on it. None: ``image`` if that is one of your own, else Amazon's Deep
+    Learning base image."""
+    arm_image: str = Field(
+        default="/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-arm64",
+        pattern=r"^(ami-[0-9a-f]{8,17}|/[A-Za-z0-9_./-]{1,1000})$",
+    )
+    """Of machines with ARM CPUs."""
     instance_type: str = Field(default="m6i.large", pattern=r"^[a-z0-9-]+\.[a-z0-9-]+$")
     """Of nodes that ask for nothing in particular."""
     root_volume_gib: int = Field(default=100, ge=8, le=16384)
@@ -127,6 +135,8 @@ class GcpConfig(Model):
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")
     bucket_prefix: str = Field(default="", pattern=r"^([A-Za-z0-9_.=-]+/)*$")
     """In front of all our keys; ends in ``/``."""
+    arm_image: GcpPath = "projects/debian-cloud/global/images/family/debian-12-arm64"
+    """Of machines with ARM CPUs."""
     balancer_internal: bool = False
     """Whether endpoints have private addresses alone."""
     balancer_certificates: list[GcpPath] = []

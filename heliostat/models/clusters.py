@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from heliostat.models.clouds import Market
 from heliostat.models.common import Condition, Model, Name, Result
 from heliostat.models.compute_configs import ComputeConfig
 
@@ -92,6 +93,10 @@ class Node(Result):
     ended_at: datetime | None = None
 
 
+    instance_type: str | None = None
+    """That it was asked for as; None: the cloud's choice."""
+    zone: str | None = None
+    market: Market | None = None
 class Lease(Result):
     """The right of its holder to keep a cluster awake."""
 

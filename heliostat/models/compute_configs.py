@@ -6,9 +6,11 @@ A field of that platform which this Heliostat does not carry out is refused by n
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import datetime
-from typing import Any, Self
+from enum import StrEnum
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,6 +33,22 @@ MAX_NODES_DEFAULT = 10
 MAX_NODES_PER_CLUSTER = 1000
 """Bound on one cluster: its nodes are the state of one workflow, 2 MB a payload (research/temporal.md §5)."""
 
+MAX_INSTANCE_TYPES = 20
+"""That one group tries: with zones and markets they are the places of a walk."""
+
+MAX_ADVANCED_BYTES = 8 * 1024
+"""Of an ``advanced_instance_config`` as JSON: every launch carries it through the cluster's history."""
+
+InstanceTypeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,80}$")]
+
+DEFAULT_CPU, DEFAULT_GPU = "default-cpu", "default-gpu"
+"""Compute configs that every cloud has, unless the project has one of that name."""
+
+
+class Architecture(StrEnum):
+    X86_64 = "x86_64"
+    ARM64 = "arm64"
+
 
 def parse_bytes(text: str | int) -> int:
     """``"8Gi"`` or a number of bytes → bytes. Raises ValueError."""
@@ -49,11 +67,34 @@ class PhysicalResources(Model):
     memory: int | None = Field(default=None, ge=2**20)
     """Bytes, or text such as ``"8Gi"``."""
     GPU: int = Field(default=0, ge=0, le=16)
+    accelerator: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,40}$")
+    """Which GPUs, e.g. ``T4``, ``A10G``, ``H100``; default: any."""
+    cpu_architecture: Architecture | None = None
+    """Default: ``x86_64``."""
 
     @field_validator("memory", mode="before")
     @classmethod
     def _memory(cls, value: Any) -> Any:
         return parse_bytes(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _accelerator_is_of_gpus(self) -> Self:
+        if self.accelerator and not self.GPU:
+            raise ValueError("accelerator says which GPUs: say in GPU how many")
+        return self
+
+
+def _advanced(value: Any) -> Any:
+    if value is None:
+        return {}
+    if isinstance(value, dict):
+        try:
+            size = len(json.dumps(value))
+        except (TypeError, ValueError):
+            raise ValueError("advanced_instance_config holds something that JSON can't say") from None
+        if size > MAX_ADVANCED_BYTES:
+            raise ValueError(f"advanced_instance_config has {size} bytes; {MAX_ADVANCED_BYTES} are the most")
+    return value
 
 
 class NodeConfig(Model):
@@ -63,6 +104,13 @@ class NodeConfig(Model):
     """Logical resources that Ray sees (CPU, GPU, memory, object_store_memory, custom); default: the physical ones."""
     labels: dict[str, str] = {}
     """Ray node labels."""
+    instance_types: list[InstanceTypeName] = Field(default=[], max_length=MAX_INSTANCE_TYPES)
+    """In the order in which they are tried where the cloud has no machine of the one before, zone by zone. With
+    ``required_resources`` each must have those; without, Ray is told the least CPUs and GPUs that one of them has.
+    Default: what ``required_resources`` picks from the cloud's catalogue."""
+    advanced_instance_config: dict[str, Any] = {}
+    """Fields of the cloud's own launch request (AWS: RunInstances; GCP: ``Instance``), put over ours. What must stay
+    ours is refused by name. Put over the cluster's own."""
 
     @field_validator("resources", mode="before")
     @classmethod
@@ -89,10 +137,25 @@ class NodeConfig(Model):
                 raise ValueError(f"label {key!r}: keys and values are up to 63 letters, digits, '-', '_' and '.'")
         return value
 
+    @field_validator("instance_types")
+    @classmethod
+    def _types_once(cls, value: list[str]) -> list[str]:
+        double = sorted({t for t in value if value.count(t) > 1})
+        if double:
+            raise ValueError(f"each instance type is tried once: {', '.join(double)}")
+        return value
+
+    @field_validator("advanced_instance_config", mode="before")
+    @classmethod
+    def _node_advanced(cls, value: Any) -> Any:
+        return _advanced(value)
+
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
         if self.instance_type and self.required_resources:
             raise ValueError("give instance_type or required_resources, not both")
+        if self.instance_type and self.instance_types:
+            raise ValueError("give instance_type or instance_types, not both")
         cpu = (self.resources or {}).get("CPU")
         if cpu is not None and self.required_resources and cpu > self.required_resources.CPU:
             raise ValueError("resources.CPU may not exceed required_resources.CPU")
@@ -128,6 +191,13 @@ class ComputeConfig(Model):
     """Minutes without a lease and without activity after which the whole cluster is ended; 0 = never."""
     maximum_uptime_minutes: float | None = Field(default=None, gt=0)
     """Ends the cluster so long after it started, whatever it does."""
+    advanced_instance_config: dict[str, Any] = {}
+    """Of all nodes; a node's own is put over it."""
+
+    @field_validator("advanced_instance_config", mode="before")
+    @classmethod
+    def _cluster_advanced(cls, value: Any) -> Any:
+        return _advanced(value)
 
     @field_validator("worker_nodes", mode="before")
     @classmethod
@@ -156,8 +226,7 @@ NOT_HONOURED = {
         "cloud_resource": "a cloud has one resource here; name the cloud",
         "min_resources": "give min_nodes per worker group",
         "max_resources": "give max_nodes per worker group",
-        "enable_cross_zone_scaling": "comes with the AWS and GCP clouds",
-        "advanced_instance_config": "comes with the AWS and GCP clouds",
+        "enable_cross_zone_scaling": "nodes go to the first of 'zones' that has a machine; name one zone to stay in it",
         "flags": "each flag that is honoured has a field of its own here, e.g. idle_termination_minutes",
         "auto_select_worker_config": "name the worker groups",
         "configs": "MultiResourceComputeConfig is not supported; name one cloud",
@@ -165,15 +234,12 @@ NOT_HONOURED = {
     },
     "NodeConfig": {
         "required_labels": "use labels or custom resources",
-        "advanced_instance_config": "comes with the AWS and GCP clouds",
         "flags": "not supported per node group",
         "cloud_deployment": "name the cloud",
     },
     "PhysicalResources": {
-        "accelerator": "comes with the AWS and GCP clouds; name the instance_type",
         "TPU": "TPUs are not supported",
         "tpu_hosts": "TPUs are not supported",
-        "cpu_architecture": "the cloud's machines have one; name the instance_type",
     },
 }
 """Known fields of the platform that we measure ourselves against which we refuse, with what to do instead."""
