@@ -124,13 +124,14 @@ def machine_of(stack: Stack, job_id: str, role: str) -> str:
 
 
 @pytest.mark.parametrize("what", ["machine", pytest.param("agent", marks=pytest.mark.long)])
-def test_the_head_is_killed_while_the_run_is_under_way(fragile: Stack, script: Script, what: str) -> None:
-    """All that ran there is gone: a new run on a healthy head, none of the user's retries used up."""
-    job = fragile.submit(script.line, options=("--max-retries", "0"))
+def test_the_head_is_killed_while_the_run_is_under_way(stack: Stack, script: Script, what: str) -> None:
+    """All that ran there is gone: a new run on a healthy head, none of the user's retries used up. On the stack that
+    all tests share, as a cluster's loss is nobody else's."""
+    job = stack.submit(script.line, options=("--max-retries", "0"))
     until("the entry point to be executed", lambda: script.executed, 120)
-    kill_node(fragile, machine_of(fragile, job, "head"), what)
+    kill_node(stack, machine_of(stack, job, "head"), what)
     until("the second run to be executed", lambda: len(script.executed) == 2, 180)
-    done = settle(fragile, job, script, executed=2)
+    done = settle(stack, job, script, executed=2)
     assert [(run["state"], run["cause"]) for run in done["runs"]] == [  # type: ignore[attr-defined]
         ("FAILED", "infrastructure"),
         ("SUCCEEDED", None),

@@ -76,7 +76,7 @@ def test_restore_refuses_a_running_stack(running: StackUnderTest, tmp_path: Path
     assert running.is_ready()
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [pytest.param(p, marks=[] if p == "api" else pytest.mark.long) for p in PARTS])
 def test_kill_9_of_a_part_heals(running: StackUnderTest, part: str) -> None:
     others = {name: pid for name, pid in running.pids.items() if name != part}
     pid = running.pids[part]

@@ -35,6 +35,7 @@ def launch(machines: LocalMachines, installation_id: str) -> str:
     return machines.launch(spec).machine_id
 
 
+@pytest.mark.long
 def test_machines_of_a_dead_control_plane_are_ended(make_stack: Callable[..., StackUnderTest]) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -89,10 +89,10 @@ async def steps_of_a_life(temporal: Client, folder: Path) -> int:
 
 
 async def test_at_some_steps(temporal: Client, tmp_path: Path) -> None:
-    """Every second step, alternating before and after, dying and going on; the long tests have all combinations."""
+    """Every third step, alternating before and after, dying and going on; the long tests have all combinations."""
     steps = await steps_of_a_life(temporal, tmp_path)
     assert steps >= 12
-    plans = [({k: "after" if k % 4 else "before"}, False, k % 6 == 0) for k in range(0, steps, 2)]
+    plans = [({k: "after" if n % 2 else "before"}, False, n % 3 == 0) for n, k in enumerate(range(0, steps, 3))]
     found = await many(temporal, tmp_path, plans)
     assert sum(len(c.crashed) for c in found) >= len(plans) - 2, "steps are not quite the same in each life"
 

@@ -56,6 +56,7 @@ def test_names() -> None:
         assert parts(odd) is None
 
 
+@pytest.mark.long  # google-cloud-compute takes its time to read a thousand types
 def test_it_is_made_anew_from_a_zone(tmp_path: Path) -> None:
     fake = GceFake()
     zone = "us-central1-a"
