@@ -60,15 +60,15 @@ class LaunchNode(Model):
     zone: str | None = None
     market: Market = Market.ON_DEMAND
     tags: dict[str, str] = {}
+    accelerator: str | None = None
+    cpu_architecture: Architecture | None = None
+    advanced: dict[str, Any] = {}
 
 
 class MachineRefs(Model):
     cloud_id: str
     machine_ids: list[str]
 
-    accelerator: str | None = None
-    cpu_architecture: Architecture | None = None
-    advanced: dict[str, Any] = {}
 
 class EndNodes(Model):
     """``tokens`` name launches whose answer is not known: what they made, if anything, is ended too."""
@@ -142,6 +142,9 @@ class NodeActivities:
                 CLUSTER_TAG: node.cluster_id,
                 NODE_TAG: node.node_id,
             },
+            accelerator=node.accelerator,
+            cpu_architecture=node.cpu_architecture,
+            advanced=node.advanced,
         )
         cloud = self._cloud_names.get(node.cloud_id, node.cloud_id)
         try:
@@ -150,9 +153,6 @@ class NodeActivities:
             LAUNCHES.labels(cloud=cloud, outcome=error.code).inc()
             raise as_failure(error) from error
         LAUNCHES.labels(cloud=cloud, outcome="launched").inc()
-            accelerator=node.accelerator,
-            cpu_architecture=node.cpu_architecture,
-            advanced=node.advanced,
         return machine
 
     @activity.defn

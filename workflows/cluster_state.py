@@ -74,12 +74,12 @@ class NodeEntry(Result):
     """Its end is under way."""
     not_before: datetime | None = None
     """Back-off after earlier failures of this slot."""
+    asked_at: datetime | None = None
+    """When its launch was begun."""
     machine_id: str | None = None
     ip: str | None = None
     created_at: datetime
     launched_at: datetime | None = None
-    asked_at: datetime | None = None
-    """When its launch was begun."""
     registered_at: datetime | None = None
     running_at: datetime | None = None
     ended_at: datetime | None = None
@@ -88,14 +88,14 @@ class NodeEntry(Result):
     def live(self) -> bool:
         return self.state in LIVE
 
-
-class Bounds(Result):
-    min_nodes: int
-    max_nodes: int
     @property
     def place(self) -> Place:
         return Place(zone=self.zone, market=self.market, instance_type=self.instance_type)
 
+
+class Bounds(Result):
+    min_nodes: int
+    max_nodes: int
 
 
 class ClusterData(Result):
@@ -123,12 +123,12 @@ class ClusterData(Result):
     """Group → launches in a row that came to nothing."""
     deaths: dict[str, int] = {}
     """Group → nodes in a row that died soon after they were up."""
+    shortages: dict[str, Shortage] = {}
+    """By a place's key."""
     bounds: dict[str, Bounds] = {}
     desired: dict[str, int] = {}
     remove: list[str] = []
     """Nodes that the autoscaler has drained and wants ended."""
-    shortages: dict[str, Shortage] = {}
-    """By a place's key."""
     leases: dict[str, datetime] = {}
     leases_checked_at: datetime | None = None
     activity: Activity = Activity.UNKNOWN
@@ -197,13 +197,6 @@ class ClusterData(Result):
         since = old.since if old is not None and old.status == status else now
         self.conditions[kind] = Condition(type=kind, status=status, reason=reason, message=message, since=since)
 
-    def take_slot(self, group: str) -> int:
-        """A slot for a new node of this group; its generation is counted up."""
-        free = self.free_slots.get(group)
-        if free:
-            slot = free.pop(0)
-        else:
-            slot, self.slots = self.slots, self.slots + 1
     def short(self, places: list[Place], asked_at: datetime, now: datetime, *, final: bool) -> bool:
         """Notes that these have no machine for a launch that was begun at ``asked_at``; False: that is known already,
         from one that was under way beside it."""
@@ -236,6 +229,13 @@ class ClusterData(Result):
         known = [self.shortages.get(place.key) for place in places]
         return all(shortage is not None and shortage.final for shortage in known)
 
+    def take_slot(self, group: str) -> int:
+        """A slot for a new node of this group; its generation is counted up."""
+        free = self.free_slots.get(group)
+        if free:
+            slot = free.pop(0)
+        else:
+            slot, self.slots = self.slots, self.slots + 1
         self.generations[str(slot)] = self.generations.get(str(slot), 0) + 1
         return slot
 
@@ -256,6 +256,7 @@ class ClusterData(Result):
         if head is None:
             return "the old head's machine to be gone"
         if head.state != NodeState.RUNNING:
+            where = f" ({head.place})" if blocked is not None and not blocked.status else ""
             return {
                 NodeState.REQUESTED: f"the cloud to accept the head's machine{where}",
                 NodeState.LAUNCHED: "the head's agent to call (usually 1 s locally, a minute on a cloud)",
@@ -263,7 +264,6 @@ class ClusterData(Result):
             }[head.state]
         missing = {
             group: bounds.min_nodes - sum(1 for n in self.workers(group) if n.state == NodeState.RUNNING)
-            where = f" ({head.place})" if blocked is not None and not blocked.status else ""
             for group, bounds in self.bounds.items()
         }
         text = ", ".join(f"{count} of {group}" for group, count in missing.items() if count > 0)
@@ -291,13 +291,6 @@ def desired_of(data: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
     return wanted, [n for n in remove if isinstance(n, str)] if isinstance(remove, list) else []
 
 
-def resources_of(config: NodeConfig) -> dict[str, float]:
-    """What Ray on the node is told it has: ``resources``, else what the machine must have, else one CPU."""
-    resources: dict[str, float] = {}
-    if config.required_resources is not None:
-        resources["CPU"] = config.required_resources.CPU
-        if config.required_resources.memory:
-            resources["memory"] = config.required_resources.memory
 def moment_of(value: Any) -> datetime | None:
     """A time that a node sent; None where it is none."""
     try:
@@ -307,6 +300,13 @@ def moment_of(value: Any) -> datetime | None:
     return at if at.tzinfo else None
 
 
+def resources_of(config: NodeConfig) -> dict[str, float]:
+    """What Ray on the node is told it has: ``resources``, else what the machine must have, else one CPU."""
+    resources: dict[str, float] = {}
+    if config.required_resources is not None:
+        resources["CPU"] = config.required_resources.CPU
+        if config.required_resources.memory:
+            resources["memory"] = config.required_resources.memory
         if config.required_resources.GPU:
             resources["GPU"] = config.required_resources.GPU
     if config.resources is not None:

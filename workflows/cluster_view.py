@@ -58,10 +58,10 @@ def node_resource(cluster_id: str, node: NodeEntry) -> Node:
         created_at=node.created_at,
         running_at=node.running_at,
         ended_at=node.ended_at,
-    )
         instance_type=node.instance_type,
         zone=node.zone,
         market=node.market,
+    )
 
 
 def cluster_details(request: ClusterInput, s: ClusterData) -> str:

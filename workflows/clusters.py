@@ -308,10 +308,10 @@ class ClusterWorkflow:
         place, at = self.s.pick(places, now)
         # Every place is tried once before the back-off begins; a group whose nodes die young waits in any case.
         wait = policies.backoff(max(failures // len(places), self.s.deaths.get(group, 0)))
-        node = NodeEntry(
-            id=ids.node_id(self.input.cluster_id, slot, generation),
         if wait:
             at = max(now + wait, at or now)
+        node = NodeEntry(
+            id=ids.node_id(self.input.cluster_id, slot, generation),
             role=role,
             group=group,
             slot=slot,
@@ -344,9 +344,9 @@ class ClusterWorkflow:
             due = node.not_before is None or node.not_before <= now
             if node.state == NodeState.REQUESTED and node.boot is not None and due and not node.launching:
                 node.launching = node.asked = True
+                node.asked_at = now
                 self._start(f"launch {node.id}", self._launch(node))
 
-                node.asked_at = now
     async def _launch(self, node: NodeEntry) -> None:
         """Undo: ``_end``, by token where the answer was lost."""
         config = self._node_config(node.group)
@@ -368,11 +368,11 @@ class ClusterWorkflow:
             zone=node.zone,
             market=node.market,
             tags=self.input.tags,
-        )
-        launch = workflow.start_activity_method(
             accelerator=required.accelerator if required else None,
             cpu_architecture=required.cpu_architecture if required else None,
             advanced=config.advanced_instance_config,
+        )
+        launch = workflow.start_activity_method(
             NodeActivities.launch_node,
             request,
             summary=f"launch {node.group} node, slot {node.slot}, generation {node.generation}",
@@ -399,19 +399,19 @@ class ClusterWorkflow:
         node.machine_id = machine.machine_id
         node.ip = node.ip or machine.ip
         node.launched_at = workflow.now()
+        self.s.shortages.pop(node.place.key, None)
         if machine.state == MachineState.GONE and node.live:
             self._lose(node, machine.reason or "its machine has ended", failed=True)
-        self.s.shortages.pop(node.place.key, None)
         elif node.state == NodeState.REQUESTED:
             node.state = NodeState.LAUNCHED
         self._touch(node)
 
     def _launch_failed(self, node: NodeEntry, code: str, message: str) -> None:
-        self._event(
-            "launch_failed", f"{node.group} node {node.slot}.{node.generation}: {message}", level=EventLevel.WARNING
         if code in CAPACITY and workflow.patched("places"):
             self._no_machine(node, code, message)
             return
+        self._event(
+            "launch_failed", f"{node.group} node {node.slot}.{node.generation}: {message}", level=EventLevel.WARNING
         )
         self.s.failures[node.group] = self.s.failures.get(node.group, 0) + 1
         self.s.cause = code
@@ -422,8 +422,6 @@ class ClusterWorkflow:
             self._fail(message)
         self._say_waits()
 
-    def _node_running(self, node: NodeEntry, fact: NodeFact) -> None:
-        if node.state == NodeState.RUNNING:
     def _no_machine(self, node: NodeEntry, code: str, message: str) -> None:
         """The next try goes to the next place; only when all are short does it wait."""
         now, places = workflow.now(), self._places(node.group)
@@ -446,6 +444,8 @@ class ClusterWorkflow:
             self._fail(f"no zone of the cloud offers the instance types of {node.group}: {message}")
         self._say_waits()
 
+    def _node_running(self, node: NodeEntry, fact: NodeFact) -> None:
+        if node.state == NodeState.RUNNING:
             return
         node.state, node.running_at = NodeState.RUNNING, workflow.now()
         self.s.failures.pop(node.group, None)
@@ -478,12 +478,6 @@ class ClusterWorkflow:
                 return max(node.registered_at, self.s.head_running_at) + timedelta(seconds=seconds)
         return None
 
-    def _lose(self, node: NodeEntry, reason: str, *, failed: bool) -> None:
-        """A node is no more, or no use. Its machine is ended all the same; the slot is filled again."""
-        if not node.live:
-            return
-        self._event("node_lost", f"{node.group} node {node.slot}.{node.generation}: {reason}", level=EventLevel.WARNING)
-        if failed:
     def _announced(self, node: NodeEntry, fact: NodeFact) -> None:
         """A worker's replacement is asked for at once, beside it. Two heads must never live at once: a head's follows
         when its machine is gone, which the cloud is asked about as soon as it should be."""
@@ -496,6 +490,12 @@ class ClusterWorkflow:
         self._event("spot_notice", text, level=EventLevel.WARNING, actor=f"agent:{fact.node_id}")
         self._touch(node)
 
+    def _lose(self, node: NodeEntry, reason: str, *, failed: bool) -> None:
+        """A node is no more, or no use. Its machine is ended all the same; the slot is filled again."""
+        if not node.live:
+            return
+        self._event("node_lost", f"{node.group} node {node.slot}.{node.generation}: {reason}", level=EventLevel.WARNING)
+        if failed:
             self.s.failures[node.group] = self.s.failures.get(node.group, 0) + 1
         elif node.running_at is not None:
             young = workflow.now() - node.running_at < policies.YOUNG

@@ -177,12 +177,12 @@ class AwsMachines:
         fit = self._types.candidates(spec.cpu or 0, spec.memory, spec.gpu, spec.accelerator or "", architecture)
         if not fit:
             memory = "" if spec.memory is None else f", {spec.memory} bytes of memory"
+            gpus = f"{spec.gpu} GPUs" + (f" {spec.accelerator}" if spec.accelerator else "")
             raise _bad(
                 spec,
                 f"asks for {spec.cpu or 0:g} CPUs{memory} and {gpus} ({architecture}): no type has them",
                 "Ask for less, or name an instance type.",
             )
-            gpus = f"{spec.gpu} GPUs" + (f" {spec.accelerator}" if spec.accelerator else "")
         return fit[0].name, fit[0]
 
     def _image(self, spec: MachineSpec, instance_type: str, known: InstanceType | None) -> Image:

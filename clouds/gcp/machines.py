@@ -288,6 +288,7 @@ def _of(refused: list[CloudError], spec: MachineSpec) -> CloudError:
     last = refused[-1]
     if len(refused) == 1:
         return last
-    cls = NoCapacity if any(isinstance(e, NoCapacity) for e in refused) else type(last)
+    kinds = {type(e) for e in refused}
+    cls = kinds.pop() if len(kinds) == 1 else NoCapacity if NoCapacity in kinds else QuotaExceeded
     said = " ".join(e.message for e in refused)
     return cls(said, remedy=last.remedy, resource=spec.node_id, details={"attempts": len(refused)})

@@ -211,11 +211,11 @@ class LocalMachines:
             refused = f"has no zones; leave {spec.zone!r} out"
         elif spec.instance_type not in (None, INSTANCE_TYPE):
             refused = f"has no instance type {spec.instance_type!r}; leave it out or use {INSTANCE_TYPE!r}"
+        elif spec.accelerator or spec.cpu_architecture or spec.advanced:
+            refused = "is the machine that it is; leave accelerator, cpu_architecture and advanced_instance_config out"
         elif spec.gpu > can.max_gpu_per_node:
             refused = f"has {can.max_gpu_per_node} GPUs, not {spec.gpu}"
         elif spec.cpu is not None and can.max_cpu_per_node is not None and spec.cpu > can.max_cpu_per_node:
-        elif spec.accelerator or spec.cpu_architecture or spec.advanced:
-            refused = "is the machine that it is; leave accelerator, cpu_architecture and advanced_instance_config out"
             refused = f"has {can.max_cpu_per_node:g} CPUs, not {spec.cpu:g}"
         elif spec.memory is not None and can.max_memory_per_node is not None and spec.memory > can.max_memory_per_node:
             refused = f"has {can.max_memory_per_node} bytes of memory, not {spec.memory}"

@@ -121,6 +121,8 @@ class GcpConfig(Model):
     image: GcpPath = "projects/debian-cloud/global/images/family/debian-12"
     gpu_image: GcpPath | None = None
     """Of machines with GPUs, with NVIDIA's driver on it; None: ``image``."""
+    arm_image: GcpPath = "projects/debian-cloud/global/images/family/debian-12-arm64"
+    """Of machines with ARM CPUs."""
     instance_type: str = Field(default="e2-standard-4", pattern=r"^[a-z0-9-]+(/[a-z0-9-]+:\d{1,2})?$")
     """Of nodes that ask for nothing in particular."""
     instance_types: list[str] | None = None
@@ -135,8 +137,6 @@ class GcpConfig(Model):
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")
     bucket_prefix: str = Field(default="", pattern=r"^([A-Za-z0-9_.=-]+/)*$")
     """In front of all our keys; ends in ``/``."""
-    arm_image: GcpPath = "projects/debian-cloud/global/images/family/debian-12-arm64"
-    """Of machines with ARM CPUs."""
     balancer_internal: bool = False
     """Whether endpoints have private addresses alone."""
     balancer_certificates: list[GcpPath] = []

@@ -91,12 +91,12 @@ class Node(Result):
     created_at: datetime
     running_at: datetime | None = None
     ended_at: datetime | None = None
-
-
     instance_type: str | None = None
     """That it was asked for as; None: the cloud's choice."""
     zone: str | None = None
     market: Market | None = None
+
+
 class Lease(Result):
     """The right of its holder to keep a cluster awake."""
 
