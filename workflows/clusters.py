@@ -478,18 +478,6 @@ class ClusterWorkflow:
                 return max(node.registered_at, self.s.head_running_at) + timedelta(seconds=seconds)
         return None
 
-    def _announced(self, node: NodeEntry, fact: NodeFact) -> None:
-        """A worker's replacement is asked for at once, beside it. Two heads must never live at once: a head's follows
-        when its machine is gone, which the cloud is asked about as soon as it should be."""
-        kind, at = str(fact.data.get("kind")), moment_of(fact.data.get("deadline"))
-        if node.taken_at is None:
-            node.taken_at = at
-        by = f" by {at:%H:%M:%S} UTC" if at else ""
-        node.notice = str(fact.data.get("reason") or f"the cloud takes it back{by}")[:300]
-        text = f"{node.group} node {node.slot}.{node.generation}: {node.notice} ({kind})"
-        self._event("spot_notice", text, level=EventLevel.WARNING, actor=f"agent:{fact.node_id}")
-        self._touch(node)
-
     def _lose(self, node: NodeEntry, reason: str, *, failed: bool) -> None:
         """A node is no more, or no use. Its machine is ended all the same; the slot is filled again."""
         if not node.live:

@@ -24,7 +24,7 @@ from clouds.base import (
     NotOffered,
     QuotaExceeded,
 )
-from clouds.gcp import errors, instance, sweep
+from clouds.gcp import errors, instance
 from clouds.gcp.catalogue import Catalogue, MachineType, shipped
 from clouds.gcp.choice import chosen
 from clouds.gcp.combined import Combined
