@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.support import ROOT, Stack
+from tests.lab import inside
+from tests.lab.fixtures import lab, site
+
+__all__ = ["lab", "own_stack", "site", "stack", "warm"]
 
 NewStack = Callable[..., Stack]
 
@@ -74,3 +78,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     outcome = yield
     if outcome.get_result().failed:  # type: ignore[attr-defined]
         item.failed = True  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    return inside.hand_over(item)

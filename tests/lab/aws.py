@@ -32,6 +32,8 @@ SPOT_NOTICE_S = 120.0
 class Aws:
     """``account``: the customer's, with what ``cloud setup`` would have made there."""
 
+    LAUNCH = "RunInstances"
+
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._serving = moto_plus.serving(GATEWAY, PORT)
@@ -67,6 +69,10 @@ class Aws:
         """That are not terminated."""
         return [i for i in self._backend.all_instances() if i._state.name != "terminated"]
 
+    def living(self) -> list[str]:
+        """Ids of machines that cost money."""
+        return [i.id for i in self.instances() if i._state.name != "shutting-down"]
+
     # -- what may go wrong
 
     def fault(self, action: str, code: str, *, status: int = 400, times: float = 1, **fields: Any) -> None:
@@ -101,6 +107,14 @@ class Aws:
         timer = threading.Timer(in_s, reclaim)
         timer.daemon = True
         timer.start()
+
+    def take_back(self, host: Host) -> None:
+        """As AWS takes spot machines back, but for the time, of which it gives less."""
+        self.spot_notice(host, in_s=45)
+
+    def lose(self, host: Host) -> None:
+        """Its power is cut, and EC2 knows: somebody has terminated it."""
+        moto_plus.ends(self._backend.get_instance(host.identity.id), "Client.UserInitiatedShutdown", "User initiated")
 
     def rebalance(self, host: Host) -> None:
         """AWS recommends to leave the machine; it may never be taken back."""

@@ -26,7 +26,9 @@ PREEMPTION_S = 30.0
 
 
 class Gcp:
-    """``fake``: its knobs and faults may be turned at any time."""
+    """``fake``: its knobs and faults may be turned at any time. ``LAUNCH``: of faults, the method that launches."""
+
+    LAUNCH = "insert"
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -65,6 +67,10 @@ class Gcp:
         """That are there, stopped ones included: they cost a disk."""
         return self._in_loop(lambda: [dict(r) for k, r in self.fake.resources.items() if k[1] == "instances"])
 
+    def living(self) -> list[str]:
+        """Names of machines that cost money."""
+        return [i["name"] for i in self.instances() if i["status"] != "STOPPING"]
+
     # -- what may go wrong
 
     def no_capacity(self, *, times: float = 1, zone: str | None = None) -> None:
@@ -91,6 +97,15 @@ class Gcp:
         timer = threading.Timer(in_s, reclaim)
         timer.daemon = True
         timer.start()
+
+    def take_back(self, host: Host) -> None:
+        """As Google takes spot machines back."""
+        self.preempt(host)
+
+    def lose(self, host: Host) -> None:
+        """Its power is cut, and Compute Engine knows: the hardware below it has failed."""
+        key = (f"zones/{host.identity.zone}", "instances", host.identity.id)
+        self._in_loop(lambda: self.fake.end(key, "compute.instances.hostError"))
 
     # -- machines
 

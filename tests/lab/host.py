@@ -87,6 +87,7 @@ class Host:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         self.init = int(children.read_text().split()[0])
         """Its PID 1, as the lab numbers it."""
+        self._pids = os.readlink(f"/proc/{self.init}/ns/pid")
         network.plug(self.cable, self._process.pid, self.ip)
         assert self._process.stdin is not None
         self._process.stdin.write(b"go\n")
@@ -142,8 +143,10 @@ class Host:
 
     def run(self, *command: str, timeout: float = 60, check: bool = True) -> str:
         """A command inside, as root; its output. Raises CalledProcessError."""
+        enter = f"echo 0 >{self.cgroup}/cgroup.procs; " if self.cgroup else ""
+        enter += f'exec nsenter -t {self.init} -n -m -u -p -i -r -w "$@"'
         done = subprocess.run(
-            ["nsenter", "-t", str(self.init), "-n", "-m", "-u", "-p", "-i", "-r", "-w", *command],
+            ["bash", "-c", enter, "bash", *command],
             env={"PATH": _path(), "HOME": "/root"}, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, timeout=timeout, check=check,
         )  # fmt: skip
@@ -151,11 +154,10 @@ class Host:
 
     def processes(self) -> dict[int, str]:
         """What runs inside, by the lab's pid: command lines."""
-        mine = os.readlink(f"/proc/{self.init}/ns/pid")
         found = {}
         for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
             try:
-                if os.readlink(f"/proc/{pid}/ns/pid") == mine:
+                if os.readlink(f"/proc/{pid}/ns/pid") == self._pids:
                     found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
             except OSError:
                 continue

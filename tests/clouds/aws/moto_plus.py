@@ -4,11 +4,12 @@
   others are refused (IdempotentParameterMismatch).
 - Instances are pending, then running; shutting-down, then terminated.
 - AssumeRole asks the role's trust policy for its external id in every account, and knows when there is no such role.
-- GetConsoleOutput gives what the machine printed; here: that it booted.
+- RunInstances makes as many as MaxCount says; a machine may end by itself, and says why it ended.
+- GetConsoleOutput gives what the machine printed.
 - Presigned URLs of S3 carry what they were signed for: method, host, path, query, signed headers, until they expire;
   other headers of AWS's are refused, and so are bytes with another checksum than the one that is announced.
 - A load balancer's name is there once; targets' health is what the test says, and ``unused`` where no rule names them.
-- Faults: codes, delays and lost answers, by action and argument; ``after_boot`` is told of each machine.
+- Faults: codes, delays and lost answers, by action and argument (``moto_faults``); ``after_boot`` is told of machines.
 
 Nothing of moto is changed on disk. Its classes are patched when this module is imported: names of 5.2.5.
 """
@@ -16,14 +17,10 @@ Nothing of moto is changed on disk. Its classes are patched when this module is 
 from __future__ import annotations
 
 import copy
-import io
 import json
 import os
-import re
 import threading
-import time
-import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +33,7 @@ from moto.core.exceptions import AccessDeniedError
 from moto.core.responses import ActionResult
 from moto.ec2 import ec2_backends
 from moto.ec2.exceptions import EC2ClientError
-from moto.ec2.models.instances import Instance, InstanceBackend
+from moto.ec2.models.instances import Instance, InstanceBackend, StateReason
 from moto.ec2.responses.general import General
 from moto.ec2.responses.instances import InstanceResponse
 from moto.ec2.utils import Base64EncodedString
@@ -49,28 +46,19 @@ from moto.server import MotoRequestHandler
 from moto.sts.models import STSBackend
 from werkzeug.serving import make_server
 
-from tests.clouds.aws import presigned
+from tests.clouds.aws.moto_faults import Fault, Faulty
 
-__all__ = ["KNOBS", "Fault", "Knobs", "ec2_backends", "elbv2_backends", "iam_backends", "s3_backends", "serving"]
-
-StartResponse = Callable[..., Any]
-
-
-@dataclass
-class Fault:
-    action: str
-    """API name, e.g. ``RunInstances``."""
-    code: str = "InternalError"
-    status: int = 400
-    message: str = "injected"
-    match: dict[str, str] = field(default_factory=dict)
-    """Arguments that the call must have, by their names on the wire, e.g. ``{"InstanceType": "g5.xlarge"}``."""
-    times: float = 1
-    delay_s: float = 0
-    lost: bool = False
-    """The call is carried out, then its connection breaks."""
-    answer: str = ""
-    """Given instead of an error, e.g. an empty list."""
+__all__ = [
+    "KNOBS",
+    "Fault",
+    "Knobs",
+    "ec2_backends",
+    "elbv2_backends",
+    "ends",
+    "iam_backends",
+    "s3_backends",
+    "serving",
+]
 
 
 @dataclass
@@ -80,6 +68,8 @@ class Knobs:
     after_boot: Callable[[Instance], None] | None = None
     unhealthy: set[str] = field(default_factory=set)
     """Targets of load balancers that fail their health check, ``ip:port``."""
+    console: Callable[[Instance], str] = lambda _instance: "hello from boot\n"
+    """What a machine has printed so far."""
     faults: list[Fault] = field(default_factory=list)
     calls: list[dict[str, str]] = field(default_factory=list)
     """The arguments of those to EC2, STS and ELBv2, by their names on the wire; ``Action`` among them."""
@@ -108,13 +98,14 @@ def _idempotent(self: InstanceResponse) -> Any:
                     "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).",
                 )
             return ActionResult(reservation)
+        _current.count = int(self._get_param("MaxCount") or self._get_param("MinCount") or 1)
         answer = _run_response(self)
         seen[token] = (_current.reservation, given)
         return answer
 
 
-def _remembered(self: InstanceBackend, *args: Any, **kwargs: Any) -> Any:
-    _current.reservation = _run_backend(self, *args, **kwargs)
+def _remembered(self: InstanceBackend, image_id: str, count: int, *args: Any, **kwargs: Any) -> Any:
+    _current.reservation = _run_backend(self, image_id, max(count, _current.__dict__.pop("count", 1)), *args, **kwargs)
     for instance in _current.reservation.instances:
         if KNOBS.after_boot is not None:
             KNOBS.after_boot(instance)
@@ -159,6 +150,13 @@ def _stops(self: Instance) -> Any:
     self._state.name, self._state.code = "shutting-down", 32
     _become(self, KNOBS.stop_s, "shutting-down", "terminated", 48)
     return before
+
+
+def ends(instance: Instance, code: str, message: str) -> None:
+    """It ends without anybody's call: shut down from inside, or taken back. ``code``: of its StateReason, e.g.
+    ``Client.InstanceInitiatedShutdown``."""
+    instance.terminate()
+    instance.state_reason = StateReason(f"{code}: {message}", code)
 
 
 Instance.__init__ = _starts  # type: ignore[method-assign]
@@ -225,60 +223,14 @@ FakeTargetGroup.health_for = _checked  # type: ignore[method-assign]
 
 def _console(self: General) -> ActionResult:
     instance = self.ec2_backend.get_instance(self._get_param("InstanceId"))
-    output = "hello from boot\n" if instance.state in ("running", "pending") else ""
+    output = KNOBS.console(instance) if instance.state in ("running", "pending") else ""
     return ActionResult({"InstanceId": instance.id, "Output": Base64EncodedString.from_raw_string(output)})
 
 
 General.get_console_output = _console  # type: ignore[method-assign]
 
 
-# -- faults
-
-
-class Faulty:
-    """In front of moto's own application."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    def __call__(self, env: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
-        form = env["REQUEST_METHOD"] == "POST" and "x-www-form-urlencoded" in env.get("CONTENT_TYPE", "")
-        if "X-Amz-Signature=" in env.get("QUERY_STRING", ""):
-            refused = presigned.refusal(env)
-            if refused:
-                status, code = refused
-                start(f"{status} X", [("Content-Type", "application/xml")])
-                return [f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()]
-        if not form:
-            return self._app(env, start)
-        body = env["wsgi.input"].read(int(env.get("CONTENT_LENGTH") or 0))
-        env["wsgi.input"] = io.BytesIO(body)
-        given = dict(urllib.parse.parse_qsl(body.decode()))
-        with _lock:
-            KNOBS.calls.append(given)
-            fault = next((f for f in KNOBS.faults if f.times >= 1 and _hits(f, given)), None)
-            if fault is not None:
-                fault.times -= 1
-        if fault is None:
-            return self._app(env, start)
-        time.sleep(fault.delay_s)
-        if fault.lost:
-            list(self._app(env, lambda *a, **k: None))
-            env["werkzeug.socket"].shutdown(2)
-            raise ConnectionError("the answer is lost")
-        found = re.search(r"/([a-z0-9-]+)/aws4_request", env.get("HTTP_AUTHORIZATION", ""))
-        error = f"<Error><Type>Sender</Type><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
-        of_ec2 = found is not None and found[1] == "ec2"
-        text = f"<Response><Errors>{error}</Errors></Response>" if of_ec2 else f"<ErrorResponse>{error}</ErrorResponse>"
-        if fault.answer:
-            start("200 OK", [("Content-Type", "text/xml")])
-            return [fault.answer.encode()]
-        start(f"{fault.status} X", [("Content-Type", "text/xml")])
-        return [text.encode()]
-
-
-def _hits(fault: Fault, given: dict[str, str]) -> bool:
-    return fault.action == given.get("Action") and all(given.get(k) == v for k, v in fault.match.items())
+# -- the server
 
 
 class _Quiet(MotoRequestHandler):
@@ -287,15 +239,16 @@ class _Quiet(MotoRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[str]:
+def serving(host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Its URL. One server for all tests: each takes an account of its own."""
     app = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", 0, Faulty(app), threaded=True, request_handler=_Quiet)
+    faulty = Faulty(app, KNOBS.faults, KNOBS.calls)
+    server = make_server(host, port, faulty, threaded=True, request_handler=_Quiet)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://{host}:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

@@ -89,7 +89,8 @@ def _admin(url: str, account: str, service: str) -> Any:
     return session.create_client(service, REGION, endpoint_url=url)
 
 
-def make_account(url: str) -> Account:
+def make_account(url: str, networks: tuple[str, str] = ("10.0.0.0/20", "10.0.16.0/20")) -> Account:
+    """``networks``: of its two subnets, in one /16."""
     account = str(next(_accounts))
     trust = lambda condition: json.dumps(  # noqa: E731
         {"Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": "*", "Condition": condition}]}
@@ -100,8 +101,8 @@ def make_account(url: str) -> Account:
     iam.create_instance_profile("heliostat-node", "/", [], [])
     # In process, for it is made for each test: over HTTP it would take longer than the tests.
     ec2 = moto_plus.ec2_backends[account][REGION]
-    vpc = ec2.create_vpc("10.0.0.0/16").id
-    subnets = [ec2.create_subnet(vpc, f"10.0.{i * 16}.0/20", availability_zone=z).id for i, z in enumerate(ZONES)]
+    vpc = ec2.create_vpc(".".join([*networks[0].split(".")[:2], "0.0/16"])).id
+    subnets = [ec2.create_subnet(vpc, n, availability_zone=z).id for n, z in zip(networks, ZONES, strict=True)]
     group = ec2.create_security_group("nodes", "nodes", vpc).id
     ami = ec2.register_image("heliostat")
     ami.architecture, ami.root_device_name = "x86_64", "/dev/xvda"  # moto drops what RegisterImage says of these
