@@ -96,7 +96,8 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
         sandboxed: load each workflow's module anew and refuse it what is not deterministic (``worker_sandbox``).
     """
     settings, db = mine.settings, mine.db
-    boot = BootFacts(api_url=settings.public_api_url, bundle_sha256=mine.bundles.keep())
+    ca = mine.bundles.keep_ca(settings.api_ca_file) if settings.api_ca_file else ""
+    boot = BootFacts(api_url=settings.public_api_url, bundle_sha256=mine.bundles.keep(), ca_sha256=ca)
     installation = mine.keys.installation_id()
     commands = CommandActivities(db)
     endpoints = EndpointActivities(mine.balancers, installation)

@@ -24,7 +24,7 @@ from clouds.base import (
     QuotaExceeded,
     Throttled,
 )
-from clouds.bootstrap import user_data
+from clouds.bootstrap import NodeEnvironment, user_data
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import NodeRole
@@ -37,12 +37,18 @@ FINAL = (NoCapacity, QuotaExceeded, BadConfig, Denied)
 """What another try of the same request does not cure: the workflow decides what to ask for next."""
 
 
+CONSOLE_TAIL = 4096
+"""Characters of a console that are kept: some sixty lines, of which the last ones tell why."""
+
+
 class BootFacts(Model):
     """What a node's first boot depends on beside its own ids; fixed with the node, so that the request of one
     (slot, generation) is the same bytes after an upgrade of ours."""
 
     api_url: str
     bundle_sha256: str
+    ca_sha256: str = ""
+    environment: NodeEnvironment | None = None
 
 
 class LaunchNode(Model):
@@ -135,6 +141,8 @@ class NodeActivities:
                 generation=node.generation,
                 bootstrap_token=self._keys.bootstrap_token(node.node_id, node.generation),
                 bundle_sha256=node.boot.bundle_sha256,
+                environment=node.boot.environment,
+                ca_sha256=node.boot.ca_sha256,
             ),
             tags={
                 **node.tags,
@@ -166,7 +174,7 @@ class NodeActivities:
     def console_output(self, refs: MachineRefs) -> str:
         """Tail of the first machine's boot output, for the reason of a node that never registered."""
         try:
-            return self._cloud(refs.cloud_id).console_output(refs.machine_ids[0])[-2000:]
+            return self._cloud(refs.cloud_id).console_output(refs.machine_ids[0])[-CONSOLE_TAIL:]
         except CloudError as error:
             raise as_failure(error) from error
 

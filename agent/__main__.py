@@ -6,6 +6,14 @@ import logging
 import sys
 import time
 
+if sys.version_info < (3, 11):  # noqa: UP036 - a container image may have any; what follows would only say "UTC"
+    print(  # noqa: T201
+        f"heliostat: the agent needs Python 3.11 or later; {sys.executable} is {sys.version.split()[0]}. "
+        "Use an image of Ray with a newer one (e.g. rayproject/ray:<version>-py311).",
+        file=sys.stderr,
+    )
+    sys.exit(75)  # as the boot stub's own failures
+
 from agent import boot as boots
 from agent import init
 from agent.node import Node

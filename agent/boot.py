@@ -64,6 +64,12 @@ class Boot:
     ports: Ports
     node_dir: Path
     constants: Constants
+    provider: str = ""
+    """``aws`` or ``gcp``: whose machine this is; "" on the local cloud."""
+    ray_version: str = ""
+    """That Ray on this machine must have; "": whatever is here."""
+    ca_file: Path | None = None
+    """PEM: whom the API's certificate must be signed by; None: whom the system trusts."""
 
     @property
     def local(self) -> bool:
@@ -110,6 +116,7 @@ def read(path: str) -> Boot:
     base = os.environ.get("HELIOSTAT_PORT_BASE")
     folder = os.environ.get("HELIOSTAT_NODE_DIR") or raw.get("node_dir") or _default_dir()
     api_url = str(raw["api_url"]).rstrip("/")
+    environment = raw.get("environment") or {}
     return Boot(
         api_url=api_url,
         node_id=str(raw["node_id"]),
@@ -119,6 +126,9 @@ def read(path: str) -> Boot:
         ports=Ports.of(int(base) if base else None),
         node_dir=Path(folder).absolute(),
         constants=constants(raw.get("constants") or {}),
+        provider=str(environment.get("provider") or ""),
+        ray_version=str(environment.get("ray_version") or ""),
+        ca_file=file.absolute().with_name("heliostat-ca.pem") if raw.get("ca_sha256") else None,
     )
 
 

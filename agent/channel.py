@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 import urllib.parse
+from pathlib import Path
 from typing import Any
 
 
@@ -65,12 +66,19 @@ class Http:
         self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
     ) -> tuple[int, bytes]:
         """Status and body. Raises OSError or http.client.HTTPException."""
+        status, data, _ = self.ask(method, path, body, headers, timeout_s)
+        return status, data
+
+    def ask(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
+    ) -> tuple[int, bytes, http.client.HTTPMessage]:
+        """``request`` with the answer's headers."""
         for attempt in (0, 1):
             connection, reused = self._connection(timeout_s)
             try:
                 connection.request(method, path, body, headers)
                 response = connection.getresponse()
-                return response.status, response.read()
+                return response.status, response.read(), response.headers
             except (http.client.HTTPException, OSError) as error:
                 self.close()
                 if attempt == 0 and reused and not isinstance(error, TimeoutError):
@@ -100,10 +108,10 @@ class Http:
 
 
 class Channel:
-    """Calls below ``<api>/agent/v1`` with this node's token."""
+    """Calls below ``<api>/agent/v1`` with this node's token. ``ca_file``: the only one that is trusted, if given."""
 
-    def __init__(self, api_url: str) -> None:
-        self._http = Http(api_url)
+    def __init__(self, api_url: str, ca_file: Path | None = None) -> None:
+        self._http = Http(api_url, ssl.create_default_context(cafile=ca_file) if ca_file else None)
         self.token = ""
         self.last_contact = time.monotonic()
         """When the API last answered an authenticated call of ours as it should."""

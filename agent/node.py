@@ -8,6 +8,7 @@ import platform
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class Node:
     def __init__(self, boot: Boot) -> None:
         self.boot = boot
         self.boot_id = secrets.token_hex(16)
-        self.channel = Channel(boot.api_url)
+        self.channel = Channel(boot.api_url, boot.ca_file)
         self.stop = threading.Event()
         """Ends all threads."""
         self.end: End | None = None
@@ -77,9 +78,14 @@ class Node:
             self.thread("report", self.reporter.run, self.stop)
             self.thread("logs", self.logs.run, self.stop)
             if self.head:
+            if self.boot.provider:
+                self.logs.add("node/startup.log", self.boot.node_dir / "startup.log")
                 self.head.start()
             else:
                 ray.start(self.log_file, head_address=self._head_address())
+            self._check_ray()
+            for source in self.notices.sources if self.notices else []:
+                self.thread("notices", self.notices.watch, source, self.stop)
             self._live(ray)
         except End as end:
             self.finish(end)
@@ -93,6 +99,16 @@ class Node:
     @property
     def is_head(self) -> bool:
         return self.config.get("role") == "head"
+
+    def _check_ray(self) -> None:
+        """Raises RayFailed: nodes of two versions form no cluster, and the control plane is made for one."""
+        found, wanted = _ray_version(), self.boot.ray_version
+        if wanted and found != wanted:
+            has = f"has Ray {found}" if found else "has no Ray"
+            raise RayFailed(
+                f"this machine's Python ({sys.executable}) {has}; the control plane is made for Ray {wanted}: change "
+                "the cloud's container_image or python, or its machines' image"
+            )
 
     def finish(self, end: End) -> None:
         """The first reason counts. Callable from any thread."""

@@ -9,61 +9,39 @@ import io
 import json
 import os
 import re
+import ssl
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from clouds.base import BadConfig
+from clouds.boot_stub import STUB
+from heliostat.models.clouds import AwsConfig, GcpConfig, Provider
+from heliostat.models.common import Model
+
 AGENT_FOLDER = Path(__file__).resolve().parent.parent / "agent"
 MAX_USER_DATA_BYTES = 16 * 1024
 """EC2's limit, the smallest of the providers'."""
-
-_STUB = '''\
-"""Fetches the agent, checks it, unpacks it and becomes it. Standard library only."""
-import fcntl, hashlib, http.client, io, json, os, random, shutil, sys, time, urllib.request, zipfile
-
-GIVE_UP_S = 1800  # a machine whose control plane never answers must end, not cost money for ever
-
-here = os.getcwd()
-boot_file = os.path.join(here, "heliostat-boot.json")
-with open(boot_file) as f:
-    boot = json.load(f)
-sha256 = boot["bundle_sha256"]
-url = boot["api_url"].rstrip("/") + "/agent/v1/bundle/" + sha256
-target = os.path.join(here, "agent-" + sha256[:12])
-give_up, delay = time.monotonic() + GIVE_UP_S, 0.2
+RAY_VERSION = "2.60.0"
+"""That this release is made and tested for; a cloud's machines must have it."""
+CONSOLE_KEPT_S = 900
+"""A machine on which no agent began waits so long before it ends itself: longer than ``head_start_timeout_s``."""
 
 
-def fetch():
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        data = answer.read()
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise ValueError("the bundle's sha256 is " + found + ", not " + sha256)
-    return data
+class NodeEnvironment(Model):
+    """What a cloud's machine boots into, as far as it is not the node's own: fixed with the node."""
 
+    provider: Provider
+    container_image: str | None = None
+    python: str | None = None
+    pip_index_url: str | None = None
+    ray_version: str = RAY_VERSION
 
-with open("heliostat-boot.lock", "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)  # a start-up script may run twice at once; only one unpacks
-    while not os.path.isdir(target):
-        try:
-            data = fetch()
-        except (OSError, ValueError, http.client.HTTPException) as e:
-            print("heliostat: no agent from", url, "yet:", e, file=sys.stderr, flush=True)
-            if time.monotonic() > give_up:
-                sys.exit("heliostat: giving up after %d s" % GIVE_UP_S)
-            time.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, 15)
-            continue
-        part = target + ".part"
-        shutil.rmtree(part, ignore_errors=True)  # of a start that was cut off
-        with zipfile.ZipFile(io.BytesIO(data)) as z:
-            z.extractall(part)
-        os.rename(part, target)
+    @classmethod
+    def of(cls, provider: Provider, config: AwsConfig | GcpConfig) -> NodeEnvironment:
+        return cls(provider=provider, **config.model_dump(include={"container_image", "python", "pip_index_url"}))
 
-os.chdir(target)
-os.execv(sys.executable, [sys.executable, "-m", "agent", boot_file])
-'''
 
 _SCRIPT = """\
 #!/bin/sh
@@ -82,26 +60,49 @@ python="${{HELIOSTAT_PYTHON:-python3}}"
 if [ -n "${{HELIOSTAT_NODE_DIR:-}}" ]; then
     exec "$python" heliostat-boot.py
 fi
-"$python" heliostat-boot.py || echo "heliostat: the agent ended with exit code $?" >&2
+code=0
+"$python" heliostat-boot.py || code=$?
+echo "heliostat: the agent ended with exit code $code" >&2
+# It never began (75: the lines above; 125 to 127: docker's and the shell's own words). The control plane reads the
+# console when the node's deadline passes, and ends the machine then; a machine that is gone has no console.
+case $code in 75|125|126|127) sleep {keep_s} ;; esac
 shutdown -h now
 """
 
 
-def user_data(api_url: str, node_id: str, generation: int, bootstrap_token: str, bundle_sha256: str) -> str:
+def user_data(
+    api_url: str,
+    node_id: str,
+    generation: int,
+    bootstrap_token: str,
+    bundle_sha256: str,
+    *,
+    environment: NodeEnvironment | None = None,
+    ca_sha256: str = "",
+) -> str:
     """A ``sh`` script, the same bytes for the same arguments, below 16 KiB.
 
     It writes its arguments to ``heliostat-boot.json`` (0600) under their names here, fetches the bundle and
     executes ``python -m agent <absolute path>/heliostat-boot.json`` in the folder of the unpacked bundle.
     The bootstrap token stands in the script and that file only, never in an argument list.
+
+    Args:
+        environment: of a cloud's machine; None: the interpreter that runs the script has Ray (the local cloud).
+        ca_sha256: of the PEM that the API's certificate must be signed by (``Bundles.keep_ca``); the machine fetches
+            it by this hash, and from then on trusts nothing else; "": what its system trusts.
     """
-    boot = {
+    boot: dict[str, object] = {
         "api_url": api_url,
         "node_id": node_id,
         "generation": generation,
         "bootstrap_token": bootstrap_token,
         "bundle_sha256": bundle_sha256,
     }
-    script = _SCRIPT.format(boot=json.dumps(boot, sort_keys=True), stub=_STUB)
+    if environment is not None:
+        boot["environment"] = environment.model_dump(mode="json")
+    if ca_sha256:
+        boot["ca_sha256"] = ca_sha256
+    script = _SCRIPT.format(boot=json.dumps(boot, sort_keys=True), stub=STUB, keep_s=CONSOLE_KEPT_S)
     if len(script.encode()) >= MAX_USER_DATA_BYTES:
         raise ValueError(f"user-data of node {node_id} has {len(script.encode())} bytes; 16 KiB is the limit")
     return script
@@ -126,8 +127,8 @@ def bundle() -> tuple[str, bytes]:
 
 
 class Bundles(Mapping[str, bytes]):
-    """Agents by sha256, in a folder. A machine that was launched before an upgrade fetches the bundle whose hash is
-    in its user-data, so none is ever removed. Several processes may share the folder."""
+    """What machines fetch by its sha256, in a folder: agents, and the API's CA. A machine that was launched before an
+    upgrade fetches what its user-data names, so none is ever removed. Several processes may share the folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -135,6 +136,26 @@ class Bundles(Mapping[str, bytes]):
     def keep(self) -> str:
         """Puts this release's bundle there; gives its sha256."""
         sha256, data = bundle()
+        self._put(sha256, data)
+        return sha256
+
+    def keep_ca(self, pem: Path) -> str:
+        """Puts the certificates that nodes are to trust there; gives the file's sha256. Raises BadConfig for a file
+        that can't be read or holds none."""
+        try:
+            data = pem.read_bytes()
+            ssl.create_default_context(cadata=data.decode())
+        except (OSError, ValueError) as e:  # ssl.SSLError is an OSError
+            raise BadConfig(
+                f"The certificates for nodes in {pem} can't be used: {e}.",
+                remedy="Name a PEM file with the CA of the API's certificate, or the certificate itself.",
+                field="HELIOSTAT_API_CA_FILE",
+            ) from e
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._put(sha256, data)
+        return sha256
+
+    def _put(self, sha256: str, data: bytes) -> None:
         target = self._folder / f"{sha256}.zip"
         if not target.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +165,6 @@ class Bundles(Mapping[str, bytes]):
                 f.flush()
                 os.fsync(f.fileno())
             Path(part).rename(target)
-        return sha256
 
     def __getitem__(self, sha256: str) -> bytes:
         path = self._folder / f"{sha256}.zip"

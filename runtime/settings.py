@@ -25,6 +25,9 @@ class Settings(BaseSettings):
     """0: any free one."""
     api_url: str = ""
     """How users and nodes reach the API; default: ``http://<api_host>:<api_port>``."""
+    api_ca_file: Path | None = None
+    """PEM file: whom the certificate of ``api_url`` must be signed by (or that certificate itself), for nodes' agents,
+    which then trust nobody else; default: whom their system trusts."""
     api_processes: int = 1
     """How many APIs share the records; more than 1 refuses to start on SQLite."""
     temporal_port: int = 7233

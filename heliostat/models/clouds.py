@@ -44,7 +44,21 @@ class AwsSubnet(Model):
     """Of that subnet, e.g. ``us-west-2a``: written down, so that no launch has to ask."""
 
 
-class AwsConfig(Model):
+class MachineRuntime(Model):
+    """What Ray on a cloud's machines runs in: an image with docker, else a Python. Unset: the ``python3`` of the
+    machine's image if it has Ray, else a virtual environment that is made at boot with this release's Ray."""
+
+    container_image: str | None = Field(default=None, pattern=r"^[a-z0-9][A-Za-z0-9._:/@-]{0,400}$")
+    """E.g. ``rayproject/ray:2.60.0-py311-gpu``: run by docker, which is installed where it is missing, on the machine's
+    own network and with its GPUs. It needs Python 3.11 or later and this release's Ray."""
+    python: str | None = Field(default=None, pattern=r"^/[A-Za-z0-9._+/-]{1,200}$")
+    """Path of the interpreter that has Ray, in the machine's image or in ``container_image``."""
+    pip_index_url: str | None = Field(default=None, pattern=r"^https?://[^\s@]{1,400}$")
+    """Where machines get Ray and jobs their requirements; None: PyPI. It stands in user-data, so it may hold no
+    password."""
+
+
+class AwsConfig(MachineRuntime):
     """A cloud in one region of the customer's AWS account. Holds no secret: the external id is a name that the role's
     trust policy asks for."""
 
@@ -95,7 +109,7 @@ GcpPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,400}$")]
 GcpEmail = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{4,40})@[a-z0-9.:-]{1,80}\.gserviceaccount\.com$")]
 
 
-class GcpConfig(Model):
+class GcpConfig(MachineRuntime):
     """A cloud in one region of the customer's Google Cloud project. Names only: no key, no token, no credential
     file."""
 
