@@ -3,7 +3,7 @@
 There is no route out of it, and nothing of it outlives this process, however that ends. Needs root. E.g.
 
     python -m tests.lab pytest -p no:xdist tests/e2e/test_lab_aws.py     # as make test-long does by itself
-    python -m tests.lab python -m tests.lab.tour                         # a stack and both vendors, with a shell
+    python -m tests.lab python -m tests.lab.by_hand                      # a control plane, both vendors, and a prompt
 """
 
 from __future__ import annotations

@@ -11,11 +11,16 @@ from moto.ec2.models.instances import Instance
 
 from tests.clouds.aws import moto_plus
 from tests.clouds.aws.support import REGION, Account, make_account
+from tests.lab import namespaces, network
+from tests.lab.balancers import Balancers
 from tests.lab.fleet import Fleet
+from tests.lab.fronts import albs
 from tests.lab.host import Host, Identity
 from tests.lab.network import GATEWAY
 
 PORT = 5777
+BALANCERS = "10.77.1"
+"""The first three bytes of load balancers' addresses."""
 NETWORKS = ("10.77.16.0/20", "10.77.32.0/20")
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "AKIACONTROLPLANE0000",
@@ -43,6 +48,9 @@ class Aws:
         self.account: Account = make_account(self.url, NETWORKS)
         moto_plus.s3_backends[self.account.id]["aws"].create_bucket(self.account.config.bucket, REGION)
         self._backend = moto_plus.ec2_backends[self.account.id][REGION]
+        self._elb = moto_plus.elbv2_backends[self.account.id][REGION]
+        self._addresses: dict[str, str] = {}
+        self.balancers = Balancers(lambda: albs(self._elb, self._address), self._targets_down)
         self._seen: set[str] = set()
         self._closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -51,6 +59,7 @@ class Aws:
     def close(self) -> None:
         self._closed.set()
         self._watcher.join()
+        self.balancers.close()
         self._serving.__exit__(None, None, None)
 
     def trust(self, external_id: str) -> None:
@@ -162,6 +171,18 @@ class Aws:
             moto_plus.ends(instance, "Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
         else:
             instance.stop()
+
+    def _address(self, dns_name: str) -> str:
+        """Of a load balancer, made when it is new; its name is known to the lab and to hosts."""
+        if dns_name not in self._addresses:
+            address = f"{BALANCERS}.{len(self._addresses) + 1}"
+            network.add_address(address)
+            namespaces.name(address, dns_name)
+            self._addresses[dns_name] = address
+        return self._addresses[dns_name]
+
+    def _targets_down(self, targets: set[str]) -> None:
+        self.knobs.unhealthy = targets
 
     def _console(self, instance: Instance) -> str:
         host = self._fleet.get(instance.id)

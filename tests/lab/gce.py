@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from tests.lab import gce_balancer, gce_types, gcp_auth, gcs
+from tests.lab import gce_balancer, gce_project, gce_types, gcp_auth, gcs
 from tests.lab.gce_filter import Refused, Resource, fingerprint, public
 from tests.lab.gce_state import QUOTA, STOCKOUT, Fault, GceState, Key, Operation
 
@@ -46,6 +46,11 @@ class GceFake(GceState):
         self.advance()
         if path.startswith("aggregated/"):
             return self._aggregated(path.removeprefix("aggregated/"), query)
+        if method == "GET" and (told := gce_project.told(self, path)) is not None:
+            self.calls[f"get {told[0]}"] += 1
+            if (f := self.fault(("429", "503", "denied"), "get", None)) is not None:
+                raise _refusal(f, told[0], "get")
+            return told[1]
         scoped = _SCOPED.fullmatch(path)
         if scoped is None:
             raise Refused(404, "notFound", f"no such path: {path}")
@@ -225,7 +230,7 @@ def create_app(stage: Stage) -> FastAPI:
     async def compute(request: Request, project: str, path: str) -> Resource:
         fake = stage.fake
         fake.auth.check(request)
-        if project != fake.project:
+        if project != fake.project and not (project in gce_project.PUBLIC and path.startswith("global/images/")):
             raise Refused(404, "notFound", f"The resource 'projects/{project}' was not found")
         raw = await request.body()
         body = await request.json() if raw else {}

@@ -78,6 +78,10 @@ class GceState:
     subnetworks: set[str] = field(default_factory=lambda: {"default"})
     machine_types: Callable[[str, str], bool] = lambda _zone, name: not name.startswith("zz-")
     """Whether a zone offers a type."""
+    quotas: dict[str, tuple[float, float]] = field(
+        default_factory=lambda: {"CPUS": (72.0, 4.0), "INSTANCES": (720.0, 1.0), "SSD_TOTAL_GB": (2048.0, 100.0)}
+    )
+    """Of the region, by metric: (limit, usage). Only told, never enforced: ``fail("quota")`` does that."""
 
     calls: Counter[str] = field(default_factory=Counter)
     """By method and collection, e.g. ``insert instances``; refused ones included."""

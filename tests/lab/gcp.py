@@ -7,7 +7,10 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from tests.lab import network
+from tests.lab.balancers import Balancers
 from tests.lab.fleet import Fleet
+from tests.lab.fronts import Front, googles
 from tests.lab.gce import GceFake, Stage, start
 from tests.lab.gce_filter import Resource
 from tests.lab.host import Host, Identity
@@ -39,6 +42,8 @@ class Gcp:
         self.fake.auth.audience = f"//iam.googleapis.com/{PROVIDER}"
         self.fake.auth.add_account(ACCOUNT)
         self.url, self._stop = start(self._stage, GATEWAY, PORT)
+        self._addresses: set[str] = set()
+        self.balancers = Balancers(self._fronts, self._targets_down)
         self.config: dict[str, Any] = {
             "project": self.fake.project,
             "region": self.fake.region,
@@ -51,6 +56,7 @@ class Gcp:
         """Of a ``GcpConfig``, for registration."""
 
     def close(self) -> None:
+        self.balancers.close()
         self._stop()
 
     def trust(self, issuer: str, organization: str, jwks: dict[str, Any]) -> None:
@@ -153,6 +159,17 @@ class Gcp:
                 self.fake.stop_itself(host.identity.id)
 
         self._in_loop(stop)
+
+    def _fronts(self) -> list[Front]:
+        fronts = self._in_loop(lambda: googles(self.fake))
+        for front in fronts:
+            if front.address not in self._addresses:
+                self._addresses.add(front.address)
+                network.add_address(front.address)
+        return fronts
+
+    def _targets_down(self, targets: set[str]) -> None:
+        self.fake.traffic.down = targets
 
     def _console(self, name: str) -> str:
         host = self._fleet.get(name)

@@ -20,6 +20,10 @@ from fastapi.responses import JSONResponse
 from tests.lab.gce_filter import Refused
 
 
+class NotExchanged(Exception):
+    """Args: OAuth's code, and what Google says."""
+
+
 class Auth:
     """One workload identity pool provider, and the service accounts that may be acted as.
 
@@ -30,6 +34,9 @@ class Auth:
         self.issuer, self.audience, self.organization = "", "", ""
         self.accounts: dict[str, rsa.RSAPrivateKey] = {}
         """By e-mail: the key that Google keeps for it."""
+        self.project = "acme-prod-1"
+        self.lacking: set[str] = set()
+        """Permissions that the accounts have not, wherever they are asked for."""
         self.lifetime_s = 3600
         self.calls: Counter[str] = Counter()
         self.valid: dict[str, float] = {}
@@ -57,12 +64,20 @@ class Auth:
             raise ValueError("The kid of the token is in no JWKS.")
         numbers = rsa.RSAPublicNumbers(int.from_bytes(_raw(key["e"]), "big"), int.from_bytes(_raw(key["n"]), "big"))
         numbers.public_key().verify(_raw(signature), f"{head}.{body}".encode(), padding.PKCS1v15(), hashes.SHA256())
-        if claims["iss"] != self.issuer or {claims["aud"], audience} != {self.audience}:
-            raise ValueError("The issuer or the audience in ID Token does not match.")
+        if audience != self.audience:
+            raise NotExchanged(
+                "invalid_target",
+                'The target service indicated by the "audience" parameters is invalid. This might either be because '
+                "the pool or provider is disabled or deleted or because it doesn't exist.",
+            )
+        if claims["iss"] != self.issuer:
+            raise ValueError(f"The issuer in ID Token {claims['iss']} does not match the expected ones: {self.issuer}.")
+        if claims["aud"] != self.audience:
+            raise ValueError(f"The audience in ID Token [{claims['aud']}] does not match the expected audience.")
         if not claims["nbf"] <= time.time() <= claims["exp"]:
             raise ValueError("ID Token is stale to sign-in.")
         if claims["org"] != self.organization:
-            raise ValueError("The given credential is rejected by the attribute condition.")
+            raise NotExchanged("unauthorized_client", "The given credential is rejected by the attribute condition.")
         made = f"federated-{uuid.uuid4()}"
         self._federated.add(made)
         return made
@@ -71,7 +86,11 @@ class Auth:
         self.calls["generateAccessToken"] += 1
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         if email not in self.accounts or token not in self._federated:
-            raise Refused(403, "forbidden", "Permission 'iam.serviceAccounts.getAccessToken' denied on resource.")
+            raise Refused(
+                403,
+                "forbidden",
+                "Permission 'iam.serviceAccounts.getAccessToken' denied on resource (or it may not exist).",
+            )
         made = f"access-{uuid.uuid4()}"
         self.valid[made] = time.time() + self.lifetime_s
         return made
@@ -97,6 +116,8 @@ def routes(app: FastAPI, the: Callable[[], Auth]) -> None:
         form = await _form(request)
         try:
             made = the().exchange(form["subject_token"], form["audience"])
+        except NotExchanged as e:
+            return JSONResponse({"error": e.args[0], "error_description": e.args[1]}, 400)
         except Exception as e:
             return JSONResponse({"error": "invalid_grant", "error_description": str(e) or type(e).__name__}, 400)
         kind = "urn:ietf:params:oauth:token-type:access_token"
@@ -114,6 +135,30 @@ def routes(app: FastAPI, the: Callable[[], Auth]) -> None:
         payload = base64.b64decode((await request.json())["payload"])
         signed = the().sign(request, email, payload)
         return {"keyId": "1", "signedBlob": base64.b64encode(signed).decode()}
+
+    @app.post("/v1/projects/{project}:testIamPermissions")
+    async def test_project(request: Request, project: str) -> Any:
+        auth = the()
+        auth.check(request)
+        if project != auth.project:
+            raise Refused(403, "forbidden", "The caller does not have permission")
+        return _held(auth, await request.json())
+
+    @app.post("/v1/projects/-/serviceAccounts/{email}:testIamPermissions")
+    async def test_account(request: Request, email: str) -> Any:
+        auth = the()
+        auth.check(request)
+        if auth.accounts and email not in auth.accounts:
+            raise Refused(404, "notFound", f"Unknown service account: {email}")
+        return _held(auth, await request.json())
+
+
+def _held(auth: Auth, asked: dict[str, Any]) -> dict[str, Any]:
+    """As Google answers: no field at all for none."""
+    if len(asked["permissions"]) > 100:
+        raise Refused(400, "badRequest", "At most 100 permissions.")
+    held = [p for p in asked["permissions"] if p not in auth.lacking]
+    return {"permissions": held} if held else {}
 
 
 async def _form(request: Request) -> dict[str, str]:

@@ -32,6 +32,8 @@ class Storage:
     """``faults``: statuses that the next calls of the JSON API answer."""
 
     bucket: str = "acme-heliostat"
+    location: str = "US-CENTRAL1"
+    project_number: str = "123456789"
     objects: dict[str, tuple[bytes, float]] = field(default_factory=dict)
     faults: list[int] = field(default_factory=list)
     page: int = 1000
@@ -62,6 +64,13 @@ def routes(app: FastAPI, the: Callable[[], Storage], auth: Callable[[], Auth]) -
         if bucket != storage.bucket:
             raise Refused(404, "notFound", "The specified bucket does not exist.")
         return storage
+
+    @app.get("/storage/v1/b/{bucket}")
+    async def bucket_itself(request: Request, bucket: str) -> Any:
+        storage = called(request, bucket, "get bucket")
+        kind = "region" if "-" in storage.location else "multi-region"
+        told = {"location": storage.location, "locationType": kind, "projectNumber": storage.project_number}
+        return {"kind": "storage#bucket", "name": bucket, **told}
 
     @app.post("/upload/storage/v1/b/{bucket}/o")
     async def upload(request: Request, bucket: str) -> Any:

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.lab import cgroups, network
-from tests.lab.namespaces import HOSTS_FILE, ROOM
+from tests.lab import cgroups, namespaces, network
+from tests.lab.namespaces import ROOM
 
 DISK_BYTES, SHM_BYTES = 2 * 2**30, 2**30
 MEMORY_BYTES = 4 * 2**30
 """Of each host, whatever type it is: what Ray finds there."""
 _HERE = Path(__file__).parent
-_names = threading.Lock()
 
 
 @dataclass
@@ -80,8 +79,7 @@ class Host:
         self._ended = False
         (self.folder / "user-data").write_bytes(identity.user_data)
         shutil.copy(_HERE / "docker_shim.sh", self.folder / "docker")
-        with _names, HOSTS_FILE.open("a") as hosts:
-            hosts.write(f"{self.ip} {self.name}\n")
+        namespaces.name(self.ip, self.name)
         self.cgroup = cgroups.make(f"{os.urandom(4).hex()}-{self.name}", memory)
         self._process = self._started()
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")

@@ -34,7 +34,8 @@ class Lab:
         self.metadata.close()
         time.sleep(0.1)
         left = [f"cable {name}" for name in network.cables()]
-        return left + [f"{type(e).__name__}: {e}" for e in self.fleet.problems]
+        problems = self.fleet.problems + self.aws.balancers.problems + self.gcp.balancers.problems
+        return left + [f"{type(e).__name__}: {e}" for e in problems]
 
     def hosts(self) -> list[Host]:
         """That are on."""

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import NoReturn
 
@@ -72,6 +73,15 @@ def first_process(command: list[str]) -> int:
         if pid == child.pid:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
+
+
+_names = threading.Lock()
+
+
+def name(address: str, *names: str) -> None:
+    """Makes names known in the lab and in all its hosts."""
+    with _names, HOSTS_FILE.open("a") as hosts:
+        hosts.write(f"{address} {' '.join(names)}\n")
 
 
 def _sh(*command: str) -> None:

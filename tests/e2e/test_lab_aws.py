@@ -1,0 +1,34 @@
+"""AWS in the lab: real boto3 against moto, real Ray on hosts that booted from user-data."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.aws import Aws
+from tests.lab.scenarios import OnACloud
+
+pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(600)]
+
+
+class TestAws(OnACloud):
+    cloud = "aws"
+
+    @property
+    def vendor(self) -> Aws:
+        return self.lab.aws
+
+    def test_a_wrong_external_id_is_refused(self) -> None:
+        right = self.site.trust()["external_id"]
+        config = self.lab.aws.account.config.model_dump(mode="json") | {"external_id": f"{right}-wrong"}
+        answer = self.site.call("POST", "/v1/clouds", {"name": "theirs", "provider": "aws", "config": config})
+        assert answer.status_code == 422
+        assert answer.json()["field"] == "config.external_id"
+
+        self.lab.aws.trust("another-organization")  # the account's owner has changed the role
+        try:
+            found = self.site.verify("aws")
+        finally:
+            self.lab.aws.trust(right)
+        assert not found["ok"]
+        failed = [c for c in found["checks"] if c["state"] == "failed"]
+        assert any("external id" in f"{c['detail']} {c['remedy']}" for c in failed), failed
