@@ -172,6 +172,7 @@ class Scaling:
             live = sum(
                 1 for i, n in self._nodes.items()
                 if n["group"] == group and n["state"] in LISTED and i not in self._ended and i not in self._lost
+                and not n.get("leaving")
             )  # fmt: skip
             vacancies = max(0, self.desired[group] - live - len(waiting))
             most = int(self.groups[group].get("max_nodes") or 0)
@@ -197,7 +198,7 @@ class Scaling:
                     continue  # the control plane has been told and replaces it
                 gone.append(node_id)
                 group = node["group"]
-                if group in self.desired:
+                if group in self.desired and not node.get("leaving"):  # else another one stands in its place already
                     least = int(self.groups[group].get("min_nodes") or 0) if group in self.groups else 0
                     self.desired[group] = max(least, self.desired[group] - 1)
             if gone:

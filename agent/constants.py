@@ -91,6 +91,14 @@ class Constants:
     serve_quiet_s: float = 1.0
     """Drained is a proxy without request and connection for so long: a client may be between two of them."""
 
+    notice_poll_s: float = 2.0
+    """Between two looks at what the cloud announces for this machine. AWS gives two minutes and advises 5 s; Google
+    gives half a minute, and holds each question until there is news."""
+    metadata_url: str = ""
+    """Of the machine's metadata service; "": the link-local address that AWS and Google have."""
+    drain_command_s: float = 30.0
+    """`ray drain-node` takes 2 s on an idle machine."""
+
     log_interval_s: float = 5.0
     log_follow_s: float = 1.0
     log_chunk_bytes: int = 2**20

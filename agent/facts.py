@@ -38,7 +38,7 @@ class Facts:
             for fact_id in record.get("acked", ()):
                 self._facts.pop(fact_id, None)
 
-    def add(self, kind: str, **data: Any) -> str:
+    def add(self, kind: str, /, **data: Any) -> str:
         """Keeps a fact and wakes the reporter. Returns the fact's id. ``data`` holds no secret."""
         fact_id = f"{self._prefix}-{next(self._count)}"
         fact = {"id": fact_id, "kind": kind, "at": now(), "data": data}

@@ -22,12 +22,14 @@ from agent.facts import Facts
 from agent.head import Head
 from agent.journal import Journal
 from agent.logs import LogShipper
+from agent.notices import Notice, Notices
 from agent.ray_node import DRAINED, RayFailed, RayNode, accepts
 from agent.reporter import Reporter
 
 log = logging.getLogger("agent.node")
 FINAL = (400, 401, 403, 409, 422)
 """Answers to ``register`` that no repetition changes."""
+SIGNALLED = "told to end by a signal"
 
 
 class End(Exception):
@@ -53,6 +55,8 @@ class Node:
         self.config: dict[str, Any] = {}
         self.ray_up = False
         self.head: Head | None = None
+        self._ray: RayNode | None = None
+        self.notices = Notices(boot.provider, boot.constants, self._announced) if boot.provider else None
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -63,7 +67,7 @@ class Node:
         ray: RayNode | None = None
         try:
             self.config = self._register()
-            ray = RayNode(self.boot, self.config)
+            self._ray = ray = RayNode(self.boot, self.config)
             self.deadman = DeadMan(float(self.config["deadman_s"]))
             self.deadman.maximum_uptime_at = self.config.get("maximum_uptime_at")
             if self.is_head:
@@ -74,18 +78,18 @@ class Node:
                 self._again, self.gone,
             )  # fmt: skip
             self.logs.add("node/agent.log", self.log_file)
+            if self.boot.provider:
+                self.logs.add("node/startup.log", self.boot.node_dir / "startup.log")
             self.logs.watch_session(lambda: ray.logs_dir)
             self.thread("report", self.reporter.run, self.stop)
             self.thread("logs", self.logs.run, self.stop)
-            if self.head:
-            if self.boot.provider:
-                self.logs.add("node/startup.log", self.boot.node_dir / "startup.log")
-                self.head.start()
-            else:
-                ray.start(self.log_file, head_address=self._head_address())
             self._check_ray()
             for source in self.notices.sources if self.notices else []:
                 self.thread("notices", self.notices.watch, source, self.stop)
+            if self.head:
+                self.head.start()
+            else:
+                ray.start(self.log_file, head_address=self._head_address())
             self._live(ray)
         except End as end:
             self.finish(end)
@@ -95,10 +99,6 @@ class Node:
             log.exception("the agent failed")
             self.finish(End(f"the agent failed: {type(error).__name__}; see node/agent.log", "node_failed"))
         return self._close(ray)
-
-    @property
-    def is_head(self) -> bool:
-        return self.config.get("role") == "head"
 
     def _check_ray(self) -> None:
         """Raises RayFailed: nodes of two versions form no cluster, and the control plane is made for one."""
@@ -110,6 +110,10 @@ class Node:
                 "the cloud's container_image or python, or its machines' image"
             )
 
+    @property
+    def is_head(self) -> bool:
+        return self.config.get("role") == "head"
+
     def finish(self, end: End) -> None:
         """The first reason counts. Callable from any thread."""
         if self.end is None:
@@ -119,7 +123,22 @@ class Node:
     def _signalled(self, *_: object) -> None:
         """Touches no lock: the main thread, which this interrupts, may hold it. ``pause`` looks often enough."""
         if self.end is None:
-            self.end = End("told to end by a signal")
+            self.end = End(SIGNALLED)
+
+    def _announced(self, notice: Notice) -> None:
+        """The control plane first, for it has a machine to launch; then Ray. A head is not drained: what runs there
+        may go on until it is taken."""
+        self.facts.add("spot_notice", kind=notice.kind, deadline=notice.deadline, reason=notice.reason)
+        if self.is_head or self._ray is None or self.end is not None:
+            return
+        try:
+            refused = self._ray.drain(notice.reason, notice.left_s())
+        except (RayFailed, OSError) as error:
+            refused = str(error)
+        if refused:
+            log.warning("Ray was not told that this node will be gone: %s", refused)
+        else:
+            log.info("Ray drains this node")
 
     def gone(self, error: Exception) -> None:
         """The channel says 410, or something that no repetition heals."""
@@ -159,7 +178,8 @@ class Node:
                 drained_at = drained_at or time.monotonic()
                 self.ray_up = False
                 if time.monotonic() - drained_at >= self.boot.constants.idle_drain_grace_s:
-                    raise End(ended, "stopping")
+                    notice = self.notices.last if self.notices else None
+                    raise End(notice.reason if notice else ended, "stopping")
             elif ended:
                 raise End(self.why(ended), "node_failed")
             elif not self.is_head:
@@ -180,6 +200,9 @@ class Node:
 
     def _close(self, ray: RayNode | None) -> int:
         end = self.end or End("ended")
+        if end.reason == SIGNALLED and self.notices and (notice := self.notices.look()):
+            # The system goes down, and the cloud has said why: the cluster need not find out by silence.
+            end = End(notice.reason, "node_lost" if self.is_head else "stopping")
         log.info("ending: %s", end.reason)
         if end.kind:
             self.facts.add(end.kind, reason=end.reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -152,10 +153,12 @@ class RayNode:
         self._leader: subprocess.Popen[bytes] | None = None
         self._raylet: int | None = None
         self._looked_at = 0.0
+        self._head_address = ""
 
     def start(self, output: Path, head_address: str = "", autoscaling_config: Path | None = None) -> None:
         """Returns at once. Raises RayFailed."""
         boot = self._boot
+        self._head_address = head_address
         write_private(token_path(boot), self._config["ray_token"])
         args = arguments(boot, self._config, head_address, autoscaling_config)
         service = bool(self._config.get("service_id"))
@@ -193,6 +196,27 @@ class RayNode:
             elif not processes.alive(self._raylet):
                 return DRAINED
         return ""
+
+    def drain(self, reason: str, left_s: int | None) -> str:
+        """Tells Ray that this node will be gone in ``left_s`` seconds (None: some time): it gets no new work, what it
+        does goes on, and once it is idle its raylet ends. Why not, or "". Takes seconds."""
+        found = re.search(r"--node_id=([0-9a-f]+)", processes.command(self._raylet)) if self._raylet else None
+        if found is None:
+            return "its raylet does not run"
+        args = [ray_executable(), "drain-node", f"--address={self._head_address}", f"--node-id={found[1]}",
+                "--reason=DRAIN_NODE_REASON_PREEMPTION", f"--reason-message={reason}"]  # fmt: skip
+        if left_s is not None:
+            args.append(f"--deadline-remaining-seconds={left_s}")
+        env = environment(self._boot, self._config["group"], self._head_address, False)
+        try:
+            done = subprocess.run(
+                args, env=env, cwd=self._boot.node_dir, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, timeout=self._boot.constants.drain_command_s, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return "`ray drain-node` took too long"
+        said = done.stdout.decode(errors="replace").strip().splitlines()
+        return "" if done.returncode == 0 else said[-1][:300] if said else f"exit code {done.returncode}"
 
     def stop(self, timeout_s: float) -> None:
         """SIGTERM to the leader alone (to the whole group it breaks Ray's drain), then SIGKILL to what is left."""

@@ -95,6 +95,9 @@ class FactKind(StrEnum):
     RUN_ENDED = "run_ended"
     """``data.run_id``, ``data.status`` (SUCCEEDED|FAILED|STOPPED), ``data.exit_code``, ``data.message``,
     ``data.error`` (``runtime_env``|``entrypoint``|``supervisor``|``driver_lost``|""), ``data.timed_out``."""
+    SPOT_NOTICE = "spot_notice"
+    """The cloud will take this node's machine back: ``data.kind`` (``interruption``|``rebalance``|``maintenance``),
+    ``data.deadline`` (ISO 8601, or null: not known), ``data.reason``. A worker is replaced at once and drained."""
     NODE_FAILED = "node_failed"
     """This node can't start Ray: ``data.reason``. Followed by its end."""
     SERVE = "serve"
@@ -204,6 +207,8 @@ class NodeBrief(Result):
     group: str
     state: NodeState
     ip: str | None = None
+    leaving: bool = False
+    """Its cloud takes it back, and another one is asked for in its place."""
 
 
 class ReportAnswer(Result):

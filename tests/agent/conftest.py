@@ -114,8 +114,10 @@ class Nodes:
 
     def start(
         self, node_id: str, role: str = "head", group: str = "head", isolate: bool = False,
-        constants: dict[str, Any] | None = None, python: list[str] | None = None, **config: Any,
+        constants: dict[str, Any] | None = None, python: list[str] | None = None, told: dict[str, Any] | None = None,
+        **config: Any,
     ) -> AgentNode:  # fmt: skip
+        """``told``: in the boot file beside what is always there. ``config``: of the node's registration."""
         ip = f"{self.host}.{next(self._node)}"
         bootstrap = self.plane.add_node(node_id, role, group, **config)
         if role == "worker":
@@ -123,7 +125,7 @@ class Nodes:
         folder = self.folder / node_id
         folder.mkdir(parents=True)
         boot = {"api_url": self.plane.url, "node_id": node_id, "generation": 1, "bootstrap_token": bootstrap,
-                "constants": FAST | (constants or {})}  # fmt: skip
+                "constants": FAST | (constants or {}), **(told or {})}  # fmt: skip
         (folder / "boot.json").write_text(json.dumps(boot))
         env = {k: v for k, v in os.environ.items() if not k.startswith(("HELIOSTAT_", "RAY_"))}
         env |= {"HELIOSTAT_NODE_IP": ip, "HELIOSTAT_PORT_BASE": str(free_block()), "HELIOSTAT_NODE_DIR": str(folder),

@@ -97,7 +97,7 @@ class ControlPlane:
     def do(self, kind: str, timeout_s: float = 60.0, **args: Any) -> dict[str, Any]:
         return self.result(self.command(kind, **args), timeout_s)
 
-    def fact(self, kind: str, timeout_s: float = 30.0, after: int = 0, **data: Any) -> dict[str, Any]:
+    def fact(self, kind: str, /, timeout_s: float = 30.0, after: int = 0, **data: Any) -> dict[str, Any]:
         """The first fact of this kind (from index ``after`` on) whose data has these values."""
 
         def find() -> dict[str, Any] | None:

@@ -17,6 +17,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 OPTIONS = {a[2:].partition("=")[0]: a.partition("=")[2] for a in sys.argv[1:] if a.startswith("--")}
+if sys.argv[1] == "drain-node":
+    Path(os.environ["HELIOSTAT_NODE_DIR"], "fake-drained.json").write_text(json.dumps(OPTIONS))
+    sys.exit()
 HERE = Path(OPTIONS["temp-dir"]).resolve().parent
 TOKEN = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
 LOGS = Path(OPTIONS["temp-dir"]) / "session_1" / "logs"
@@ -226,8 +229,8 @@ def main() -> None:
     (HERE / "fake-environ.json").write_text(json.dumps(dict(os.environ)))
     raylet = HERE / "raylet"
     if not raylet.exists():
-        raylet.symlink_to("/bin/sleep")
-    child = subprocess.Popen([str(raylet), "1000"])
+        raylet.symlink_to("/bin/sh")
+    child = subprocess.Popen([str(raylet), "-c", "read x", "raylet", "--node_id=abc123"], stdin=subprocess.PIPE)
     signal.signal(signal.SIGTERM, lambda *_: (child.kill(), os._exit(0)))
     ip = OPTIONS["node-ip-address"]
     me = {"node_id": f"ray-{os.getpid()}", "node_name": OPTIONS["node-name"], "is_head_node": "head" in OPTIONS,
