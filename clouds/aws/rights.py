@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clouds.aws.images import GPU_IMAGE
 from clouds.base import OWNER_TAG
 from heliostat.models.clouds import AwsConfig
 
@@ -131,10 +132,14 @@ def role_policy(config: AwsConfig, installation_id: str, node_role_arn: str) -> 
             f"arn:{partition}:iam::{account}:instance-profile/{config.instance_profile}",
         ),
     ]
-    if config.image.startswith("/"):
-        owner = "" if config.image.startswith("/aws/") else account
-        parameter = f"arn:{partition}:ssm:{region}:{owner}:parameter{config.image}"
-        statements.append(_allow("NameOfTheImage", ["ssm:GetParameter"], parameter))
+    images = {config.image, config.gpu_image or GPU_IMAGE, config.arm_image}
+    parameters = [
+        f"arn:{partition}:ssm:{region}:{'' if name.startswith('/aws/') else account}:parameter{name}"
+        for name in sorted(images)
+        if name.startswith("/")
+    ]
+    if parameters:
+        statements.append(_allow("NamesOfImages", ["ssm:GetParameter"], parameters))
     if config.balancer_certificate is not None:
         statements.append(_allow("LookAtCertificate", ["acm:DescribeCertificate"], config.balancer_certificate))
     if config.balancer_subnets:

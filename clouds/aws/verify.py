@@ -21,8 +21,9 @@ import botocore.session
 from clouds.aws import catalogue, rights, verify_network, verify_rights
 from clouds.aws.bucket import AwsBucket
 from clouds.aws.errors import BotoCoreError, ClientError, classify, code_of, translated
-from clouds.aws.images import Image, Images
+from clouds.aws.images import Image, Images, image_for
 from clouds.aws.session import AwsSession
+from clouds.aws.verify_rights import add_to_role
 from clouds.base import Denied
 from clouds.checklist import Checklist
 from heliostat.errors import CloudError
@@ -31,6 +32,8 @@ from heliostat.models.common import utcnow
 
 PROBE = "heliostat-verify/"
 EXPIRES_SOON_DAYS = 30
+_OTHERS = (("arm64", False), ("x86_64", True))
+"""Architectures, and whether with GPUs: whose images may be others."""
 
 
 def checks(
@@ -65,19 +68,12 @@ def checks(
     verify_rights.looked_at(found, session, config, policy)
     _bucket(found, session, config)
     verify_network.looked_at(found, session, config, api_url)
-    image = found.ask("image", lambda: Images(session).get(config.image))
-    if image is not None:
-        found.ok("image", f"{config.image} is {image.id}, {image.architecture}, {image.root_gib} GiB.")
+    image = _images(found, session, config)
     _instance_type(found, session, config, image)
     verify_rights.launches(found, session, config, installation_id, image)
     if config.balancer_certificate is not None:
         _certificate(found, session, config, config.balancer_certificate, now)
     return found.checks
-
-
-def add_to_role(statements: list[rights.Policy]) -> str:
-    lines = " and ".join(json.dumps(statement) for statement in statements)
-    return f"Add to the policy of the role that the control plane assumes: {lines}"
 
 
 def _policy(config: AwsConfig, installation_id: str, node_role: str) -> rights.Policy:
@@ -247,6 +243,25 @@ def _bucket_is_ours(found: Checklist, session: AwsSession, config: AwsConfig) ->
         return False
     found.ok(name, f"{config.bucket} is of account {session.account}, in {region}.")
     return True
+
+
+def _images(found: Checklist, session: AwsSession, config: AwsConfig) -> Image | None:
+    """The one that a node boots which asks for nothing in particular; those of other machines are only warned of."""
+    images, types = Images(session), catalogue.shipped().types.values()
+    usual = image_for(config, catalogue.shipped().types.get(config.instance_type))
+    image = found.ask("image", lambda: images.get(usual))
+    if image is not None:
+        found.ok("image", f"{usual} is {image.id}, {image.architecture}, {image.root_gib} GiB.")
+    arm, gpu = (next(t for t in types if t.architecture == a and bool(t.gpu) == g) for a, g in _OTHERS)
+    for name, known in (("image of ARM machines", arm), ("image of GPU machines", gpu)):
+        other = image_for(config, known)
+        if other == usual:
+            continue
+        try:
+            found.ok(name, f"{other} is {images.get(other).id}.")
+        except CloudError as e:
+            found.warn(name, f"Such machines can't be launched: {e.message}", e.remedy)
+    return image
 
 
 def _instance_type(found: Checklist, session: AwsSession, config: AwsConfig, image: Image | None) -> None:

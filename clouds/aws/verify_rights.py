@@ -15,8 +15,21 @@ from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig
 from heliostat.models.clusters import NodeRole
 
-SIMULATED = ("EndOurs", "MakeBalancers", "TagBalancersAsTheyAreMade", "ChangeBalancers", "ChangeRules")
+SIMULATED = (
+    "EndOurs",
+    "DeleteLeftovers",
+    "ServiceLinkedRoles",
+    "MakeBalancers",
+    "TagBalancersAsTheyAreMade",
+    "ChangeBalancers",
+    "ChangeRules",
+)
 """Statements of ``rights.role_policy`` that nothing harmless tries."""
+
+
+def add_to_role(statements: list[dict[str, Any]]) -> str:
+    lines = " and ".join(json.dumps(statement) for statement in statements)
+    return f"Add to the policy of the role that the control plane assumes: {lines}"
 
 
 def looked_at(found: Checklist, session: AwsSession, config: AwsConfig, policy: rights.Policy) -> None:
@@ -54,23 +67,24 @@ def _simulated(found: Checklist, session: AwsSession, policy: rights.Policy) -> 
         try:
             refused = _refused(session, statement)
         except CloudError as e:
-            lines = " and ".join(json.dumps(s) for s in rights.granting(policy, "iam:SimulatePrincipalPolicy"))
+            remedy = add_to_role(rights.granting(policy, "iam:SimulatePrincipalPolicy"))
             names = sorted({a for s in policy["Statement"] if s["Sid"] in SIMULATED for a in s["Action"]})
             for action in names:
-                found.skip(f"right {action}", f"It can't be simulated: {e.message}", f"Grant {lines}, and look again.")
+                found.skip(f"right {action}", f"It can't be simulated: {e.message}", remedy)
             return
         for action in statement["Action"]:
             missing.setdefault(action, [])
             if action in refused:
                 missing[action].append({**statement, "Action": [action]})
     for action, statements in sorted(missing.items()):
-        if statements:
-            lines = " and ".join(json.dumps(s) for s in statements)
-            found.fail(
+        if statements and statements[0]["Sid"] == "ServiceLinkedRoles":
+            found.warn(
                 f"right {action}",
-                f"The role's policies do not allow {action}.",
-                f"Add to the policy of the role that the control plane assumes: {lines}",
+                "An account's first spot machine and load balancer want roles of AWS's own; this one can't make them.",
+                add_to_role(statements),
             )
+        elif statements:
+            found.fail(f"right {action}", f"The role's policies do not allow {action}.", add_to_role(statements))
         else:
             found.ok(f"right {action}", "By simulation.")
 
@@ -116,7 +130,7 @@ def launches(
         if image is None:
             found.behind("image", name)
             continue
-        if not found.passed(f"subnet {subnet.id}"):
+        if found.failed(f"subnet {subnet.id}"):
             found.behind(f"subnet {subnet.id}", name)
             continue
         request = instances.request(config, _spec(installation_id), subnet.id, image, config.instance_type, {})

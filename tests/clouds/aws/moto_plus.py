@@ -47,6 +47,7 @@ from moto.sts.models import STSBackend
 from werkzeug.serving import make_server
 
 from tests.clouds.aws.moto_faults import Fault, Faulty
+from tests.clouds.aws.moto_iam import holds
 
 __all__ = [
     "KNOBS",
@@ -180,10 +181,11 @@ def _trusted(
     try:
         role = iam_backends[role_arn.split(":")[4]]["aws"].get_role_by_arn(role_arn)
         statements = json.loads(role.assume_role_policy_document)["Statement"]
-        wanted = {s.get("Condition", {}).get("StringEquals", {}).get("sts:ExternalId") for s in statements}
+        given = {"sts:ExternalId": external_id} if external_id else {}
+        trusted = any(holds(s.get("Condition", {}), given) for s in statements)
     except Exception:
-        wanted = set()
-    if not wanted & {None, external_id}:
+        trusted = False
+    if not trusted:
         raise AccessDeniedError(user_arn="arn:aws:iam::111111111111:user/control-plane", action="sts:AssumeRole")
     return _assume(self, region_name, role_session_name, role_arn, policy, duration, external_id)
 

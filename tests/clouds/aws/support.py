@@ -13,12 +13,13 @@ from typing import Any
 
 import botocore.session
 
+from clouds.aws import rights
 from clouds.aws.bucket import AwsBucket
 from clouds.aws.machines import AwsMachines
 from clouds.aws.pace import Pace
 from clouds.aws.session import AwsSession, _loader
 from heliostat.models.clouds import AwsConfig
-from tests.clouds.aws import moto_plus
+from tests.clouds.aws import moto_iam, moto_plus
 from tests.clouds.support import OURS, Cloud
 
 REGION = "us-west-2"
@@ -95,15 +96,24 @@ def make_account(url: str, networks: tuple[str, str] = ("10.0.0.0/20", "10.0.16.
     trust = lambda condition: json.dumps(  # noqa: E731
         {"Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": "*", "Condition": condition}]}
     )
-    iam = moto_plus.iam_backends[account]["aws"]
+    iam = moto_iam.iam_backends[account]["aws"]
     for name, condition in (("admin", {}), ("heliostat", {"StringEquals": {"sts:ExternalId": EXTERNAL_ID}})):
         iam.create_role(name, trust(condition), "/", None, "", [], 3600)
-    iam.create_instance_profile("heliostat-node", "/", [], [])
+    node_role = iam.create_role("heliostat-node", trust({}), "/", None, "", [], 3600)
+    iam.create_instance_profile("heliostat-node", "/", ["heliostat-node"], [])
     # In process, for it is made for each test: over HTTP it would take longer than the tests.
     ec2 = moto_plus.ec2_backends[account][REGION]
     vpc = ec2.create_vpc(".".join([*networks[0].split(".")[:2], "0.0/16"])).id
     subnets = [ec2.create_subnet(vpc, n, availability_zone=z).id for n, z in zip(networks, ZONES, strict=True)]
+    # A way out to everywhere: public subnets, whose machines get public addresses.
+    gateway = ec2.create_internet_gateway().id
+    ec2.attach_internet_gateway(gateway, vpc)
+    (table,) = [t for t in ec2.route_tables.values() if t.vpc_id == vpc]
+    ec2.create_route(table.id, "0.0.0.0/0", gateway_id=gateway)
+    for subnet in subnets:
+        ec2.modify_subnet_attribute(subnet, "map_public_ip_on_launch", "true")
     group = ec2.create_security_group("nodes", "nodes", vpc).id
+    ec2.authorize_security_group_ingress(group, "-1", "-1", "-1", [], source_groups=[{"GroupId": group}])
     ami = ec2.register_image("heliostat")
     ami.architecture, ami.root_device_name = "x86_64", "/dev/xvda"  # moto drops what RegisterImage says of these
     config = AwsConfig.model_validate(
@@ -121,6 +131,8 @@ def make_account(url: str, networks: tuple[str, str] = ("10.0.0.0/20", "10.0.16.
             "balancer_security_groups": [group],
         }
     )
+    policy = rights.role_policy(config, OURS, node_role.arn)
+    iam.put_role_policy("heliostat", "heliostat", json.dumps(policy))
     return Account(url, account, config)
 
 

@@ -15,9 +15,13 @@ from heliostat.models.clouds import AwsConfig
 from tests.clouds.aws.test_config import GOOD
 from tests.clouds.support import OURS, ROOT
 
-SERVICES = {"ec2", "elbv2", "s3", "ssm"}
-INDIRECT = {("s3", "PutObject"), ("s3", "GetObject")}
-"""By presigned URLs."""
+SERVICES = {"acm", "ec2", "elbv2", "iam", "s3", "ssm"}
+INDIRECT = {
+    ("s3", "PutObject"),  # by presigned URLs
+    ("s3", "GetObject"),
+    ("ec2", "DeleteVolume"),  # by a name in a variable
+    ("ec2", "DeleteNetworkInterface"),
+}
 NODE_ROLE = "arn:aws:iam::123456789012:role/heliostat-node"
 
 
@@ -44,7 +48,9 @@ def calls() -> set[tuple[str, str]]:
 @pytest.fixture
 def config() -> AwsConfig:
     subnets = ["subnet-0123456789abcdef0", "subnet-0123456789abcdef1"]
-    return AwsConfig.model_validate(GOOD | {"balancer_subnets": subnets, "bucket_prefix": "heliostat/"})
+    certificate = "arn:aws:acm:us-west-2:123456789012:certificate/0123"
+    more = {"balancer_subnets": subnets, "balancer_certificate": certificate, "bucket_prefix": "heliostat/"}
+    return AwsConfig.model_validate(GOOD | more)
 
 
 def test_every_call_has_its_right(config: AwsConfig) -> None:
@@ -71,8 +77,9 @@ def test_what_can_be_scoped_is(config: AwsConfig) -> None:
     assert "arn:aws:ssm:us-west-2::parameter/aws/service/ami-amazon-linux-latest/" in text
     without = rights.role_policy(config.model_copy(update={"balancer_subnets": []}), OURS, NODE_ROLE)
     assert not any(a.startswith("elasticloadbalancing:Create") for a in rights.actions(without))
-    own = rights.role_policy(config.model_copy(update={"image": "ami-0123456789abcdef0"}), OURS, NODE_ROLE)
-    assert "ssm:GetParameter" not in rights.actions(own)
+    own = {"image": "ami-0123456789abcdef0", "gpu_image": "ami-0123456789abcdef1", "arm_image": "ami-0123456789abcdef2"}
+    named = rights.role_policy(config.model_copy(update=own), OURS, NODE_ROLE)
+    assert "ssm:GetParameter" not in rights.actions(named)
 
 
 def test_trust_is_for_one_principal_and_one_external_id() -> None:
