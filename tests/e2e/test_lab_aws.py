@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.aws import Aws
-from tests.lab.scenarios import OnACloud
+from tests.lab.scenarios import OnACloud, one_node
 
 pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -32,3 +32,19 @@ class TestAws(OnACloud):
         assert not found["ok"]
         failed = [c for c in found["checks"] if c["state"] == "failed"]
         assert any("external id" in f"{c['detail']} {c['remedy']}" for c in failed), failed
+
+    def test_a_container_image_is_run_by_docker(self) -> None:
+        """By the lab's shim, which runs what it is told to on the host."""
+        cloud = self.site.register_aws("aws-image", container_image="rayproject/ray:2.60.0-py311")
+        try:
+            made = self.stack.ask(
+                *("cluster", "create", "-n", "in-docker"),
+                *("-f", self.stack.config_file(one_node() | {"cloud": "aws-image"})),
+            )
+            self.stack.await_cluster(made["id"], "RUNNING", timeout=240)
+            (head,) = self.hosts_of(made["id"])
+            assert "docker run --rm --network host" in head.console()
+            self.stack.cli("cluster", "terminate", "in-docker", "--wait")
+            self.await_nothing()
+        finally:
+            self.site.call("DELETE", f"/v1/clouds/{cloud['id']}")

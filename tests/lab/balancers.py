@@ -44,6 +44,10 @@ class Balancers:
     def _work(self) -> list[tuple[Callable[[], None], float]]:
         return [(self._look, LOOK_S), (self._check, CHECK_S)]
 
+    def names(self) -> list[str]:
+        """Of those that are there."""
+        return list(self._running)
+
     def close(self) -> None:
         self._closed.set()
         for thread in self._threads:

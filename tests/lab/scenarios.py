@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tests.e2e.services import Served, Traffic, nothing_lost
 from tests.e2e.support import Stack, seconds_between, until
 from tests.lab import network
 from tests.lab.aws import Aws
@@ -190,3 +191,19 @@ class OnACloud:
         until("the job to succeed", over, 300)
         assert most == 1
         self.await_nothing()
+
+    def test_a_service_is_rolled_out_behind_the_vendors_load_balancer(self) -> None:
+        served = Served(self.stack, f"echo-{self.cloud}")
+        where = {"cloud": self.cloud}
+        served.deploy("v1", more=where)
+        assert served.ask("/echo?nonce=a").text.startswith("v1 a")
+        assert served.ask(token="wrong").status_code == 403
+        with Traffic(served) as traffic:
+            traffic.await_text("v1")
+            served.deploy("v2", more=where)
+            traffic.await_seconds(3)
+        nothing_lost(traffic, "v1", "v2")
+        served.until_rests("v2")
+        served.terminate()
+        self.await_nothing()
+        until("no load balancer to be left", lambda: not self.vendor.balancers.names(), 60)
