@@ -199,7 +199,8 @@ class Fleet:
                 view, node_state = self._views[m.cluster_id], NodeState(m.state)
                 view.states[m.id] = node_state
                 if m.role == NodeRole.WORKER:
-                    brief = NodeBrief(id=m.id, group=m.doc["group"], state=node_state, ip=m.doc.get("ip"))
+                    group, ip, leaving = m.doc["group"], m.doc.get("ip"), bool(m.doc.get("notice"))
+                    brief = NodeBrief(id=m.id, group=group, state=node_state, ip=ip, leaving=leaving)
                     view.workers.append(brief)
         for r in rows:
             self._views[r.id].follow = r.until is not None and r.until > now

@@ -243,6 +243,8 @@ class LeaseAnswer(Result):
     reason: str = ""
     cause: str = ""
     """Error code behind ``reason``, e.g. ``bad_config`` or ``no_capacity``; empty when there is none."""
+    notice: str = ""
+    """What the cloud has announced for the head's machine; what runs there goes on until it is taken."""
     revision: int = 0
     """The cluster's, when this was said: an answer and a notice may cross on their way, the smaller one is older."""
 

@@ -65,6 +65,10 @@ class NodeEntry(Result):
     instance_type: str | None = None
     state: NodeState = NodeState.REQUESTED
     reason: str = ""
+    notice: str = ""
+    """What the cloud has announced for its machine: that it will be taken back."""
+    taken_at: datetime | None = None
+    """By when, as announced. Of a head: until the cloud was asked after it then."""
     boot: BootFacts | None = None
     launching: bool = False
     """A launch is under way: what it makes is not known yet."""
@@ -165,6 +169,10 @@ class ClusterData(Result):
         ]
         return sorted(found, key=lambda n: n.slot)
 
+    def staying(self, group: str) -> list[NodeEntry]:
+        """Live workers that their cloud has not announced to take back: what counts against what is wanted."""
+        return [n for n in self.workers(group) if not n.notice]
+
     def wanted(self, group: str) -> int:
         bounds = self.bounds[group]
         return max(bounds.min_nodes, min(self.desired.get(group, bounds.min_nodes), bounds.max_nodes))
@@ -183,12 +191,11 @@ class ClusterData(Result):
     def surplus(self, group: str) -> list[NodeEntry]:
         """Workers beyond what is wanted: those that the autoscaler named, then those that are not up yet, then
         the newest."""
-        workers = self.workers(group)
-        named = [n for n in workers if n.id in self.remove]
-        over = len(workers) - len(named) - self.wanted(group)
+        named = [n for n in self.workers(group) if n.id in self.remove]
+        rest = [n for n in self.staying(group) if n not in named]
+        over = len(rest) - self.wanted(group)
         if over <= 0:
             return named
-        rest = [n for n in workers if n not in named]
         rest.sort(key=lambda n: (n.state == NodeState.RUNNING, -n.slot))
         return named + rest[:over]
 

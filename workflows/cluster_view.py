@@ -53,6 +53,7 @@ def node_resource(cluster_id: str, node: NodeEntry) -> Node:
         generation=node.generation,
         state=node.state,
         reason=node.reason,
+        notice=node.notice,
         machine_id=node.machine_id,
         ip=node.ip,
         created_at=node.created_at,
@@ -91,5 +92,6 @@ def cluster_details(request: ClusterInput, s: ClusterData) -> str:
         where += f", {node.ip}" if node.ip else ""
         machine = f", machine `{node.machine_id}`" if node.machine_id else ""
         why = f": {' '.join(node.reason.split())}" if node.reason else ""
-        lines.append(f"- {node.group} {node.slot}.{node.generation} **{node.state}**{where}{machine}{why}")
+        leaves = f", **{node.notice}**" if node.notice else ""
+        lines.append(f"- {node.group} {node.slot}.{node.generation} **{node.state}**{where}{machine}{leaves}{why}")
     return "\n".join(lines)

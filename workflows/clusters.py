@@ -44,7 +44,7 @@ with workflow.unsafe.imports_passed_through():
         TerminateRequest,
     )
     from workflows import ids, policies
-    from workflows.cluster_state import Bounds, ClusterData, NodeEntry, Place, desired_of, resources_of
+    from workflows.cluster_state import Bounds, ClusterData, NodeEntry, Place, desired_of, moment_of, resources_of
     from workflows.cluster_view import cluster_details, cluster_resource, node_resource
 
 STATE = SearchAttributeKey.for_keyword("HeliostatState")
@@ -137,6 +137,8 @@ class ClusterWorkflow:
                 self._dirty = True
             case FactKind.DESIRED:
                 self._desire(fact)
+            case FactKind.SPOT_NOTICE:
+                self._announced(subject, fact)
             case FactKind.RUN_RUNNING | FactKind.RUN_ENDED:
                 return  # a job's business
         self._wake()
@@ -296,7 +298,7 @@ class ClusterWorkflow:
         for group in self.s.bounds:
             for node in self.s.surplus(group):
                 self._give_up(node, "not wanted any more")
-            for _ in range(self.s.wanted(group) - len(self.s.workers(group))):
+            for _ in range(self.s.wanted(group) - len(self.s.staying(group))):
                 self._new_node(NodeRole.WORKER, group, now)
         self.s.remove = [node_id for node_id in self.s.remove if node_id in self.s.nodes]
 
@@ -461,6 +463,10 @@ class ClusterWorkflow:
     def _check_nodes(self, now: datetime) -> None:
         for node in list(self.s.nodes.values()):
             due = self._node_deadline(node)
+            if node.role == NodeRole.HEAD and node.live and node.machine_id and node.taken_at and now >= node.taken_at:
+                node.taken_at = None  # if it is still there, its silence will tell
+                silent = HeadSilent(event_id=f"{node.id}/taken", node_id=node.id, since=now)
+                self._start("ask after head", self._ask_after_head(node, silent))
             if due is not None and now >= due:
                 what = "did not register" if node.state == NodeState.LAUNCHED else "brought up no Ray"
                 self._lose(node, f"{what} by its deadline ({due:%H:%M:%S} UTC)", failed=True)
@@ -478,12 +484,26 @@ class ClusterWorkflow:
                 return max(node.registered_at, self.s.head_running_at) + timedelta(seconds=seconds)
         return None
 
+    def _announced(self, node: NodeEntry, fact: NodeFact) -> None:
+        """A worker's replacement is asked for at once, beside it. Two heads must never live at once: a head's follows
+        when its machine is gone, which the cloud is asked about as soon as it should be."""
+        kind, at = str(fact.data.get("kind")), moment_of(fact.data.get("deadline"))
+        if node.taken_at is None:
+            node.taken_at = at
+        by = f" by {at:%H:%M:%S} UTC" if at else ""
+        node.notice = str(fact.data.get("reason") or f"the cloud takes it back{by}")[:300]
+        text = f"{node.group} node {node.slot}.{node.generation}: {node.notice} ({kind})"
+        self._event("spot_notice", text, level=EventLevel.WARNING, actor=f"agent:{fact.node_id}")
+        self._touch(node)
+
     def _lose(self, node: NodeEntry, reason: str, *, failed: bool) -> None:
         """A node is no more, or no use. Its machine is ended all the same; the slot is filled again."""
         if not node.live:
             return
         self._event("node_lost", f"{node.group} node {node.slot}.{node.generation}: {reason}", level=EventLevel.WARNING)
-        if failed:
+        if node.notice:
+            pass  # the cloud has taken it, which tells nothing of what runs on it
+        elif failed:
             self.s.failures[node.group] = self.s.failures.get(node.group, 0) + 1
         elif node.running_at is not None:
             young = workflow.now() - node.running_at < policies.YOUNG
@@ -694,8 +714,10 @@ class ClusterWorkflow:
             )
         except ActivityError as error:
             text = f"(console not readable: {error.cause or error})"
-        if text:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if lines:
             self._event("console", text, level=EventLevel.WARNING)
+            node.reason = f"{node.reason}; its console ends with: {lines[-1][:200]}"
 
     def _ended(self, node: NodeEntry) -> None:
         node.state, node.ended_at = NodeState.TERMINATED, workflow.now()
@@ -760,7 +782,8 @@ class ClusterWorkflow:
     def _news(self) -> tuple[object, ...]:
         """What a holder acts on. A new head is news once it can be used, not when it is up and its workers aren't."""
         ready = self.s.ready and not self._fencing
-        return self.s.phase, ready, self.s.head_generation if ready else None
+        head = self.s.head
+        return self.s.phase, ready, self.s.head_generation if ready else None, head.notice if head else ""
 
     async def _tell_holders(self) -> None:
         news = self._news()
@@ -790,6 +813,7 @@ class ClusterWorkflow:
             cause=self.s.cause,
             revision=self.s.revision,
         )
+            notice=head.notice if head else "",
 
     def _enter(self, phase: ClusterState, reason: str, actor: str = "") -> None:
         self.s.phase, self.s.reason, self.s.state_since = phase, reason, workflow.now()
@@ -911,6 +935,8 @@ class ClusterWorkflow:
             for node in self.s.nodes.values():
                 wish(self._node_deadline(node), f"deadline of {node.group} node {node.slot}.{node.generation}")
                 if node.state == NodeState.REQUESTED:
+                if node.role == NodeRole.HEAD and node.live and node.machine_id:
+                    wish(node.taken_at, "the head's machine should be gone")
                     wish(node.not_before, f"back-off before {node.group} node {node.slot}.{node.generation}")
         if not wishes:
             return

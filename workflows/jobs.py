@@ -89,6 +89,8 @@ class JobWorkflow:
         self._ended_runs: dict[str, NodeFact] = {}
         self._running_runs: dict[str, datetime] = {}
         self._withdrawn = False
+        self._warned = ""
+        """What was announced for the head's machine and told."""
         self._unwritten = 0
         """Writes in a row that failed."""
         self._writing = asyncio.Lock()
@@ -364,6 +366,12 @@ class JobWorkflow:
                 return self._refused(error)
 
         while not news():
+            if self._head_goes():
+                assert self.cluster is not None
+                self._warned = self.cluster.notice
+                self._event("head_notice", f"{self._warned}; run {run.number} goes on until then")
+                await self._flush()
+                continue
             running = run.id in self._running_runs
             if running and run.state == RunState.STARTING:
                 run.state, run.running_at = RunState.RUNNING, self._running_runs[run.id]
@@ -380,7 +388,9 @@ class JobWorkflow:
                     run.running_at + timedelta(seconds=config.timeout_s) + policies.TIMEOUT_BACKSTOP - workflow.now()
                 )
             woken = await self._until(
-                lambda: news() or (run.state == RunState.STARTING and run.id in self._running_runs),
+                lambda: (
+                    news() or (run.state == RunState.STARTING and run.id in self._running_runs) or self._head_goes()
+                ),
                 limit,
                 "timeout_s has passed and the agent is silent",
             )
@@ -396,6 +406,10 @@ class JobWorkflow:
             reason = self.cluster.reason if self.cluster else "the cluster is gone"
             return ended or Outcome(state=RunState.FAILED, cause=RunCause.INFRASTRUCTURE, reason=reason)
         return await self._stop(run)
+
+    def _head_goes(self) -> bool:
+        """The cloud has announced that it takes the head's machine, and that is news."""
+        return self.cluster is not None and self.cluster.notice not in ("", self._warned)
 
     def _has_setup(self) -> bool:
         """Without any, the entry point starts within a second or two: not worth an event to say what it waits for."""

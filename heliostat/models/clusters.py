@@ -85,6 +85,8 @@ class Node(Result):
     """Counts the machines tried for this slot; a new zone, type or market is a new generation."""
     state: NodeState
     reason: str = ""
+    notice: str = ""
+    """What the cloud has announced for its machine: that it will be taken back."""
     machine_id: str | None = None
     """The cloud's own id."""
     ip: str | None = None

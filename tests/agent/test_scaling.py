@@ -140,6 +140,20 @@ def test_the_head_the_lost_and_the_unknown_are_not_the_autoscalers_to_end(world:
     assert world.ids() == ["nd_head"]
 
 
+def test_one_that_its_cloud_takes_back_is_replaced_once_and_its_end_is_no_wish_for_fewer(world: World) -> None:
+    world.scaling.create("small", 2, "r1")
+    world.appears("s1")
+    world.appears("s2")
+    world.nodes[1]["leaving"] = True
+    world.answer()
+    world.scaling.create("small", 1, "r2")  # Ray sees that s1 drains; the control plane's replacement is on its way
+    assert world.scaling.desired["small"] == 2
+    world.appears("s3")
+    world.scaling.terminate(["s1"])  # drained and idle
+    assert world.told() == [{"desired": {"small": 2, "fixed": 1}, "remove": ["s1"]}]
+    assert world.ids() == ["nd_head", "f1", "s2", "s3"]
+
+
 def test_a_group_does_not_fall_below_its_minimum(world: World) -> None:
     world.scaling.terminate(["f1"])
     assert world.told() == [{"desired": {"small": 0, "fixed": 1}, "remove": ["f1"]}]

@@ -230,6 +230,14 @@ def test_the_registrys_password_comes_by_the_machines_role_and_is_nowhere_told(a
     assert "s3cr3t" not in vm.log() + done.stderr + done.stdout + (vm.folder / "calls").read_text()
 
 
+def test_no_other_registry_is_given_what_the_machine_is(api: str, vm: Vm) -> None:
+    vm.shim("aws", "echo s3cr3t-of-ecr")
+    vm.shim("docker", "")
+    for host in ("123456789012.dkr.ecr.us-west-2.amazonaws.com.example.com", "notgcr.io", "example.com"):
+        vm.boot(api, container_image=f"{host}/ours:1")
+        assert "login" not in (vm.folder / "calls").read_text()
+
+
 @pytest.mark.parametrize("uv", [True, False])
 def test_a_python_environment_with_the_control_planes_ray_is_made(api: str, vm: Vm, uv: bool) -> None:
     bare = without_ray(vm)

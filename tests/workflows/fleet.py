@@ -74,7 +74,7 @@ class FakeAgent:
             self.up = True
             await head.tell(FactKind.RAY_READY, node_id=self.node_id)
 
-    def fact(self, kind: FactKind, **data: Any) -> NodeFact:
+    def fact(self, kind: FactKind, /, **data: Any) -> NodeFact:
         self._facts += 1
         return NodeFact(
             event_id=f"{self.node_id}/f{self._facts}",
@@ -85,7 +85,7 @@ class FakeAgent:
             data=data,
         )
 
-    async def tell(self, kind: FactKind, **data: Any) -> None:
+    async def tell(self, kind: FactKind, /, **data: Any) -> None:
         """As api.agent_messages does: run facts go to the job, Serve's to the service, the others to the cluster, in
         order."""
         fact = self.fact(kind, **data)

@@ -131,7 +131,7 @@ async def test_lost_answers_of_launches_make_no_second_machine(world: World) -> 
 
 
 async def test_a_node_that_never_registers_is_replaced_and_its_console_kept(world: World) -> None:
-    world.machines.console = "kernel panic: no root"
+    world.machines.console = "booting\nkernel panic: no root\n\n"
     plans: list[NodePlan] = [NodePlan(register=False)]
     world.fleet.node_plan = lambda spec: plans.pop() if plans else NodePlan()
     cluster_id = await world.start_cluster()
@@ -145,8 +145,9 @@ async def test_a_node_that_never_registers_is_replaced_and_its_console_kept(worl
     first, second = await world.nodes(cluster_id)
     assert (first.slot, first.generation, first.state) == (0, 1, NodeState.TERMINATED)
     assert "did not register" in first.reason
+    assert first.reason.endswith("its console ends with: kernel panic: no root")
     assert (second.slot, second.generation) == (0, 2)
-    assert [e.message for e in await world.story(cluster_id) if e.kind == "console"] == ["kernel panic: no root"]
+    assert [e.message for e in await world.story(cluster_id) if e.kind == "console"] == [world.machines.console]
     assert len(world.alive()) == 1
 
 

@@ -71,7 +71,8 @@ async def test_a_head_sees_its_workers_and_what_is_wanted_a_worker_does_not(
     worker = await world.joined(cluster, NodeRole.WORKER, http)
     ended = await world.node(cluster, NodeRole.WORKER)
     await world.change(cluster, ended.model_copy(update={"state": NodeState.TERMINATED, "ended_at": utcnow()}))
-    running = worker.node.model_copy(update={"state": NodeState.RUNNING, "ip": "127.0.9.2"})
+    said = {"state": NodeState.RUNNING, "ip": "127.0.9.2", "notice": "AWS takes this spot machine back"}
+    running = worker.node.model_copy(update=said)
     cluster.desired = {"small": 2}
     await world.change(cluster, running)
 
@@ -80,7 +81,9 @@ async def test_a_head_sees_its_workers_and_what_is_wanted_a_worker_does_not(
         return answer if answer["desired"] == {"small": 2} else None
 
     answer = await seen(news, 2)
-    assert answer["nodes"] == [{"id": worker.node.id, "group": "small", "state": "RUNNING", "ip": "127.0.9.2"}]
+    assert answer["nodes"] == [
+        {"id": worker.node.id, "group": "small", "state": "RUNNING", "ip": "127.0.9.2", "leaving": True}
+    ]
     assert [(g["name"], g["max_nodes"]) for g in answer["groups"]] == [
         (g.name, g.max_nodes) for g in cluster.compute_config.worker_nodes
     ]

@@ -161,13 +161,13 @@ def python_with_ray():
 def login(image):
     "By the machine's own role, where the registry is the cloud's."
     host = image.split("/")[0]
-    ecr = re.match(r"[0-9]+[.]dkr[.]ecr[.]([a-z0-9-]+)[.]amazonaws[.]com", host)
+    ecr = re.fullmatch(r"[0-9]+[.]dkr[.]ecr[.]([a-z0-9-]+)[.]amazonaws[.]com([.]cn)?", host)
     if ecr:
         if not shutil.which("aws"):
             install(["awscli"], ["awscli"])
         ask = ["aws", "ecr", "get-login-password", "--region", ecr.group(1)]
         user, secret = "AWS", subprocess.run(ask, stdout=subprocess.PIPE).stdout.strip()
-    elif host.endswith(("-docker.pkg.dev", "gcr.io")):
+    elif host == "gcr.io" or host.endswith((".gcr.io", "-docker.pkg.dev")):
         url = "http://169.254.169.254/computeMetadata/v1/instance/service-accounts/default/token"
         asked = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
         with urllib.request.urlopen(asked, timeout=10) as answer:
