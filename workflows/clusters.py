@@ -812,8 +812,8 @@ class ClusterWorkflow:
             reason=self.s.reason,
             cause=self.s.cause,
             revision=self.s.revision,
-        )
             notice=head.notice if head else "",
+        )
 
     def _enter(self, phase: ClusterState, reason: str, actor: str = "") -> None:
         self.s.phase, self.s.reason, self.s.state_since = phase, reason, workflow.now()
@@ -934,9 +934,9 @@ class ClusterWorkflow:
             wish(self._lease_check_due(), "check the leases")
             for node in self.s.nodes.values():
                 wish(self._node_deadline(node), f"deadline of {node.group} node {node.slot}.{node.generation}")
-                if node.state == NodeState.REQUESTED:
                 if node.role == NodeRole.HEAD and node.live and node.machine_id:
                     wish(node.taken_at, "the head's machine should be gone")
+                if node.state == NodeState.REQUESTED:
                     wish(node.not_before, f"back-off before {node.group} node {node.slot}.{node.generation}")
         if not wishes:
             return
