@@ -5,15 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import lookup, temporal
-from api.accept import Order, Ordered, claim, earlier, first_event, start, start_again
+from api.accept import Order, Ordered, claim, earlier, first_event, start, start_again, told_once
 from api.auth import Caller, Me
 from api.logs import cluster_page, follow_clusters
 from api.pagination import Cursor, Limit, Tags, page, state_filter, tag_filter
+from api.plans import PLANNED, DryRun, answer, plan
 from heliostat.errors import Conflict, HeliostatError, NotFound
 from heliostat.models.clusters import (
     Cluster,
@@ -32,16 +33,24 @@ from store.tables import clusters, events, nodes
 router = APIRouter(prefix="/v1/clusters", tags=["clusters"])
 
 
-@router.post("", status_code=201)
-async def create(request: Request, me: Me, order: Ordered, body: ClusterCreate) -> Cluster:
+@router.post("", status_code=201, response_model=Cluster, responses=PLANNED)
+async def create(
+    request: Request, me: Me, order: Ordered, body: ClusterCreate, dry_run: DryRun = False
+) -> Cluster | Response:
     """Asks for a cluster. Accepted is durable; follow its state with GET."""
     state = request.app.state
     project = me.project(body.project)
     lookup.check_tags(body.tags)
+    if dry_run:
+        async with state.db.read() as conn:
+            config, cloud = await lookup.shape(conn, me, project, body.compute_config, body.cloud, offers=state.offers)
+            if body.name is not None:
+                await _must_be_free(conn, project.id, body.name)
+        return answer(plan(state, "cluster", body.name, project.name, config, cloud, None))
     async with state.db.read() as conn:
         before = await earlier(conn, project.id, order)
         if before is None:
-            config, cloud = await lookup.shape(conn, me, project, body.compute_config, body.cloud)
+            config, cloud = await lookup.shape(conn, me, project, body.compute_config, body.cloud, offers=state.offers)
     if before is not None:
         return await _repeated(state, before)
     now, id = utcnow(), new_id("cl")
@@ -82,19 +91,27 @@ async def _write(state: Any, me: Caller, order: Order, cluster: Cluster, arg: Cl
         if not await claim(conn, arg.project_id, order, cluster.id):
             return await earlier(conn, arg.project_id, order)
         if not await insert_cluster(conn, cluster, arg):
-            other = await conn.scalar(
-                select(clusters.c.id).where(
-                    clusters.c.project_id == arg.project_id, clusters.c.live_name == cluster.name
-                )
-            )
+            await _must_be_free(conn, arg.project_id, cluster.name)
             raise Conflict(
-                f"The name {cluster.name!r} is taken by cluster {other}, which has not ended.",
-                remedy="Choose another name, or terminate that cluster first.",
+                f"The name {cluster.name!r} was taken a moment ago.",
+                remedy="Try again.",
                 resource=cluster.name,
                 field="name",
             )
         await first_event(conn, cluster.id, me.actor, f"cluster {cluster.name} asked for on cloud {cluster.cloud}")
     return None
+
+
+async def _must_be_free(conn: AsyncConnection, project_id: str, name: str) -> None:
+    c = clusters.c
+    other = await conn.scalar(select(c.id).where(c.project_id == project_id, c.live_name == name))
+    if other is not None:
+        raise Conflict(
+            f"The name {name!r} is taken by cluster {other}, which has not ended.",
+            remedy="Choose another name, or terminate that cluster first.",
+            resource=name,
+            field="name",
+        )
 
 
 async def _repeated(state: Any, id: str) -> Cluster:
@@ -148,7 +165,7 @@ async def terminate(
 ) -> Cluster:
     """Asks for its end, at any moment; answers at once. Ended already is fine."""
     message = TerminateRequest(actor=me.actor, reason=(body or ClusterTerminate()).reason)
-    return await _tell(request, me, ref, project, "terminate", message, order.key, ended_is_fine=True)
+    return await _tell(request, me, ref, project, "terminate", message, order, ended_is_fine=True)
 
 
 @router.patch("/{ref}/limits")
@@ -165,20 +182,23 @@ async def _tell(
     project: str | None,
     update: str,
     message: TerminateRequest | LimitsUpdate,
-    key: str | None,
+    order: Order | None,
     *,
     ended_is_fine: bool = False,
 ) -> Cluster:
     state = request.app.state
     async with state.db.read() as conn:
-        id = (await _find(conn, me, ref, project)).id
+        found = await _find(conn, me, ref, project)
+    id: str = found.id
+    if order is not None:
+        await told_once(state.db, found.project_id, order)
     row = await load_cluster(state.db, id)
     assert row is not None
     if not row.cluster.state.settled:
         if not row.started:
             await start_again(state, "cluster", id, start_cluster(state.temporal, state.settings.task_queue, row.input))
         try:
-            await temporal.update(state.temporal, id, update, message, key, "cluster")
+            await temporal.update(state.temporal, id, update, message, order and order.key, "cluster")
         except NotFound as e:
             await _only_ended(state, id, e)
         row = await load_cluster(state.db, id)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import lookup, packages, temporal
-from api.accept import Order, Ordered, claim, earlier, first_event, start, start_again
+from api.accept import Order, Ordered, claim, earlier, first_event, start, start_again, told_once
 from api.auth import Caller, Me, Project
 from api.clusters import events_of
 from api.logs import follow_clusters, job_page
 from api.pagination import Cursor, Limit, Tags, page, state_filter, tag_filter
+from api.plans import PLANNED, DryRun, answer, plan
 from heliostat.errors import Conflict, InvalidRequest, NotFound
 from heliostat.models.common import Event, Page, new_id, utcnow
 from heliostat.models.jobs import Job, JobConfig, JobState, JobTerminate, LogPage
@@ -27,11 +28,17 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 MAX_ENV_BYTES = 256 * 1024
 
 
-@router.post("", status_code=201)
-async def submit(request: Request, me: Me, order: Ordered, body: JobConfig) -> Job:
+@router.post("", status_code=201, response_model=Job, responses=PLANNED)
+async def submit(request: Request, me: Me, order: Ordered, body: JobConfig, dry_run: DryRun = False) -> Job | Response:
     """Submits a job. Accepted is durable; follow its state with GET."""
     state = request.app.state
     project = me.project(body.project)
+    if dry_run:
+        async with state.db.read() as conn:
+            arg = await check(state, conn, me, project, body)
+            cloud = await lookup.cloud(conn, me, arg.cloud_id)
+        await check_packages(state, project, arg.cloud_id, body)
+        return answer(plan(state, "job", body.name, project.name, arg.compute_config, cloud, arg.cluster_id))
     async with state.db.read() as conn:
         before = await earlier(conn, project.id, order)
         if before is None:
@@ -74,7 +81,7 @@ async def check(
             )
         cluster_id, shape = cluster.id, cluster.compute_config
     else:
-        shape, cloud = await lookup.shape(conn, me, project, config.compute_config, config.cloud)
+        shape, cloud = await lookup.shape(conn, me, project, config.compute_config, config.cloud, offers=state.offers)
     id = new_id("job")
     return JobInput(
         job_id=id,
@@ -203,7 +210,9 @@ async def terminate(
     """Asks for its end, at any moment; answers at once. Ended already is fine."""
     state = request.app.state
     async with state.db.read() as conn:
-        id = (await _find(conn, me, ref, project)).id
+        found = await _find(conn, me, ref, project)
+    id: str = found.id
+    await told_once(state.db, found.project_id, order)
     row = await load_job(state.db, id)
     assert row is not None
     if row.job.state.settled:

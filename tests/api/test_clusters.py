@@ -122,6 +122,8 @@ async def test_terminate_reaches_the_workflow_once_per_key(world: World, tempora
             headers = {"idempotency-key": "k"}
             told = await http.post("/v1/clusters/c/terminate", json={"reason": "enough"}, headers=headers)
             assert (told.status_code, told.json()["id"]) == (200, id)
+        other = await http.post("/v1/clusters/c/terminate", json={"reason": "more"}, headers={"idempotency-key": "k"})
+        assert (other.status_code, other.json()["field"]) == (409, "Idempotency-Key")
         assert await temporal.get_workflow_handle(id).query("all_heard") == ["terminate by user:ada: enough"]
         assert (await http.post("/v1/clusters/c/terminate")).status_code == 200
         await _settle(world, id)
