@@ -46,11 +46,13 @@ class Endpoints:
     storage: str = "https://storage.googleapis.com"
     sts: str = "https://sts.googleapis.com/v1/token"
     iam: str = "https://iamcredentials.googleapis.com"
+    projects: str = "https://cloudresourcemanager.googleapis.com"
+    accounts: str = "https://iam.googleapis.com"
 
     @classmethod
     def fake(cls, url: str) -> Endpoints:
         """All of them at one address."""
-        return cls(compute=url, storage=url, sts=f"{url}/v1/token", iam=url)
+        return cls(compute=url, storage=url, sts=f"{url}/v1/token", iam=url, projects=url, accounts=url)
 
 
 class _Supplier(identity_pool.SubjectTokenSupplier):  # type: ignore[misc] # google-auth is not read by mypy
