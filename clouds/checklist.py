@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import uuid
 from collections.abc import Callable
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from clouds.base import Denied
+from clouds.base import Bucket, Denied
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Check, CheckState
 
@@ -18,6 +19,10 @@ SKEW_S, MAX_SKEW_S = 30.0, 240.0
 5 minutes old, Google tokens that are as far ahead."""
 SERVE_PORTS = (8000, 9000)
 """Of a head's HTTP and gRPC proxies on a machine of its own (``agent.boot.Ports``)."""
+
+PROBE = "heliostat-verify/"
+"""Below this, in the cloud's prefix, one object is made and deleted again."""
+_DATA = b"heliostat"
 
 Answer = TypeVar("Answer")
 
@@ -99,6 +104,41 @@ class Checklist:
             self.warn(name, f"{api_url} is not https: tokens and commands can be read on the way.", remedy)
         else:
             self.ok(name, f"{api_url}; whether machines reach it, `--launch` tells.")
+
+    def bucket_works(self, bucket: Bucket, shown: str) -> None:
+        """Writes, reads, lists and deletes a probe. Only if ``bucket`` has not failed before.
+
+        Args:
+            shown: the bucket's name and the cloud's prefix.
+        """
+        write, read, listed, delete = names = ("bucket write", "bucket read", "bucket list", "bucket delete")
+        key = f"{PROBE}{uuid.uuid4()}"
+        if self.failed("bucket"):
+            self.behind("bucket", *names)
+            return
+        if not self._does(write, lambda: bucket.put(key, _DATA)):
+            self.behind(write, read, listed, delete)
+            return
+        self.ok(write, f"{shown}{key}")
+        looks: tuple[tuple[str, Callable[[], bool]], ...] = (
+            (read, lambda: bucket.get(key) == _DATA),
+            (listed, lambda: key in [stored.key for stored in bucket.list(PROBE)]),
+        )
+        for name, look in looks:
+            same = self.ask(name, look)
+            if same:
+                self.ok(name)
+            elif same is not None:
+                self.fail(name, "What was written is not what is read.", "Does a rule of the bucket's delete at once?")
+        if self._does(delete, lambda: bucket.delete([key])):
+            self.ok(delete, "The probe is gone.")
+
+    def _does(self, name: str, do: Callable[[], None]) -> bool:
+        def done() -> bool:
+            do()
+            return True
+
+        return self.ask(name, done) is True
 
     def _add(self, name: str, state: CheckState, detail: str, remedy: str = "") -> None:
         self.checks.append(Check(name=name, state=state, detail=detail, remedy=remedy))

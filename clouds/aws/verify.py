@@ -18,8 +18,7 @@ from datetime import datetime
 
 import botocore.session
 
-from clouds.aws import catalogue, rights, verify_network, verify_rights
-from clouds.aws.bucket import AwsBucket
+from clouds.aws import catalogue, rights, verify_bucket, verify_network, verify_rights
 from clouds.aws.errors import BotoCoreError, ClientError, classify, code_of, translated
 from clouds.aws.images import Image, Images, image_for
 from clouds.aws.session import AwsSession
@@ -30,7 +29,6 @@ from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig, Check
 from heliostat.models.common import utcnow
 
-PROBE = "heliostat-verify/"
 EXPIRES_SOON_DAYS = 30
 _OTHERS = (("arm64", False), ("x86_64", True))
 """Architectures, and whether with GPUs: whose images may be others."""
@@ -66,7 +64,7 @@ def checks(
     node_role += _instance_profile(found, session, config)
     policy = _policy(config, installation_id, node_role[-1])
     verify_rights.looked_at(found, session, config, policy)
-    _bucket(found, session, config)
+    verify_bucket.looked_at(found, session, config)
     verify_network.looked_at(found, session, config, api_url)
     image = _images(found, session, config)
     _instance_type(found, session, config, image)
@@ -173,76 +171,6 @@ def _instance_profile(found: Checklist, session: AwsSession, config: AwsConfig) 
 
 
 # -- what is used
-
-
-def _bucket(found: Checklist, session: AwsSession, config: AwsConfig) -> None:
-    """Ours, here, and good to write to and read from."""
-    if _bucket_is_ours(found, session, config):
-        bucket, key = AwsBucket(config, session), f"{PROBE}{uuid.uuid4()}"
-        written = found.ask("bucket write", lambda: bucket.put(key, b"heliostat") or True)
-        if not written:
-            found.behind("bucket write", "bucket read", "bucket list", "bucket delete")
-            return
-        found.ok("bucket write", f"{config.bucket}/{config.bucket_prefix}{key}")
-        for name, ask, right in (
-            ("bucket read", lambda: bucket.get(key), lambda data: data == b"heliostat"),
-            ("bucket list", lambda: bucket.list(PROBE), lambda listed: key in [o.key for o in listed]),
-        ):
-            answer = found.ask(name, ask)
-            if answer is not None and right(answer):
-                found.ok(name)
-            elif answer is not None:
-                found.fail(name, "What was written is not what is read.", "Is the bucket's endpoint a cache?")
-        if found.ask("bucket delete", lambda: bucket.delete([key]) or True):
-            found.ok("bucket delete", "The probe is gone.")
-    else:
-        found.behind("bucket", "bucket write", "bucket read", "bucket list", "bucket delete")
-
-
-def _bucket_is_ours(found: Checklist, session: AwsSession, config: AwsConfig) -> bool:
-    name, owner = "bucket", {"ExpectedBucketOwner": session.account}
-
-    def location(**expected: str) -> str:
-        answer = session.call("s3", "GetBucketLocation", config.bucket, Bucket=config.bucket, **expected)
-        return {None: "us-east-1", "EU": "eu-west-1"}.get(answer.get("LocationConstraint"), "") or str(
-            answer["LocationConstraint"]
-        )
-
-    try:
-        region = location(**owner)
-    except Denied as e:
-        # S3 says the same of a bucket of another account as of a missing right, so it is asked once more.
-        try:
-            location()
-        except CloudError:
-            pass
-        else:
-            found.fail(
-                name,
-                f"Bucket {config.bucket} belongs to another account than {session.account}.",
-                "Name a bucket of the cloud's own account: code and logs would be its owner's.",
-            )
-            return False
-        policy = rights.role_policy(config, "", config.role_arn)
-        found.warn(
-            name,
-            f"S3 does not say whose bucket {config.bucket} is, nor where: it is another account's, or a right is "
-            f"missing ({e.message}).",
-            add_to_role(rights.granting(policy, "s3:GetBucketLocation")),
-        )
-        return True
-    except CloudError as e:
-        found.fail(name, e.message, e.remedy or "Make the bucket, or correct its name in the cloud's config.")
-        return False
-    if region != config.region:
-        found.fail(
-            name,
-            f"Bucket {config.bucket} is in {region}, and the cloud in {config.region}.",
-            "Name a bucket of the cloud's region: URLs are signed for that, and traffic between regions costs money.",
-        )
-        return False
-    found.ok(name, f"{config.bucket} is of account {session.account}, in {region}.")
-    return True
 
 
 def _images(found: Checklist, session: AwsSession, config: AwsConfig) -> Image | None:

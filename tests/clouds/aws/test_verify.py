@@ -11,7 +11,8 @@ import pytest
 from moto.s3.exceptions import S3AccessDeniedError
 
 from clouds.aws import rights
-from clouds.aws.verify import PROBE, checks
+from clouds.aws.verify import checks
+from clouds.checklist import PROBE
 from heliostat.models.clouds import AwsSubnet, Check, CheckState
 from heliostat.models.common import utcnow
 from tests.clouds.aws.moto_iam import iam_backends
