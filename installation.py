@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,9 @@ from clouds.bootstrap import Bundles
 from clouds.local.balancer import LocalBalancer
 from clouds.local.bucket import LocalBucket
 from clouds.local.machines import LocalMachines
+from clouds.local.verify import checks
+from clouds.registry import Clouds, OpenCloud, Registered, Vendors, Verify
+from clouds.vendors import InstalledVendors
 from heliostat.errors import Unavailable
 from heliostat.models.clouds import Provider
 from runtime import telemetry
@@ -23,7 +26,7 @@ from runtime.home import Home, write_private
 from runtime.keys import Keys, load_or_create
 from runtime.settings import Settings
 from store.bootstrap import ensure_first
-from store.clouds import register_cloud
+from store.clouds import living, register_cloud
 from store.database import Database, latest_revision
 
 
@@ -33,11 +36,13 @@ class Installation:
     keys: Keys
     db: Database
     bundles: Bundles
-    machines: dict[str, Machines]
-    buckets: dict[str, Bucket]
-    balancers: dict[str, LoadBalancer] = field(default_factory=dict)
-    cloud_names: dict[str, str] = field(default_factory=dict)
-    """By id, for metrics: people know a cloud by its name."""
+    machines: Mapping[str, Machines]
+    """This and the next ones by cloud id; live, see ``clouds.registry``."""
+    buckets: Mapping[str, Bucket]
+    balancers: Mapping[str, LoadBalancer] = field(default_factory=dict)
+    cloud_names: Mapping[str, str] = field(default_factory=dict)
+    verifies: Mapping[str, Verify] = field(default_factory=dict)
+    vendors: Vendors | None = None
 
 
 @asynccontextmanager
@@ -60,19 +65,35 @@ async def opened(settings: Settings) -> AsyncIterator[Installation]:
         await ensure_first(db, lambda token: write_private(home.token_file, token + "\n"))
         cloud_id = await register_cloud(db, provider.value, provider, capabilities)
         assert cloud_id is not None  # there is an organization now
-        bucket = LocalBucket(settings.home / "bucket", settings.public_bucket_url, keys.bucket_key())
-        yield Installation(
-            settings=settings,
-            keys=keys,
-            db=db,
-            bundles=Bundles(settings.home / "bundles"),
-            cloud_names={cloud_id: provider.value},
-            machines={cloud_id: telemetry.traced(machines, provider.value, settings)},
-            buckets={cloud_id: bucket},
-            balancers={cloud_id: telemetry.traced(_balancer(provider, settings), provider.value, settings)},
+        own = OpenCloud(
+            name=provider.value,
+            machines=telemetry.traced(machines, provider.value, settings),
+            bucket=LocalBucket(settings.home / "bucket", settings.public_bucket_url, keys.bucket_key()),
+            balancer=telemetry.traced(_balancer(provider, settings), provider.value, settings),
+            verify=lambda: checks(settings.home, settings.balancer_host, settings.balancer_ports),
         )
+        vendors = InstalledVendors(settings, keys)
+        clouds = Clouds(lambda: _registered(db), vendors.open, {cloud_id: own})
+        await clouds.refresh()
+        async with clouds.kept_fresh():
+            yield Installation(
+                settings=settings,
+                keys=keys,
+                db=db,
+                bundles=Bundles(settings.home / "bundles"),
+                machines=clouds.machines,
+                buckets=clouds.buckets,
+                balancers=clouds.balancers,
+                cloud_names=clouds.names,
+                verifies=clouds.verifies,
+                vendors=vendors,
+            )
     finally:
         await db.dispose()
+
+
+async def _registered(db: Database) -> list[Registered]:
+    return [Registered(r.id, r.name, r.organization_id, r.cloud, r.why) for r in await living(db)]
 
 
 def _machines(provider: Provider, settings: Settings) -> Machines:

@@ -28,7 +28,7 @@ async def main() -> None:
     telemetry.setup(settings, "heliostat-api")
     async with opened(settings) as mine:
         mine.bundles.keep()
-        app = create_app(settings, buckets=mine.buckets, bundles=mine.bundles, keys=mine.keys)
+        app = create_app(settings, buckets=mine.buckets, bundles=mine.bundles, keys=mine.keys, vendors=mine.vendors)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -27,6 +27,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymen
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.canaries import CanaryActivities
+from activities.clouds import CloudActivities
 from activities.commands import CommandActivities
 from activities.endpoint_watch import EndpointWatch
 from activities.endpoints import EndpointActivities
@@ -43,6 +44,7 @@ from runtime import telemetry
 from runtime.home import free_port
 from runtime.settings import Settings
 from runtime.temporal import connect, ensure_namespace_ready
+from workflows.clouds import VerifyCloudWorkflow
 from workflows.clusters import ClusterWorkflow
 from workflows.jobs import JobWorkflow
 from workflows.monitor import MonitorWorkflow
@@ -54,6 +56,7 @@ log = structlog.get_logger("worker")
 
 WORKFLOWS: list[type] = [
     ClusterWorkflow, JobWorkflow, ServiceWorkflow, ScheduledRunWorkflow, SweepWorkflow, MonitorWorkflow,
+    VerifyCloudWorkflow,
 ]  # fmt: skip
 
 DEPLOYMENT = "heliostat"
@@ -102,6 +105,7 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
     commands = CommandActivities(db)
     endpoints = EndpointActivities(mine.balancers, installation)
     canaries = CanaryActivities(db)
+    clouds = CloudActivities(mine.verifies)
     leases = LeaseActivities(db, client, settings.task_queue)
     monitor = MonitorActivities(db, client, settings, EndpointWatch(db, client, mine.balancers, installation))
     nodes = NodeActivities(mine.machines, mine.keys, installation, mine.cloud_names)
@@ -130,6 +134,7 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
         endpoints.remove_endpoint,
         canaries.watch_canary,
         canaries.last_traffic,
+        clouds.verify_cloud,
         schedules.accept_scheduled_job,
         sweep.list_clouds,
         sweep.sweep_cloud,

@@ -114,7 +114,7 @@ class NodeActivities:
             return self._machines[cloud_id]
         except KeyError:
             raise ApplicationError(
-                f"This worker does not serve the cloud {cloud_id}. Restart it after the cloud was registered.",
+                f"This worker does not serve the cloud {cloud_id}: it was deleted, or it is another server's own.",
                 type="unavailable",
             ) from None
 

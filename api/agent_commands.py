@@ -19,7 +19,8 @@ from temporalio.exceptions import ApplicationError
 
 from api.agent_messages import told
 from api.agent_nodes import ENDED, AnyNode, Fleet, HeadNode
-from api.packages import served_bucket, sign
+from api.buckets import bucket_of
+from api.packages import sign
 from api.serve_config import serve_config
 from heliostat.errors import HeliostatError, InternalError, NotFound, Unavailable
 from heliostat.models.agents import Command, CommandKind, CommandList, CommandResult, HeadAddress
@@ -126,7 +127,7 @@ async def resolve(command: OpenCommand, state: Any) -> dict[str, Any]:
     references = [p for p in named if isinstance(p, str)]
     if references:
         view = await fleet.view(command.cluster_id)
-        bucket = served_bucket(state.buckets, view.cloud_id)
+        bucket = await bucket_of(state.buckets, view.cloud_id)
         found = await asyncio.to_thread(sign, references, view.project_id, bucket, "Submit the job again.")
         signed = [found[p] if isinstance(p, str) else p for p in named]
         args["working_dir"], args["py_modules"] = signed[0], signed[1:]

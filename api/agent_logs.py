@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 
 from api.agent_nodes import AnyNode, CallingNode, Fleet
-from clouds.base import Bucket
-from heliostat.errors import InternalError, PermissionDenied
+from api.buckets import bucket_of
+from heliostat.errors import PermissionDenied
 from heliostat.models.agents import LogSignAnswer, LogSignRequest
 from heliostat.models.common import utcnow
 from store.database import Database, insert
@@ -40,13 +39,7 @@ async def sign(request: Request, body: LogSignRequest, node: AnyNode) -> LogSign
         streams[stream] = await _job_of(fleet, node, stream)
     await _register(state.db, fleet, node, streams)
     view = await fleet.view(node.cluster_id)
-    buckets: Mapping[str, Bucket] = state.buckets
-    if view.cloud_id not in buckets:
-        raise InternalError(
-            f"This API does not serve the bucket of cloud {view.cloud_id}.",
-            remedy="Restart the API after the cloud was registered.",
-        )
-    bucket = buckets[view.cloud_id]
+    bucket = await bucket_of(state.buckets, view.cloud_id)
     prefix = log_prefix(node.cluster_id, node.id)
     keys = [log_key(prefix, item.stream, item.offset) for item in body.items]
     return LogSignAnswer(urls=await asyncio.to_thread(lambda: [bucket.presign_put(key, URL_S) for key in keys]))

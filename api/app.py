@@ -22,6 +22,7 @@ from api import (
     errors,
     health,
     jobs,
+    oidc,
     schedules,
     service_tokens,
     services,
@@ -30,6 +31,7 @@ from api import (
 )
 from api.auth import Callers
 from clouds.base import Bucket
+from clouds.registry import Vendors
 from heliostat import __version__
 from heliostat.errors import Conflict, HeliostatError, InvalidRequest, TooLarge, Unavailable
 from runtime.keys import Keys, load_or_create
@@ -49,6 +51,7 @@ def create_app(
     *,
     buckets: Mapping[str, Bucket],
     bundles: Mapping[str, bytes] | None = None,
+    vendors: Vendors | None = None,
     temporal: Client | None = None,
     keys: Keys | None = None,
 ) -> FastAPI:
@@ -56,6 +59,7 @@ def create_app(
 
     Args:
         buckets: by cloud id. The caller makes them: the API knows no concrete cloud.
+        vendors: of the clouds that can be registered; None: registering is refused, what is registered works.
         bundles: the agent's zips that machines may fetch, by sha256.
         temporal: a connected client; default: one of its own, lazy, so that the API answers while Temporal is away.
         keys: default: from the settings.
@@ -108,10 +112,11 @@ def create_app(
     app.state.settings = settings
     app.state.buckets = buckets
     app.state.bundles = bundles or {}
+    app.state.vendors = vendors
     app.state.keys = keys or load_or_create(settings.home, settings.secret_key)
     app.state.server_version = __version__
     errors.install(app)
-    for noun in (users, clouds, compute_configs, clusters, jobs, services, schedules, uploads, agents, health):
+    for noun in (users, clouds, compute_configs, clusters, jobs, services, schedules, uploads, agents, health, oidc):
         app.include_router(noun.router)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestMetrics)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from heliostat.errors import HeliostatError, InternalError, InvalidRequest, NotFound, NotHonoured, Unauthenticated
+from heliostat.models.clouds import Provider
 from heliostat.models.common import did_you_mean, new_id
 from heliostat.models.compute_configs import NOT_HONOURED
 from heliostat.models.jobs import NOT_HONOURED_JOB
@@ -99,7 +100,8 @@ def explain(errors: list[dict[str, Any]], body: Any = None) -> HeliostatError:
 
 def _fields(annotation: Any, path: tuple[Any, ...]) -> list[str]:
     """Names of the fields of the model that stands at ``path`` below ``annotation``; empty if none does."""
-    model = _model(annotation)
+    tagged = [m for m in get_args(annotation) if path and _tag(m) == path[0]]
+    model = _model(tagged[0] if tagged else annotation)
     for part in path:
         if model is not None and part in model.model_fields:  # else an index, or a label of the union's
             model = _model(model.model_fields[part].annotation)
@@ -112,6 +114,12 @@ def _model(annotation: Any) -> type[BaseModel] | None:
     return next((m for a in get_args(annotation) if (m := _model(a)) is not None), None)
 
 
+def _tag(annotation: Any) -> Any:
+    """By which a member of ``CloudCreate`` is told from the others, and which pydantic puts into an error's place."""
+    field = annotation.model_fields.get("provider") if hasattr(annotation, "model_fields") else None
+    return next(iter(get_args(field.annotation)), None) if field is not None else None
+
+
 def _what(found: dict[str, Any]) -> str:
     if found["type"] == "extra_forbidden":
         return "there is no such field"
@@ -121,7 +129,8 @@ def _what(found: dict[str, Any]) -> str:
 
 
 def _dotted(loc: tuple[Any, ...]) -> str:
-    return ".".join(str(p) for p in loc[1:] if p != "str" and not _is_object_member(p))
+    rest = loc[2:] if len(loc) > 2 and loc[1] in tuple(Provider) else loc[1:]  # see _tag: no field is called so
+    return ".".join(str(p) for p in rest if p != "str" and not _is_object_member(p))
 
 
 def _not_honoured(loc: tuple[Any, ...], body: Any) -> str | None:

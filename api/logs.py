@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Row, or_, select
 
+from api.buckets import bucket_of, in_bucket
 from clouds.base import Bucket, StoredObject
-from heliostat.errors import InternalError, Unavailable
 from heliostat.models.clusters import Cluster
 from heliostat.models.common import utcnow
 from heliostat.models.jobs import Job, LogChunk, LogPage
 from store.database import Database, insert
 from store.tables import followers, log_streams
-
-T = TypeVar("T")
 
 URL_S = 3600
 """How long a log's URL can be read; a reader asks for new ones at every page anyway."""
@@ -27,27 +24,6 @@ FOLLOW_S = 10
 
 LATE_S = 30
 """A node that died may never finish its log: so long after the end, what there is counts as all."""
-
-
-def bucket_of(state: Any, cloud_id: str) -> Bucket:
-    bucket: Bucket | None = state.buckets.get(cloud_id)
-    if bucket is None:
-        raise InternalError(
-            f"This API does not serve the bucket of cloud {cloud_id}.",
-            remedy="Restart the API after the cloud was registered.",
-            resource=cloud_id,
-        )
-    return bucket
-
-
-async def in_bucket(work: Callable[[], T]) -> T:
-    """Runs calls of a bucket on a thread; an error of its disk is Unavailable."""
-    try:
-        return await asyncio.to_thread(work)
-    except OSError as e:
-        raise Unavailable(
-            f"The bucket fails: {e.strerror or e}.", remedy="Try again; if it goes on, see the bucket and its disk."
-        ) from e
 
 
 async def job_page(state: Any, row: Row[Any], run: str | None) -> LogPage:
@@ -63,7 +39,7 @@ async def job_page(state: Any, row: Row[Any], run: str | None) -> LogPage:
     if run is not None:
         streams = [(s, id) for s, id in streams if run in (id, id.rpartition("-")[2])]
     streams.sort(key=lambda pair: int(pair[1].rpartition("-")[2]))
-    return LogPage(chunks=await _chunks(bucket_of(state, row.cloud_id), streams), complete=complete)
+    return LogPage(chunks=await _chunks(await bucket_of(state.buckets, row.cloud_id), streams), complete=complete)
 
 
 async def cluster_page(state: Any, row: Row[Any], node: str | None) -> LogPage:
@@ -75,7 +51,7 @@ async def cluster_page(state: Any, row: Row[Any], node: str | None) -> LogPage:
     async with state.db.read() as conn:
         found = (await conn.execute(query.order_by(log_streams.c.node_id, log_streams.c.stream))).all()
     late = cluster.ended_at is not None and (utcnow() - cluster.ended_at).total_seconds() > LATE_S
-    chunks = await _chunks(bucket_of(state, row.cloud_id), [(s, None) for s in found])
+    chunks = await _chunks(await bucket_of(state.buckets, row.cloud_id), [(s, None) for s in found])
     return LogPage(chunks=chunks, complete=cluster.state.settled and late)
 
 
@@ -88,7 +64,9 @@ async def service_page(state: Any, cloud_id: str, cluster_ids: list[str], ended_
     async with state.db.read() as conn:
         rows = await conn.execute(select(log_streams).where(c.cluster_id.in_(cluster_ids), written))
         found = sorted(rows, key=lambda r: (cluster_ids.index(r.cluster_id), r.node_id, r.stream))
-    return LogPage(chunks=await _chunks(bucket_of(state, cloud_id), [(s, None) for s in found]), complete=late)
+    return LogPage(
+        chunks=await _chunks(await bucket_of(state.buckets, cloud_id), [(s, None) for s in found]), complete=late
+    )
 
 
 async def _chunks(bucket: Bucket, streams: Iterable[tuple[Row[Any], str | None]]) -> list[LogChunk]:

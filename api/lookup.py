@@ -59,7 +59,7 @@ async def find(
 async def cloud(conn: AsyncConnection, caller: Caller, ref: str | None, field: str = "cloud") -> Cloud:
     """By name or id; None: the default one."""
     which = clouds.c.is_default.is_(True) if ref is None else (clouds.c.id == ref) | (clouds.c.name == ref)
-    mine = clouds.c.organization_id == caller.organization_id
+    mine = (clouds.c.organization_id == caller.organization_id) & clouds.c.deleted_at.is_(None)
     row = (await conn.execute(select(clouds).where(mine, which).order_by(clouds.c.name).limit(1))).first()
     if row is None:
         known = ", ".join(await conn.scalars(select(clouds.c.name).where(mine).order_by(clouds.c.name))) or "none"

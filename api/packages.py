@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from api.logs import bucket_of, in_bucket
+from api.buckets import bucket_of, in_bucket
 from clouds.base import Bucket
-from heliostat.errors import InternalError, InvalidRequest, NotFound, NotHonoured
+from heliostat.errors import InvalidRequest, NotFound, NotHonoured
 from heliostat.models.uploads import upload_key
 
 UPLOAD = "upload:"
@@ -33,7 +33,7 @@ async def check(
     for field, uri in named:
         if uri.startswith(UPLOAD):
             key = upload_key(project_id, uri.removeprefix(UPLOAD))
-            bucket = bucket_of(state, cloud_id)
+            bucket = await bucket_of(state.buckets, cloud_id)
             if await in_bucket(partial(bucket.stat, key)) is None:
                 raise NotFound(
                     f"The upload {uri[:24]}… is not in the bucket.",
@@ -71,13 +71,3 @@ def sign(references: Iterable[str], project_id: str, bucket: Bucket, remedy: str
             raise NotFound(f"The uploaded package {digest[:12]}… is gone by retention.", remedy=remedy)
         found[reference] = {"url": bucket.presign_get(key, URL_S), "sha256": digest}
     return found
-
-
-def served_bucket(buckets: Mapping[str, Bucket], cloud_id: str) -> Bucket:
-    """For the agents' API, whose state has no more than this."""
-    if cloud_id not in buckets:
-        raise InternalError(
-            f"This API does not serve the bucket of cloud {cloud_id}.",
-            remedy="Restart the API after the cloud was registered.",
-        )
-    return buckets[cloud_id]

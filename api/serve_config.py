@@ -7,7 +7,8 @@ import asyncio
 from typing import Any
 
 from api.agent_nodes import ClusterView
-from api.packages import served_bucket, sign
+from api.buckets import bucket_of
+from api.packages import sign
 from heliostat.errors import NotFound
 from heliostat.models.services import ServiceConfig
 from store.projection import read_sealed
@@ -35,7 +36,7 @@ async def serve_config(state: Any, view: ClusterView, version_id: str) -> dict[s
     named = [uri for _, uri in config.packages()]
     signed: dict[str, Any] = {}
     if named:
-        bucket = served_bucket(state.buckets, view.cloud_id)
+        bucket = await bucket_of(state.buckets, view.cloud_id)
         signed = await asyncio.to_thread(sign, named, view.project_id, bucket, DEPLOY_AGAIN)
     given: dict[str, Any] = {
         "applications": [

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from api import lookup
 from api.auth import Me
-from api.logs import bucket_of, in_bucket
+from api.buckets import bucket_of, in_bucket
 from heliostat.errors import TooLarge
 from heliostat.models.uploads import Upload, UploadCreate, upload_key
 
@@ -30,10 +30,10 @@ async def create(request: Request, me: Me, body: UploadCreate) -> Upload:
         )
     async with state.db.read() as conn:
         cloud = await lookup.cloud(conn, me, body.cloud)
-    bucket = bucket_of(state, cloud.id)
+    bucket = await bucket_of(state.buckets, cloud.id)
     key, uri = upload_key(project.id, body.sha256), f"upload:{body.sha256}"
     there = await in_bucket(lambda: bucket.stat(key))
     if there is not None and there.size == body.size:
         return Upload(uri=uri)
     url = await in_bucket(lambda: bucket.presign_put(key, URL_S, size=body.size, sha256=body.sha256))
-    return Upload(uri=uri, url=url, expires_in_s=URL_S)
+    return Upload(uri=uri, url=url, headers=bucket.put_headers(sha256=body.sha256), expires_in_s=URL_S)

@@ -233,6 +233,10 @@ class Bucket(Protocol):
         other bytes (HTTP 400); a full disk is 507."""
         ...
 
+    def put_headers(self, *, sha256: str | None = None) -> dict[str, str]:
+        """What a PUT to the URL of ``presign_put`` must carry beside its length, for the same ``sha256``."""
+        ...
+
 
 class EndpointSpec(Model):
     """One service's endpoint. The same service always gives the same bytes, but for ``grpc``."""

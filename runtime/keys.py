@@ -51,6 +51,11 @@ class Keys:
         """Marks what this installation makes in a cloud; no secret, and not the same for two installations."""
         return f"hs-{_derive(self._secret, 'installation').hex()[:16]}"
 
+    def external_id(self, organization_id: str) -> str:
+        """What a customer's AWS role must ask for (``sts:ExternalId``). No secret; made by us and another one for each
+        organization, so that none can have us assume another's role."""
+        return f"heliostat-{_derive(self._secret, f'external-id/{organization_id}').hex()[:24]}"
+
     def digest(self, data: bytes) -> str:
         """64 hex digits that tell nothing of ``data`` to whom has the records but not the secret."""
         return hmac.new(_derive(self._secret, "digest"), data, hashlib.sha256).hexdigest()

@@ -90,6 +90,11 @@ class Settings(BaseSettings):
     otel_endpoint: str = ""
     """OTLP/HTTP endpoint for traces; empty: none."""
 
+    aws_endpoint_url: str = ""
+    """For every service of every AWS cloud, instead of AWS's own addresses: for tests, and for private endpoints."""
+    gcp_endpoint_url: str = ""
+    """Likewise for Google's: Compute Engine, Cloud Storage, STS and IAM Credentials."""
+
     local_isolation: str = "auto"
     """``namespace``, ``process`` or ``auto`` (namespaces where the kernel lets an ordinary user make one)."""
 

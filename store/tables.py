@@ -108,13 +108,15 @@ tokens = Table(
 )  # fmt: skip
 
 clouds = Table(
+    # A deleted one stays, for what ran there; its name is changed, so that another one may have it.
     "clouds", metadata, _id(),
     Column("organization_id", String(40), ForeignKey("organizations.id"), nullable=False),
     Column("name", String(63), nullable=False),
     Column("provider", String(20), nullable=False),
     Column("is_default", Boolean, nullable=False, default=False),
     Column("capabilities", JSON, nullable=False),
-    _when("created_at"),
+    Column("config", JSON(none_as_null=True)),  # AwsConfig or GcpConfig; NULL: the control plane's own machine
+    _when("created_at"), _when("deleted_at"),
     UniqueConstraint("organization_id", "name"),
 )  # fmt: skip
 

@@ -108,6 +108,9 @@ class GcpBucket:
         headers = {} if size is None else {"content-length": str(size)}
         return self._signer.url("PUT", self._bucket, self._name(key), expires_in_s, headers)
 
+    def put_headers(self, *, sha256: str | None = None) -> dict[str, str]:
+        return {}
+
     # -- inside
 
     def _ask(self, method: str, url: str, doing: str, key: str, **options: Any) -> Any | None:

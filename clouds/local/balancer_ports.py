@@ -33,12 +33,12 @@ def choose(home: Path, root: Path, host: str, ports: str) -> tuple[int, int]:
     metrics_port = free_port(taken)
     taken.add(metrics_port)
     if not ports:
-        while not _is_free(host, port := free_port(taken)):
+        while not is_free(host, port := free_port(taken)):
             pass
         return port, metrics_port
     first, _, last = ports.partition("-")
     for port in range(int(first), int(last) + 1):
-        if port not in taken and _is_free(host, port):
+        if port not in taken and is_free(host, port):
             return port, metrics_port
     raise QuotaExceeded(
         f"All ports of {ports} are taken: none is left for another service's load balancer.",
@@ -46,7 +46,8 @@ def choose(home: Path, root: Path, host: str, ports: str) -> tuple[int, int]:
     )
 
 
-def _is_free(host: str, port: int) -> bool:
+def is_free(host: str, port: int) -> bool:
+    """Whether a load balancer could listen there now. Raises BadConfig when this user never could."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -38,6 +38,9 @@ class SignedUrls:
     def presign_put(self, key: str, expires_in_s: int, *, size: int | None = None, sha256: str | None = None) -> str:
         return self._presign("PUT", key, expires_in_s, "" if size is None else str(size), sha256 or "")
 
+    def put_headers(self, *, sha256: str | None = None) -> dict[str, str]:
+        return {}
+
     def verify(self, method: str, key: str, query: Mapping[str, str]) -> Grant:
         """What the query string of a signed URL allows. Raises PermissionDenied."""
         expires, size, sha256 = query.get("expires", ""), query.get("size", ""), query.get("sha256", "")

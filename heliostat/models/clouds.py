@@ -235,3 +235,30 @@ class Verification(Result):
     ok: bool
     """No check has failed."""
     checks: list[Check]
+
+
+class CloudSetup(Model):
+    """What is to be made in the customer's account, as a template that a person reads and applies."""
+
+    provider: Literal[Provider.AWS, Provider.GCP]
+    region: str = Field(pattern=r"^[a-z0-9-]{4,40}$")
+    name: Name
+    """What the cloud will be called; the template's resources too."""
+    project: str | None = Field(default=None, pattern=r"^([a-z][-a-z0-9.]*[a-z0-9]:)?[a-z][-a-z0-9]{4,28}[a-z0-9]$")
+    """GCP: the project's id."""
+
+    @model_validator(mode="after")
+    def _project_is_of_gcp(self) -> CloudSetup:
+        if (self.provider is Provider.GCP) != (self.project is not None):
+            needed = (
+                "needed for gcp" if self.provider is Provider.GCP else "of gcp alone; AWS's account is the template's"
+            )
+            raise ValueError(f"project: it is {needed}")
+        return self
+
+
+class SetupFiles(Result):
+    files: dict[str, str]
+    """By file name. No secret is in them."""
+    next_step: str
+    """What to do with them, in words and commands."""

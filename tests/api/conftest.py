@@ -19,6 +19,7 @@ from temporalio.testing import WorkflowEnvironment
 
 from api.app import create_app
 from clouds.local.bucket import LocalBucket
+from clouds.vendors import InstalledVendors
 from heliostat.models.clouds import Capabilities, Provider
 from runtime.keys import Keys
 from runtime.messages import SEARCH_ATTRIBUTES
@@ -99,7 +100,8 @@ async def opened(settings: Settings, client: Client | None, keys: Keys | None = 
     cloud_id = await register_cloud(db, "local", Provider.LOCAL, CAN)
     assert cloud_id is not None
     bucket = LocalBucket(settings.home / "bucket", "http://127.0.0.1:9", keys.bucket_key())
-    app = create_app(settings, buckets={cloud_id: bucket}, temporal=client, keys=keys)
+    vendors = InstalledVendors(settings, keys)
+    app = create_app(settings, buckets={cloud_id: bucket}, vendors=vendors, temporal=client, keys=keys)
     async with app.router.lifespan_context(app):
         yield World(app, db, keys, settings, bucket, cloud_id, token_file.read_text())
     await db.dispose()
