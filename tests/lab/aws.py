@@ -117,9 +117,9 @@ class Aws:
         timer.daemon = True
         timer.start()
 
-    def take_back(self, host: Host) -> None:
+    def take_back(self, host: Host, in_s: float = 45) -> None:
         """As AWS takes spot machines back, but for the time, of which it gives less."""
-        self.spot_notice(host, in_s=45)
+        self.spot_notice(host, in_s)
 
     def lose(self, host: Host) -> None:
         """Its power is cut, and EC2 knows: somebody has terminated it."""

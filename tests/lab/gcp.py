@@ -104,9 +104,9 @@ class Gcp:
         timer.daemon = True
         timer.start()
 
-    def take_back(self, host: Host) -> None:
+    def take_back(self, host: Host, in_s: float = PREEMPTION_S) -> None:
         """As Google takes spot machines back."""
-        self.preempt(host)
+        self.preempt(host, in_s)
 
     def lose(self, host: Host) -> None:
         """Its power is cut, and Compute Engine knows: the hardware below it has failed."""

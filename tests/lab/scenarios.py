@@ -25,6 +25,7 @@ ray.init()
 
 @ray.remote(num_cpus=1)
 def hold():
+    pathlib.Path("/tmp/holding").touch()
     while not pathlib.Path("/tmp/free").exists():
         time.sleep(0.2)
     return ray.get_runtime_context().get_node_id()
@@ -32,6 +33,20 @@ def hold():
 print("nodes", len(set(ray.get([hold.remote() for _ in range(2)]))), flush=True)
 while not pathlib.Path("/tmp/end").exists():
     time.sleep(0.2)
+"""
+
+HOLD = """
+import pathlib, socket, time, ray
+ray.init()
+
+@ray.remote(num_cpus=1)
+def hold():
+    pathlib.Path("/tmp/holding").touch()
+    while not pathlib.Path("/tmp/free").exists():
+        time.sleep(0.2)
+    return socket.gethostname()
+
+print("done on", ray.get(hold.remote()), flush=True)
 """
 
 UNTIL_TOLD = "echo $HELIOSTAT_RUN_ID began; while ! test -e /tmp/go; do sleep 0.3; done; echo ended well"
@@ -91,6 +106,10 @@ class OnACloud:
 
     # -- tests
 
+    def test_verify_finds_nothing_wrong(self) -> None:
+        found = self.site.verify(self.cloud)
+        assert found["ok"], [c for c in found["checks"] if c["state"] == "failed"]
+
     def test_a_job_on_machines_that_booted_from_user_data(self) -> None:
         began = time.monotonic()
         job = self.submit("python -c \"import ray, socket; ray.init(); print('hello from', socket.gethostname())\"")
@@ -114,7 +133,8 @@ class OnACloud:
         self.stack.await_job(job, "RUNNING", timeout=240)
         cluster = self.stack.job(job)["cluster_id"]
         workers = until("two workers", lambda: len(w := self.hosts_of(cluster, "worker")) == 2 and w, 240)
-        time.sleep(5)  # both tasks run by then, each on its own
+        for host in workers:  # else the first, freed, could take the second task too
+            until("a task on each", lambda host=host: "holding" in host.run("ls", "/tmp"), 60)
         for host in workers:
             host.run("touch", "/tmp/free")
         until("the workers to go, idle for a minute", lambda: not self.hosts_of(cluster, "worker"), 240)
@@ -125,15 +145,44 @@ class OnACloud:
         assert "nodes 2" in self.stack.log(job)
         self.await_nothing()
 
-    def test_a_spot_machine_is_taken_back_under_a_job(self) -> None:
-        job = self.submit(UNTIL_TOLD, one_node(market="SPOT"))
-        head = self.began(job)
-        assert head.identity.spot
-        noticed = time.monotonic()
-        self.vendor.take_back(head)
-        until("its replacement to be asked for", lambda: len(self.vendor.living()) == 2, 60)
+    def test_a_spot_worker_is_taken_back_under_a_job(self, tmp_path: Path) -> None:
+        """Its work is done on its replacement, which was asked for before the machine went."""
+        worker = {"name": "w", "resources": {"CPU": 1}, "min_nodes": 1, "max_nodes": 1, "market": "SPOT"}
+        (tmp_path / "main.py").write_text(HOLD)
+        config = {"head_node": {"resources": {"CPU": 0}}, "worker_nodes": [worker]}
+        job = self.submit("python main.py", config, ("--working-dir", str(tmp_path)))
+
+        def holding(but: Host | None = None) -> Host | None:
+            cluster = self.stack.job(job)["cluster_id"]
+            hosts = self.hosts_of(cluster, "worker") if cluster else []
+            return next((h for h in hosts if h is not but and "holding" in h.run("ls", "/tmp", check=False)), None)
+
+        first = until("the task to run", holding, 240)
+        assert first.identity.spot
+        before, noticed = set(self.vendor.living()), time.monotonic()
+        self.vendor.take_back(first)
+        until("its replacement to be asked for", lambda: set(self.vendor.living()) - before, 60)
         asked = time.monotonic() - noticed
+        assert first.alive, "before the machine went"
         print(f"\n{self.cloud}: spot notice to replacement asked for {asked:.1f} s")
+        second = until("the task to run elsewhere", lambda: holding(but=first), 180)
+        second.run("touch", "/tmp/free")
+        done = self.stack.await_job(job, "SUCCEEDED", timeout=60)
+        assert f"done on {second.name}" in self.stack.log(job)
+        assert len(done["runs"]) == 1
+        assert asked <= 15
+        self.await_nothing()
+
+    def test_a_head_whose_machine_is_taken_back_is_replaced(self) -> None:
+        job = self.submit(UNTIL_TOLD)
+        head = self.began(job)
+        self.vendor.take_back(head, in_s=10)
+        until("the job to hear of it", lambda: "head_notice" in self.stack.story(job), 10)
+        until("the power cut", lambda: not head.alive, 15)
+        cut = time.monotonic()
+        until("its replacement to be asked for", lambda: set(self.vendor.living()) - {head.identity.id}, 60)
+        asked = time.monotonic() - cut
+        print(f"\n{self.cloud}: head's end to replacement asked for {asked:.1f} s")
         self.began(job, 2).run("touch", "/tmp/go")
         done = self.stack.await_job(job, "SUCCEEDED", timeout=120)
         assert [run["cause"] for run in done["runs"]] == ["infrastructure", None]
