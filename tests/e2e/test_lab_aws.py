@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+from tests.clouds.aws.support import REGION
 from tests.lab.aws import Aws
 from tests.lab.scenarios import OnACloud, one_node
 
@@ -32,6 +36,40 @@ class TestAws(OnACloud):
         assert not found["ok"]
         failed = [c for c in found["checks"] if c["state"] == "failed"]
         assert any("external id" in f"{c['detail']} {c['remedy']}" for c in failed), failed
+
+    def test_from_an_empty_account_to_a_job(self, tmp_path: Path) -> None:
+        """As docs/clouds.md says: setup, CloudFormation, register, verify --launch, submit."""
+        setup = ("cloud", "setup", "--provider", "aws", "--region", REGION, "--name", "prod", "--dir", str(tmp_path))
+        told = self.stack.ask(*setup)
+        (template,) = told["files"]
+        account = self.lab.aws.account
+        a, b = (subnet.id for subnet in account.config.subnets)
+        # In the VPC whose addresses the lab has.
+        given = {"ExistingVpc": account.config.vpc_id, "ExistingMachinesA": a, "ExistingMachinesB": b}
+        given |= {"ExistingPublicA": a, "ExistingPublicB": b}
+        client = account.client("cloudformation")
+        client.create_stack(
+            StackName="heliostat-prod",
+            TemplateBody=Path(template).read_text(),
+            Capabilities=["CAPABILITY_NAMED_IAM"],
+            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()],
+        )
+        (made,) = client.describe_stacks(StackName="heliostat-prod")["Stacks"]
+        cloud = yaml.safe_load(made["Outputs"][0]["OutputValue"])
+        cloud["config"]["image"] = account.config.image  # moto has no Amazon Linux here
+        file = tmp_path / "cloud.yaml"
+        file.write_text(yaml.safe_dump(cloud))
+
+        registered = self.stack.cli("cloud", "register", "-f", str(file))
+        assert registered.returncode == 0, registered.stdout + registered.stderr
+        verified = self.stack.cli("cloud", "verify", "prod", "--launch", timeout=240)
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        print(verified.stdout)
+        job = self.stack.submit("echo hello from prod", options=("--cloud", "prod"))
+        self.stack.await_job(job, "SUCCEEDED", timeout=240)
+        assert "hello from prod" in self.stack.log(job)
+        self.await_nothing()
+        self.stack.cli("cloud", "delete", "prod")
 
     def test_a_container_image_is_run_by_docker(self) -> None:
         """By the lab's shim, which runs what it is told to on the host."""

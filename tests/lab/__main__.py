@@ -17,10 +17,11 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == [namespaces.INSIDE]:
         return namespaces.first_process(arguments[1:])
     command = arguments[1:] if arguments[:1] == ["--"] else arguments
+    missing = namespaces.missing()
     if not command or command[0] in ("-h", "--help"):
         print(__doc__)
+        print(f"It can't run here: {missing}." if missing else "It can run here.")
         return 2
-    missing = namespaces.missing()
     if missing:
         print(f"error: the lab can't run here: {missing}", file=sys.stderr)
         return 2

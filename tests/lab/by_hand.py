@@ -14,20 +14,17 @@ from __future__ import annotations
 
 import code
 import os
-import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
 from tests.e2e.support import Stack
 from tests.lab.lab import Lab
+from tests.lab.namespaces import ROOM
 from tests.lab.site import Site
 
 
 def main() -> None:
     lab = Lab()
-    folder = Path(tempfile.mkdtemp(prefix="lab-"))
-    stack = Stack(folder / "home", Site.settings(lab))
+    stack = Stack(ROOM / "home", Site.settings(lab))
     try:
         stack.up()
         site = Site(lab, stack)
@@ -42,7 +39,6 @@ def main() -> None:
     finally:
         stack.dispose()
         lab.close()
-        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

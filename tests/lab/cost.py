@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import secrets
 import shlex
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from agent.constants import Constants
 from agent.ray_node import arguments, environment, token_path
 from tests.e2e.support import Stack
 from tests.lab.lab import Lab, until
+from tests.lab.namespaces import ROOM
 from tests.lab.site import Site
 
 CONFIG = {
@@ -102,8 +101,7 @@ def ours(site: Site, name: str) -> float:
 
 def main(pairs: int) -> None:
     lab = Lab()
-    folder = Path(tempfile.mkdtemp(prefix="lab-"))
-    stack = Stack(folder / "home", Site.settings(lab))
+    stack = Stack(ROOM / "home", Site.settings(lab))
     found: list[tuple[float, float]] = []
     try:
         stack.up()
@@ -120,7 +118,6 @@ def main(pairs: int) -> None:
     finally:
         stack.dispose()
         lab.close()
-        shutil.rmtree(folder)
     added = [mine - theirs for theirs, mine in found]
     hands, mines = [t for t, _ in found], [m for _, m in found]
     print(

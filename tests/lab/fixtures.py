@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,8 +32,7 @@ def site(lab: Lab) -> Iterator[Site]:
     """Clouds ``aws`` and ``gcp`` are registered."""
     from tests.lab.site import Site
 
-    folder = Path(tempfile.mkdtemp(prefix="lab-"))
-    stack = Stack(folder / "home", Site.settings(lab))
+    stack = Stack(namespaces.ROOM / "home", Site.settings(lab))
     try:
         stack.up()
         site = Site(lab, stack)
@@ -46,4 +42,3 @@ def site(lab: Lab) -> Iterator[Site]:
     finally:
         left = stack.dispose()
     assert not left, left
-    shutil.rmtree(folder)

@@ -29,7 +29,7 @@ class Inner:
     """The pytest in the lab, with all tests of this session that belong there."""
 
     def __init__(self, session: pytest.Session) -> None:
-        ids = [item.nodeid for item in session.items if item.get_closest_marker("lab") is not None]
+        self._left = ids = [item.nodeid for item in session.items if item.get_closest_marker("lab") is not None]
         shown, told = os.pipe()
         self._output = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - until the session ends
         options = ["-p", "tests.lab.inside", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", "-m", ""]
@@ -48,6 +48,7 @@ class Inner:
             told = json.loads(line)
             if "finished" in told:
                 assert told["finished"] == item.nodeid, f"{told['finished']} ended, {item.nodeid} was awaited"
+                self._left.remove(item.nodeid)
                 return
             yield item.config.hook.pytest_report_from_serializable(config=item.config, data=told)
         code = self._process.wait()
@@ -56,8 +57,12 @@ class Inner:
         yield pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "call")
 
     def close(self) -> None:
-        """What its last test leaves behind makes the run fail."""
+        """A lab that does not end well makes the run fail; one that nobody waits for any more (``-x``) is killed."""
         self._reports.close()
+        if self._left:
+            self._process.kill()
+            self._process.wait()
+            return
         code = self._process.wait(60)
         self._output.seek(0)
         assert code in (0, 1), f"the lab ended with exit code {code}:\n{self._output.read()[-8000:]}"
