@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 
 from api.app import create_app
+from clouds.offers import offers
 from heliostat.errors import HeliostatError
 from installation import opened
 from runtime import telemetry
@@ -28,7 +29,14 @@ async def main() -> None:
     telemetry.setup(settings, "heliostat-api")
     async with opened(settings) as mine:
         mine.bundles.keep()
-        app = create_app(settings, buckets=mine.buckets, bundles=mine.bundles, keys=mine.keys, vendors=mine.vendors)
+        app = create_app(
+            settings,
+            buckets=mine.buckets,
+            bundles=mine.bundles,
+            keys=mine.keys,
+            vendors=mine.vendors,
+            offers=offers(settings.home),
+        )
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

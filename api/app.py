@@ -30,6 +30,7 @@ from api import (
     users,
 )
 from api.auth import Callers
+from api.placement import Offers
 from clouds.base import Bucket
 from clouds.registry import Vendors
 from heliostat import __version__
@@ -52,6 +53,7 @@ def create_app(
     buckets: Mapping[str, Bucket],
     bundles: Mapping[str, bytes] | None = None,
     vendors: Vendors | None = None,
+    offers: Offers | None = None,
     temporal: Client | None = None,
     keys: Keys | None = None,
 ) -> FastAPI:
@@ -60,6 +62,7 @@ def create_app(
     Args:
         buckets: by cloud id. The caller makes them: the API knows no concrete cloud.
         vendors: of the clouds that can be registered; None: registering is refused, what is registered works.
+        offers: what the providers offer, by provider.
         bundles: the agent's zips that machines may fetch, by sha256.
         temporal: a connected client; default: one of its own, lazy, so that the API answers while Temporal is away.
         keys: default: from the settings.
@@ -113,6 +116,7 @@ def create_app(
     app.state.buckets = buckets
     app.state.bundles = bundles or {}
     app.state.vendors = vendors
+    app.state.offers = offers or {}
     app.state.keys = keys or load_or_create(settings.home, settings.secret_key)
     app.state.server_version = __version__
     errors.install(app)

@@ -29,7 +29,7 @@ async def create(
     async with request.app.state.db.begin() as conn:
         before = await earlier(conn, owner.id, order)
         if before is None:
-            await lookup.shape(conn, me, owner, body.config, None)
+            await lookup.shape(conn, me, owner, body.config, None, offers=request.app.state.offers)
             # Creates in one project wait for each other: two at once must not get the same version.
             await conn.execute(select(projects.c.id).where(projects.c.id == owner.id).with_for_update())
             id = new_id("cfg")

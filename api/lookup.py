@@ -9,11 +9,12 @@ from sqlalchemy import ColumnElement, Row, Table, false, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.auth import Caller, Project
+from api.placement import Offers, default_config, placed
 from heliostat.errors import Conflict, InvalidRequest, NotFound
 from heliostat.models.clouds import Cloud
 from heliostat.models.clusters import Cluster
 from heliostat.models.common import is_id
-from heliostat.models.compute_configs import ComputeConfig, ComputeConfigVersion, NodeConfig
+from heliostat.models.compute_configs import ComputeConfig, ComputeConfigVersion
 from heliostat.models.jobs import MASK
 from store.tables import clouds, clusters, compute_configs
 
@@ -99,11 +100,15 @@ async def shape(
     wanted: str | ComputeConfig | None,
     cloud_ref: str | None,
     otherwise: str | None = None,
+    *,
+    offers: Offers,
 ) -> tuple[ComputeConfig, Cloud]:
-    """The compute config that is meant and the cloud that it is for; refused here when it can't fit there.
-    ``otherwise``: the cloud where neither names one, instead of the default one."""
+    """The compute config that is meant, with instance types and zones filled in, and the cloud that it is for; refused
+    here when it can't fit there. ``otherwise``: the cloud where neither names one, instead of the default one."""
     config = wanted if isinstance(wanted, ComputeConfig) else ComputeConfig()
-    if isinstance(wanted, str):
+    if isinstance(wanted, str) and (built_in := await _built_in(conn, project, wanted)) is not None:
+        config = built_in
+    elif isinstance(wanted, str):
         version = await compute_config_version(conn, caller, [project.id], wanted, "compute_config")
         if version.archived_at is not None:
             raise Conflict(
@@ -120,46 +125,16 @@ async def shape(
             remedy="Leave out one of them, or name the same cloud.",
             field="cloud",
         )
-    must_fit(config, where)
-    return config, where
+    return placed(config, where, offers), where
 
 
-def must_fit(config: ComputeConfig, cloud: Cloud) -> None:
-    """Raises InvalidRequest with the numbers when the cloud can never have such nodes."""
-    can = cloud.capabilities
-
-    def refuse(field: str, what: str, limit: str) -> None:
-        raise InvalidRequest(
-            f"This can't fit: {what}; cloud {cloud.name} has {limit}.",
-            remedy=f"Change {field}, or name another cloud.",
-            field=f"compute_config.{field}",
-        )
-
-    for zone in config.zones or []:
-        if zone not in can.zones:
-            refuse("zones", f"zone {zone!r} is asked for", f"the zones {', '.join(can.zones) or '(none)'}")
-    nodes: list[tuple[str, str, NodeConfig]] = [("head_node", "the head node", config.head_node)]
-    nodes += [(f"worker_nodes.{i}", f"worker group {g.name!r}", g) for i, g in enumerate(config.worker_nodes)]
-    for path, who, node in nodes:
-        if node.instance_type and can.instance_types is not None and node.instance_type not in can.instance_types:
-            types = ", ".join(can.instance_types) or "no instance types: give required_resources"
-            refuse(f"{path}.instance_type", f"{who} asks for instance type {node.instance_type!r}", types)
-        need, logical = node.required_resources, node.resources or {}
-        at = f"{path}.required_resources" if need else f"{path}.resources"
-        cpu = need.CPU if need else logical.get("CPU", 0)
-        memory = need.memory or 0 if need else logical.get("memory", 0)
-        gpu = need.GPU if need else logical.get("GPU", 0)
-        if can.max_cpu_per_node is not None and cpu > can.max_cpu_per_node:
-            refuse(f"{at}.CPU", f"{who} asks for {cpu:g} CPUs", f"{can.max_cpu_per_node:g} per node at most")
-        if can.max_memory_per_node is not None and memory > can.max_memory_per_node:
-            limit = f"{can.max_memory_per_node / 2**30:.1f} GiB per node at most"
-            refuse(f"{at}.memory", f"{who} asks for {memory / 2**30:.1f} GiB of memory", limit)
-        if gpu > can.max_gpu_per_node:
-            refuse(f"{at}.GPU", f"{who} asks for {gpu:g} GPUs", f"{can.max_gpu_per_node} per node")
-    for i, group in enumerate(config.worker_nodes):
-        if group.market_type not in can.markets:
-            field = f"worker_nodes.{i}.market_type"
-            refuse(field, f"worker group {group.name!r} asks for {group.market_type}", ", ".join(can.markets))
+async def _built_in(conn: AsyncConnection, project: Project, name: str) -> ComputeConfig | None:
+    """The config that every cloud has under this name, unless the project has its own."""
+    config = default_config(name)
+    if config is None:
+        return None
+    own = select(compute_configs.c.id).where(compute_configs.c.project_id == project.id, compute_configs.c.name == name)
+    return None if await conn.scalar(own.limit(1)) is not None else config
 
 
 async def usable_cluster(conn: AsyncConnection, caller: Caller, project: Project, ref: str) -> tuple[Row[Any], Cluster]:

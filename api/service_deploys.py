@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from api import lookup, packages
 from api.accept import Order, claim, earlier, start, start_again
 from api.auth import Caller, Project
+from api.placement import Offers
 from api.service_checks import check_config
 from api.service_rows import New, write
 from api.service_view import answer
@@ -34,7 +35,9 @@ async def deploy(state: Any, me: Caller, order: Order, body: ServiceDeploy) -> S
         before = await earlier(conn, project.id, order)
         if before is None:
             existing = await store.living_named(conn, project.id, name)
-            news = [await _checked(conn, me, project, at, config, existing) for at, config in _configs(body)]
+            news = [
+                await _checked(conn, me, project, at, config, existing, state.offers) for at, config in _configs(body)
+            ]
     if before is not None:
         return await _repeated(state, before)
     for new in news:
@@ -129,11 +132,14 @@ async def _checked(
     at: str,
     config: ServiceConfig,
     existing: store.ServiceRow | None,
+    offers: Offers,
 ) -> New:
     check_config(at, config)
     otherwise = existing.cloud_id if existing is not None else None
     try:
-        shape, cloud = await lookup.shape(conn, me, project, config.compute_config, config.cloud, otherwise)
+        shape, cloud = await lookup.shape(
+            conn, me, project, config.compute_config, config.cloud, otherwise, offers=offers
+        )
     except HeliostatError as e:
         e.field = f"{at}{e.field}" if e.field is not None else None
         raise

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         WorkerNodeGroupConfig,
     )
     from heliostat.models.jobs import Job, JobConfig, JobState, Run, RunCause, RunState
+    from heliostat.models.plans import Plan, PlannedNodes, PlannedType
     from heliostat.models.schedules import OverlapPolicy, Schedule, ScheduleConfig, ScheduleState
     from heliostat.models.services import (
         ApplicationConfig,
@@ -57,6 +58,7 @@ _HOME = {
         "WorkerNodeGroupConfig",
     ],
     "heliostat.models.jobs": ["Job", "JobConfig", "JobState", "Run", "RunCause", "RunState"],
+    "heliostat.models.plans": ["Plan", "PlannedNodes", "PlannedType"],
     "heliostat.models.schedules": ["OverlapPolicy", "Schedule", "ScheduleConfig", "ScheduleState"],
     "heliostat.models.services": [
         "ApplicationConfig",
@@ -97,6 +99,9 @@ __all__ = [
     "Node",
     "OverlapPolicy",
     "PhysicalResources",
+    "Plan",
+    "PlannedNodes",
+    "PlannedType",
     "ProbeConfig",
     "QueryToken",
     "Rollout",

@@ -68,6 +68,10 @@ class Settings(BaseSettings):
     infrastructure_retry_s: float = 3600.0
     """How long a job is tried again after failures of the infrastructure."""
 
+    prices: Path | None = None
+    """CSV file of what machines cost, for dry runs (``runtime/prices.py``); default: ``prices.csv`` in ``home``, if
+    there is one."""
+
     upload_max_bytes: int = 2 * 2**30
     retention_logs_days: float = 30
     retention_uploads_days: float = 30

@@ -108,14 +108,13 @@ def backoff(failures: int) -> timedelta:
     return min(timedelta(seconds=2 ** min(failures, 9)), BACKOFF_MAX)
 
 
-COOL_DOWN = timedelta(minutes=1)
 COOL_DOWN_MAX = timedelta(minutes=10)
 
 
 def cool_down(times: int) -> timedelta:
     """For so long a place that had no machine ``times`` times in a row is asked after the others: 1, 2, 4, 8, 10 min.
     AWS says of a lack of capacity that it may pass within minutes; spot capacity comes and goes so."""
-    return min(COOL_DOWN * 2 ** min(times - 1, 9), COOL_DOWN_MAX)
+    return min(timedelta(minutes=2 ** min(times - 1, 9)), COOL_DOWN_MAX)
 
 
 ENDPOINT: dict[str, Any] = {

@@ -70,7 +70,7 @@ def put_over(request: dict[str, Any], advanced: Mapping[str, Any]) -> dict[str, 
             disk["Ebs"] = {**disk["Ebs"], **_DISK_OWNED}
         disks[name] = disk
     rest = {key: value for key, value in advanced.items() if key != "BlockDeviceMappings"}
-    return _merged(request, rest) | {"BlockDeviceMappings": list(disks.values())}
+    return {**_merged(request, rest), "BlockDeviceMappings": list(disks.values())}
 
 
 def _merged(ours: Any, theirs: Any) -> Any:

@@ -1,24 +1,29 @@
 """Instance types of EC2: what they have, and which one fits.
 
 ``catalogue.csv`` ships with us. It is what DescribeInstanceTypes says, as moto 5.2.5 (Apache-2.0) has recorded it; no
-prices. Make it anew from an account, whose region then decides which types are in it, with
+prices. An operator's own, from what regions offer to an account, stands before it; the API and the workers read it
+when they start:
 
-    python -m clouds.aws.catalogue REGION FILE        # by this process's own AWS credentials
+    python -m clouds.aws.catalogue refresh --region us-west-2 --region eu-west-1     # by your own AWS credentials
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import functools
-import sys
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from clouds.shapes import is_accelerator
+from heliostat.errors import Unavailable
 
 SHIPPED = Path(__file__).with_name("catalogue.csv")
+OWN = "aws-types.csv"
+"""The operator's, in HELIOSTAT_HOME."""
 MEMORY_PER_CPU = 4 * 2**30
 """Bytes for each CPU, where nothing is said: the ratio of EC2's general-purpose types."""
 FAMILIES = (
@@ -141,6 +146,21 @@ def shipped() -> Catalogue:
     return load(SHIPPED)
 
 
+def of(home: Path) -> Catalogue:
+    """The operator's own, if there is one, else the one that ships. Raises Unavailable for one that can't be read."""
+    path = home / OWN
+    if not path.exists():
+        return shipped()
+    try:
+        return load(path)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise Unavailable(
+            f"The catalogue of instance types {path} can't be read: {type(e).__name__}: {e}.",
+            remedy="Make it anew with `python -m clouds.aws.catalogue refresh`, or remove it.",
+            resource=str(path),
+        ) from e
+
+
 def refreshed(ec2: Any) -> Catalogue:
     """What the region of this boto3 client offers now; some 10 calls of DescribeInstanceTypes."""
     said = (t for page in ec2.get_paginator("describe_instance_types").paginate() for t in page["InstanceTypes"])
@@ -167,7 +187,21 @@ def _row(row: dict[str, str]) -> InstanceType:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m clouds.aws.catalogue")
+    refresh = parser.add_subparsers(required=True).add_parser("refresh", help="ask AWS which instance types there are")
+    refresh.add_argument("--region", action="append", required=True, help="may be repeated")
+    refresh.add_argument("--file", type=Path, help=f"default: {OWN} in HELIOSTAT_HOME")
+    given = parser.parse_args()
     import boto3
 
-    save(refreshed(boto3.client("ec2", region_name=sys.argv[1])), Path(sys.argv[2]))
+    found: dict[str, InstanceType] = {}
+    for region in given.region:
+        found |= refreshed(boto3.client("ec2", region_name=region)).types
+    path = given.file or Path(os.environ.get("HELIOSTAT_HOME", Path.home() / ".heliostat")) / OWN
+    save(Catalogue(found.values()), path)
+    print(f"{path}: {len(found)} instance types. Restart the API and the workers.")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

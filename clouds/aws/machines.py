@@ -75,7 +75,7 @@ class AwsMachines:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             markets=list(Market),
-            zones=sorted({subnet.zone for subnet in self._config.subnets}),
+            zones=list(dict.fromkeys(subnet.zone for subnet in self._config.subnets)),
             instance_types=None,
             max_cpu_per_node=self._types.max_cpu,
             max_memory_per_node=self._types.max_memory,

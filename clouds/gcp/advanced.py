@@ -63,7 +63,7 @@ def put_over(request: dict[str, Any], advanced: Mapping[str, Any]) -> dict[str, 
             boot = _merged(boot, disk)
         else:
             more.append({**disk, "auto_delete": True})
-    return _merged(request, given) | {"disks": [boot, *more]}
+    return {**_merged(request, given), "disks": [boot, *more]}
 
 
 def _snake(value: Any) -> Any:

@@ -2,16 +2,21 @@
 
 ``catalogue.csv`` ships with us, without prices. It is made from Google's public pages "General-purpose",
 "Compute-optimized", "Memory-optimized" and "Accelerator-optimized machine family" and "GPU machine types"
-(https://cloud.google.com/compute/docs/machine-resource, as of 2026-09). ``refreshed`` makes it anew from a zone's own
-list.
+(https://cloud.google.com/compute/docs/machine-resource, as of 2026-09). An operator's own, from what zones offer to a
+project, stands before it; the API and the workers read it when they start:
+
+    export GOOGLE_OAUTH_ACCESS_TOKEN=$(gcloud auth print-access-token)
+    python -m clouds.gcp.catalogue refresh --project acme-prod --zone us-central1-a --zone us-central1-b
 
 A type with GPUs that are attached to it, which only N1 has, is written ``n1-standard-8/nvidia-tesla-t4:1``.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import functools
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -19,8 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from clouds.shapes import is_accelerator
+from heliostat.errors import Unavailable
 
 SHIPPED = Path(__file__).with_name("catalogue.csv")
+OWN = "gcp-types.csv"
+"""The operator's, in HELIOSTAT_HOME."""
 MEMORY_PER_CPU = 4 * 2**30
 """Bytes for each CPU, where nothing is said: the ratio of the ``standard`` types."""
 FAMILIES = ("e2", "n2", "n2d", "g2", "n1", "a2", "a3")
@@ -142,6 +150,21 @@ def shipped() -> Catalogue:
     return load(SHIPPED)
 
 
+def of(home: Path) -> Catalogue:
+    """The operator's own, if there is one, else the one that ships. Raises Unavailable for one that can't be read."""
+    path = home / OWN
+    if not path.exists():
+        return shipped()
+    try:
+        return load(path)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise Unavailable(
+            f"The catalogue of instance types {path} can't be read: {type(e).__name__}: {e}.",
+            remedy="Make it anew with `python -m clouds.gcp.catalogue refresh`, or remove it.",
+            resource=str(path),
+        ) from e
+
+
 def refreshed(machine_types: Iterable[Any]) -> Catalogue:
     """What a zone's ``machineTypes.list`` says, and N1's attachable GPUs, which no list names with their machines."""
     listed = [MachineType.listed(said) for said in machine_types]
@@ -169,3 +192,29 @@ def _row(row: dict[str, str]) -> MachineType:
         disk=row["disk"],
         choosable=row["choosable"] == "1",
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m clouds.gcp.catalogue")
+    refresh = parser.add_subparsers(required=True).add_parser("refresh", help="ask which machine types there are")
+    refresh.add_argument("--project", required=True)
+    refresh.add_argument("--zone", action="append", required=True, help="may be repeated")
+    refresh.add_argument("--file", type=Path, help=f"default: {OWN} in HELIOSTAT_HOME")
+    given = parser.parse_args()
+    token = os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN")
+    if not token:
+        parser.error("GOOGLE_OAUTH_ACCESS_TOKEN is not set: gcloud auth print-access-token gives one")
+    from google.cloud import compute_v1
+    from google.oauth2.credentials import Credentials
+
+    client = compute_v1.MachineTypesClient(credentials=Credentials(token=token))  # type: ignore[no-untyped-call]
+    found: dict[str, MachineType] = {}
+    for zone in given.zone:
+        found |= refreshed(client.list(project=given.project, zone=zone)).types
+    path = given.file or Path(os.environ.get("HELIOSTAT_HOME", Path.home() / ".heliostat")) / OWN
+    save(Catalogue(found.values()), path)
+    print(f"{path}: {len(found)} machine types. Restart the API and the workers.")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

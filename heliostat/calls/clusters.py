@@ -13,6 +13,7 @@ from heliostat.errors import ClusterFailed, WaitTimeout
 from heliostat.models.clusters import Cluster, ClusterCreate, ClusterState, ClusterTerminate, Node, ScaleLimits
 from heliostat.models.common import Event
 from heliostat.models.jobs import LogPage
+from heliostat.models.plans import Plan
 
 CLUSTERS = "clusters"
 
@@ -23,6 +24,13 @@ class Clusters(Group[M]):
         """Asks for a cluster; returns as soon as that is accepted. ``wait`` waits until it runs."""
         body = request or ClusterCreate()
         return (yield from self._api.call("POST", path_of(CLUSTERS), Cluster, body=body, key=idempotency_key))
+
+    @one
+    def plan(self, request: ClusterCreate | None = None) -> Flow[Plan]:
+        """What ``create`` would make, and its price per hour where the operator's price table knows it. Everything is
+        checked, nothing is made."""
+        body = request or ClusterCreate()
+        return (yield from self._api.call("POST", path_of(CLUSTERS), Plan, body=body, params={"dry_run": True}))
 
     @one
     def get(self, ref: str, *, project: str | None = None) -> Flow[Cluster]:

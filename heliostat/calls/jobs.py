@@ -9,10 +9,11 @@ from heliostat._flow import Emit, Flow, Group, M, Sleep, Stream, many, one
 from heliostat._logs import LogReader, LogText, follow_pages
 from heliostat._transport import PATIENT, TRIES, Api, path_of
 from heliostat.calls import lists
-from heliostat.calls.uploads import ship_code
+from heliostat.calls.uploads import check_code, ship_code
 from heliostat.errors import HeliostatError, InfrastructureError, WaitTimeout, WorkloadFailed
 from heliostat.models.common import Event
 from heliostat.models.jobs import Job, JobConfig, JobState, JobTerminate, LogPage, RunCause
+from heliostat.models.plans import Plan
 
 JOBS = "jobs"
 
@@ -27,6 +28,13 @@ class Jobs(Group[M]):
         """
         ready = yield from ship_code(self._api, config)
         return (yield from self._api.call("POST", path_of(JOBS), Job, body=ready, key=idempotency_key))
+
+    @one
+    def plan(self, config: JobConfig) -> Flow[Plan]:
+        """What ``submit`` would make, and its price per hour where the operator's price table knows it. Everything is
+        checked, local directories are packed, nothing is uploaded or made."""
+        ready = yield from check_code(config)
+        return (yield from self._api.call("POST", path_of(JOBS), Plan, body=ready, params={"dry_run": True}))
 
     @one
     def get(self, ref: str, *, project: str | None = None) -> Flow[Job]:

@@ -10,6 +10,7 @@ from heliostat._flow import Blocking, Flow, Group, M, Send, one
 from heliostat._transport import Api, path_of
 from heliostat.calls import clusters, compute_configs
 from heliostat.errors import InternalError, InvalidRequest, NotFound, TooLarge, Unavailable
+from heliostat.models.compute_configs import DEFAULT_CPU, DEFAULT_GPU
 from heliostat.models.jobs import JobConfig
 from heliostat.models.services import ApplicationConfig, Service, ServiceConfig
 from heliostat.models.uploads import Upload, UploadCreate
@@ -60,6 +61,22 @@ def ship_code(api: Api, config: JobConfig) -> Flow[JobConfig]:
     finally:
         packages.discard()
     return config.model_copy(update=_replaced(config.working_dir, config.py_modules, config.excludes, uris))
+
+
+def check_code(config: JobConfig) -> Flow[JobConfig]:
+    """The config without its local directories, which were packed: it raises what ``ship_code`` would before anything
+    is sent."""
+    places = _places(config.working_dir, config.py_modules, config.excludes)
+    packages = _Packages()
+    try:
+        yield from packages.pack(places)
+    finally:
+        packages.discard()
+    if not places:
+        return config
+    remote = config.working_dir if config.working_dir and is_remote(config.working_dir) else None
+    modules = [module for module in config.py_modules if is_remote(module)]
+    return config.model_copy(update={"working_dir": remote, "py_modules": modules, "excludes": []})
 
 
 def ship_services(api: Api, configs: Sequence[ServiceConfig]) -> Flow[list[ServiceConfig]]:
@@ -182,7 +199,12 @@ def _cloud_of(api: Api, config: JobConfig | ServiceConfig) -> Flow[str | None]:
     if isinstance(config, JobConfig) and config.cluster is not None:
         return (yield from clusters.get(api, config.cluster, config.project)).cloud
     if isinstance(config.compute_config, str):
-        return (yield from compute_configs.get(api, config.compute_config, config.project)).config.cloud
+        try:
+            return (yield from compute_configs.get(api, config.compute_config, config.project)).config.cloud
+        except NotFound:
+            if config.compute_config not in (DEFAULT_CPU, DEFAULT_GPU):
+                raise
+            return None  # every cloud has it
     return config.compute_config.cloud if config.compute_config else None
 
 

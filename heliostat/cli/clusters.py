@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from heliostat.cli import live, options
+from heliostat.cli import live, options, plan_view
 from heliostat.cli.output import Format, age, duration, facts, next_steps, note, screen, show, table, tags
 from heliostat.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from heliostat.models.clusters import Cluster
+    from heliostat.models.clusters import Cluster, Node
 
 app = typer.Typer(name="cluster", help="Ray clusters.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -32,6 +32,7 @@ def create(
     project: options.Project = None,
     tag: options.Tags = None,
     wait: options.Wait = False,
+    dry_run: options.DryRun = False,
     output: options.Output = Format.TEXT,
 ) -> None:
     """Create a cluster."""
@@ -50,6 +51,10 @@ def create(
     }
     request = yaml_files.build(ClusterCreate, {k: v for k, v in fields.items() if v is not None}, "the command line")
     with options.connect() as client:
+        if dry_run:
+            plan = client.clusters.plan(request)
+            show(plan, lambda: plan_view.text(plan))
+            return
         cluster = client.clusters.create(request)
         if wait:
             note(f"Cluster {cluster.name} is accepted: {cluster.id}")
@@ -136,10 +141,10 @@ def nodes(ref: Ref, project: options.Project = None, output: options.Output = Fo
     show(
         found,
         lambda: table(
-            ["ID", "GROUP", "STATE", "IP", "MACHINE", "AGE", "STARTED IN", "REASON"],
+            ["ID", "GROUP", "STATE", "IP", "MACHINE", "PLACE", "AGE", "STARTED IN", "REASON"],
             [
                 (
-                    n.id, n.group, n.state, n.ip, n.machine_id, age(n.created_at, n.ended_at),
+                    n.id, n.group, n.state, n.ip, n.machine_id, _place(n), age(n.created_at, n.ended_at),
                     n.running_at and age(n.created_at, n.running_at), n.reason,
                 )
                 for n in found
@@ -221,6 +226,12 @@ def _get(cluster: Cluster) -> str:
         rows = [(c.type, "yes" if c.status else "no", age(c.since), c.reason, c.message) for c in cluster.conditions]
         text += "\n\n" + table(["CONDITION", "MET", "FOR", "REASON", "MESSAGE"], rows, empty="")
     return text + "\n" + _next(cluster)
+
+
+def _place(node: Node) -> str:
+    """``m6i.large us-west-2a SPOT``; "" where the cloud has no such things."""
+    market = node.market if node.market and (node.zone or node.instance_type) else None
+    return " ".join(part for part in (node.instance_type, node.zone, market) if part)
 
 
 def _ends(cluster: Cluster) -> str:

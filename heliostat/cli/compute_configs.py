@@ -116,4 +116,7 @@ def _shape(node: NodeConfig) -> str:
     if node.instance_type:
         return node.instance_type
     wanted = node.required_resources.model_dump(exclude_none=True) if node.required_resources else node.resources or {}
-    return ", ".join(f"{k} {v:g}" for k, v in wanted.items() if v) or "the cloud's default"
+    types = [" or ".join(node.instance_types)] if node.instance_types else []
+    amounts = [f"{k} {v:g}" for k, v in wanted.items() if v and not isinstance(v, str)]
+    words = [str(v) for v in wanted.values() if isinstance(v, str)]  # accelerator, architecture
+    return ", ".join([*types, *amounts, *words]) or "the cloud's default"

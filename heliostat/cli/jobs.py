@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from heliostat.cli import live, options
+from heliostat.cli import live, options, plan_view
 from heliostat.cli.output import Format, age, facts, next_steps, note, screen, show, table, tags
 from heliostat.errors import InvalidRequest
 
@@ -52,6 +52,7 @@ def submit(
         bool,
         typer.Option("-w", "--wait", help="Follow its log until it ends, without a time limit; exit 10 when it fails."),
     ] = False,
+    dry_run: options.DryRun = False,
     output: options.Output = Format.TEXT,
 ) -> None:
     """Submit a job; its command stands after --, e.g. -- python main.py"""
@@ -85,6 +86,10 @@ def submit(
         )
     config = yaml_files.job_config(fields, str(file) if file else "the command line")
     with options.connect() as client:
+        if dry_run:
+            plan = client.jobs.plan(config)
+            show(plan, lambda: plan_view.text(plan))
+            return
         with live.status_line() as line:
             if _has_code(config):
                 line.update("Packing and uploading the code", None)

@@ -39,6 +39,9 @@ State = Annotated[list[str] | None, typer.Option("--state", help="Only those in 
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many, newest first.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
 Wait = Annotated[bool, typer.Option("-w", "--wait", help="Wait until it is done; without a time limit.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and print what would be made and its price; make nothing.")
+]
 WaitLimit = Annotated[
     float | None, typer.Option("-t", "--timeout-s", min=0, help="Give up waiting after so many seconds (exit 3).")
 ]

@@ -1,0 +1,37 @@
+"""What the providers offer, by provider: with ``installation.py`` one of the places that name concrete clouds. Loads no
+vendor's library until somebody gives an ``advanced_instance_config``.
+
+An operator's own catalogues, ``<home>/aws-types.csv`` and ``<home>/gcp-types.csv``, stand before those that ship with
+us: ``python -m clouds.aws.catalogue refresh`` and ``python -m clouds.gcp.catalogue refresh`` write them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clouds.aws import catalogue as aws
+from clouds.gcp import catalogue as gcp
+from clouds.shapes import Offer
+from heliostat.models.clouds import Provider
+
+
+def offers(home: Path) -> dict[str, Offer]:
+    """Raises InvalidRequest for a catalogue that can't be read."""
+    return {
+        Provider.AWS: Offer(aws.of(home), _check_aws),
+        Provider.GCP: Offer(gcp.of(home), _check_gcp),
+    }
+
+
+def _check_aws(advanced: Mapping[str, Any]) -> None:
+    from clouds.aws.advanced import check
+
+    check(advanced)
+
+
+def _check_gcp(advanced: Mapping[str, Any]) -> None:
+    from clouds.gcp.advanced import check
+
+    check(advanced)
