@@ -289,9 +289,8 @@ def _blocks(rule: dict[str, Any]) -> set[str]:
 
 
 def _covers(rule: dict[str, Any], port: int) -> bool:
-    if rule["IpProtocol"] == "-1":
-        return True
-    return rule["IpProtocol"] == "tcp" and rule.get("FromPort", 0) <= port <= rule.get("ToPort", 65535)
+    protocol = str(rule["IpProtocol"])
+    return protocol == "-1" or (protocol == "tcp" and port in range(rule.get("FromPort", 0), rule["ToPort"] + 1))
 
 
 def _ports(rule: dict[str, Any]) -> str:
