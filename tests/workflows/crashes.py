@@ -24,6 +24,9 @@ class Crashes(temporalio.client.Interceptor, temporalio.worker.Interceptor):
         self.step = 0
         self.names: list[str] = []
         self.crashed: list[str] = []
+        self.on_step: Callable[[int], None] | None = None
+        """Called with the number of each activity, before it begins."""
+        self.under_way = 0
         self.restart: Callable[[], Any] | None = None
         """What brings up the next worker; None: the same worker goes on."""
         self._restarting: asyncio.Task[None] | None = None
@@ -54,14 +57,19 @@ class _Crashing(temporalio.worker.ActivityInboundInterceptor):
         mode = c.plan.get(c.step)
         c.step += 1
         c.names.append(name)
+        if c.on_step is not None:
+            c.on_step(c.step - 1)
         if mode == "before":
             raise c.crash(name, mode)
+        c.under_way += 1
         try:
             result = await super().execute_activity(input)
         except BaseException:
             if mode == "after":
                 raise c.crash(name, mode) from None
             raise
+        finally:
+            c.under_way -= 1
         if mode == "after":
             raise c.crash(name, mode)
         return result

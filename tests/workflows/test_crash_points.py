@@ -4,7 +4,7 @@ the job ends exactly once and as it should, no machine is launched twice, none i
 from __future__ import annotations
 
 import asyncio
-import random
+import os
 import time
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
 from heliostat.models.jobs import JobState, RunCause
 from tests.workflows.crashes import Crashes
+from tests.workflows.faults import live_through
 from tests.workflows.world import RunPlan, World, make_world
 
 CONFIG = ComputeConfig(worker_nodes=[WorkerNodeGroupConfig(name="w", min_nodes=1, max_nodes=2)])
@@ -107,14 +108,38 @@ async def test_at_every_step_in_every_way(temporal: Client, tmp_path: Path, cold
     await many(temporal, tmp_path, plans)
 
 
+SEED = 20261126
+
+
+async def leaks(temporal: Client, folder: Path, seeds: list[int]) -> None:
+    """Each seed is a life under faults (``tests.workflows.faults``), or the one of HELIOSTAT_FAULT_SEED."""
+    if os.environ.get("HELIOSTAT_FAULT_SEED"):
+        seeds = [int(os.environ["HELIOSTAT_FAULT_SEED"])]
+    gate = asyncio.Semaphore(AT_ONCE)
+    struck: list[str] = []
+
+    async def one(seed: int) -> None:
+        async with gate:
+            began = time.monotonic()
+            life = await live_through(temporal, folder / f"{seed}", seed)
+            took = time.monotonic() - began
+            print(f"SEED {seed}: {took:.1f} s, struck {life.struck}, crashed {life.crashes.crashed}, {life.swept=}")
+            struck.extend(life.struck)
+
+    found = await asyncio.gather(*(one(seed) for seed in seeds), return_exceptions=True)
+    failed = [f for f in found if isinstance(f, BaseException)]
+    if failed:
+        raise BaseExceptionGroup(f"{len(failed)} of {len(seeds)} lives went wrong", failed)
+    assert len(struck) >= len(seeds) / 2, "faults strike at all"
+
+
+async def test_no_schedule_of_faults_leaks(temporal: Client, tmp_path: Path) -> None:
+    """Six lives; the long tests live 500."""
+    await leaks(temporal, tmp_path, [SEED - n for n in range(1, 7)])
+
+
 @pytest.mark.long
-@pytest.mark.timeout(3600)
-async def test_at_random_steps(temporal: Client, tmp_path: Path) -> None:
-    """300 seeded schedules of up to six crashes each."""
-    steps = await steps_of_a_life(temporal, tmp_path)
-    dice = random.Random(20261123)
-    plans = []
-    for _ in range(300):
-        plan = {dice.randrange(steps + 6): dice.choice(["before", "after"]) for _ in range(dice.randint(1, 6))}
-        plans.append((plan, dice.random() < 0.3, dice.random() < 0.5))
-    await many(temporal, tmp_path, plans)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("part", range(20))
+async def test_no_schedule_of_faults_leaks_in_500_lives(temporal: Client, tmp_path: Path, part: int) -> None:
+    await leaks(temporal, tmp_path, [SEED + 25 * part + n for n in range(25)])
