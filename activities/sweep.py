@@ -34,6 +34,8 @@ class SweepResult(Model):
     """Seen under our tag."""
     ended: list[str] = []
     """Machine ids that nobody owned."""
+    leftovers: list[str] = []
+    """Disks and the like that belonged to no machine; deleted."""
     endpoints: list[str] = []
     """Service ids of endpoints that nobody owned; removed."""
     orphaned: list[str] = []
@@ -90,7 +92,11 @@ class SweepActivities:
                     at=utcnow(),
                 )
             )
-        return SweepResult(machines=len(held), ended=ended)
+        activity.heartbeat()
+        left = await asyncio.to_thread(cloud.leftovers, self._installation_id, self._settings.newborn_grace_s)
+        if left:
+            log.error("deleted what belonged to no machine", cloud=cloud_id, things=left)
+        return SweepResult(machines=len(held), ended=ended, leftovers=left)
 
     def _is_orphan(self, machine: Machine, owned: Mapping[str, set[str] | None]) -> bool:
         if machine.cluster_id is None:

@@ -84,8 +84,9 @@ class Node:
             self.thread("report", self.reporter.run, self.stop)
             self.thread("logs", self.logs.run, self.stop)
             self._check_ray()
-            for source in self.notices.sources if self.notices else []:
-                self.thread("notices", self.notices.watch, source, self.stop)
+            if self.notices:
+                for source in self.notices.sources:
+                    self.thread("notices", self.notices.watch, source, self.stop)
             if self.head:
                 self.head.start()
             else:

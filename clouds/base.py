@@ -192,6 +192,12 @@ class Machines(Protocol):
         afterwards, so nobody asks for less than a day."""
         ...
 
+    def leftovers(self, installation_id: str, older_than_s: float) -> list[str]:
+        """Deletes what carries our owner tag beside machines, belongs to none (disks, network interfaces) and has been
+        there for longer than that, and gives the ids; one that a machine takes meanwhile is spared. Raises, after all
+        were tried, what the first that failed did. Nothing where a machine leaves nothing behind."""
+        ...
+
     def console_output(self, machine_id: str) -> str:
         """Tail of what the machine printed at boot, "" if there is none; for the reason of a node that
         never registered."""

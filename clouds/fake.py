@@ -219,6 +219,9 @@ class FakeMachines:
                 del self._machines[machine_id]
             return forgotten
 
+    def leftovers(self, installation_id: str, older_than_s: float) -> list[str]:
+        return []
+
     def console_output(self, machine_id: str) -> str:
         with self._call("console_output"), self._lock:
             found = self._machines.get(machine_id)

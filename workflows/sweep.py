@@ -53,10 +53,11 @@ class SweepWorkflow:
             if isinstance(result, SweepResult):
                 total.machines += result.machines
                 total.ended += result.ended
-        failed = [r for r in swept if isinstance(r, BaseException)]
+                total.leftovers += result.leftovers
         workflow.set_current_details(
             f"{total.machines} machines seen, {len(total.ended)} ended, {len(total.orphaned)} records settled, "
-            f"{len(total.endpoints)} endpoints removed" + (f", {len(failed)} clouds out of reach" if failed else "")
+            f"{len(total.endpoints)} endpoints removed, {len(total.leftovers)} leftovers deleted"
+            + (f", {len(failed)} clouds out of reach" if failed else "")
         )
         for error in failed:
             if isinstance(error, ActivityError):

@@ -15,6 +15,7 @@ from clouds.aws.catalogue import InstanceType
 from clouds.aws.images import Image, Images, image_for
 from clouds.aws.instances import REQUEST_TAG, TOKEN_TAG
 from clouds.aws.session import AwsSession
+from clouds.aws.sweep import Leftovers
 from clouds.base import (
     OWNER_TAG,
     BadConfig,
@@ -69,6 +70,7 @@ class AwsMachines:
         self._types = types or catalogue.shipped()
         self._images = Images(session, clock)
         self._clock = clock
+        self._leftovers = Leftovers(session, clock)
         self._lock = threading.Lock()
         self._fresh: dict[str, tuple[Machine, float]] = {}
 
@@ -141,6 +143,9 @@ class AwsMachines:
     def prune(self, older_than_s: float) -> list[str]:
         """EC2 forgets by itself: instances after an hour or so, tokens a day after their instance."""
         return []
+
+    def leftovers(self, installation_id: str, older_than_s: float) -> list[str]:
+        return self._leftovers.clear(installation_id, older_than_s)
 
     def console_output(self, machine_id: str) -> str:
         if not _INSTANCE_ID.fullmatch(machine_id):

@@ -24,7 +24,7 @@ from clouds.base import (
     NotOffered,
     QuotaExceeded,
 )
-from clouds.gcp import errors, instance
+from clouds.gcp import errors, instance, sweep
 from clouds.gcp.catalogue import Catalogue, MachineType, shipped
 from clouds.gcp.choice import chosen
 from clouds.gcp.combined import Combined
@@ -153,6 +153,9 @@ class GcpMachines:
         stopped = [i for i in self._owned(self._installation_id) if _state(i) is MachineState.GONE]
         self._delete(stopped)
         return [i.name for i in stopped]
+
+    def leftovers(self, installation_id: str, older_than_s: float) -> list[str]:
+        return sweep.clear(self._session, installation_id, older_than_s, self._clock())
 
     def console_output(self, machine_id: str) -> str:
         """The serial port's. Gone with the machine."""

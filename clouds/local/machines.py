@@ -169,6 +169,9 @@ class LocalMachines:
             for process in supervisor.strays(machine_id):
                 supervisor.kill(process)
 
+    def leftovers(self, installation_id: str, older_than_s: float) -> list[str]:
+        return []
+
     def console_output(self, machine_id: str) -> str:
         if self._request(machine_id) is None:
             return ""

@@ -127,6 +127,14 @@ def test_what_has_ended_never_boots_again(cloud: Cloud) -> None:
     assert cloud.boot_count() == 1
 
 
+def test_what_a_machine_has_is_no_leftover(cloud: Cloud) -> None:
+    machine = cloud.launch_and_boot(cloud.spec())
+    assert cloud.machines.leftovers(OURS, 0) == []
+    cloud.machines.terminate([machine.machine_id])
+    cloud.wait_for(machine.machine_id, MachineState.GONE)
+    assert cloud.machines.leftovers(OURS, 0) == [], "it took all that it had along"
+
+
 def test_prune_forgets_the_ended_only(cloud: Cloud) -> None:
     lives, ends = (cloud.launch_and_boot(cloud.spec()).machine_id for _ in range(2))
     cloud.machines.terminate([ends])

@@ -8,7 +8,7 @@ import pytest
 from temporalio.client import Client, WorkflowFailureError
 
 from activities.sweep import SweepResult
-from clouds.base import MachineSpec
+from clouds.base import Denied, MachineSpec, MachineState
 from clouds.fake import FakeMachines
 from heliostat.models.clusters import ClusterState, NodeRole, NodeState
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
@@ -170,3 +170,64 @@ async def test_a_job_terminated_in_the_ui_gives_its_lease_back(world: World) -> 
     await world.until_quiet(cluster_id)
     cluster = await world.cluster(cluster_id)
     assert (cluster.state, cluster.leases) == (ClusterState.RUNNING, [])
+
+
+async def test_leftovers_are_deleted_with_the_newborns_spared_and_reported(temporal: Client, tmp_path: Path) -> None:
+    async with make_world(temporal, tmp_path, newborn_grace_s=77) as world:
+        asked = []
+
+        def leftovers(installation_id: str, older_than_s: float) -> list[str]:
+            asked.append((installation_id, older_than_s))
+            return ["vol-1"]
+
+        world.machines.leftovers = leftovers  # type: ignore[method-assign]
+        assert (await sweep(world)).leftovers == ["vol-1"]
+        assert asked == [(KEYS.installation_id(), 77)]
+
+
+@pytest.mark.long
+async def test_a_machine_of_google_that_stopped_itself_is_deleted_within_one_sweep(
+    world: World, tmp_path: Path
+) -> None:
+    """Nothing there ends with its shutdown: until it is deleted its disk costs money."""
+    from tests.clouds.gcp.support import gcp_cloud
+
+    with gcp_cloud(tmp_path) as (cloud, fake):
+        machines = cloud.machines
+        machines._installation_id = KEYS.installation_id()  # type: ignore[attr-defined]
+        world.clouds["cloud_gcp"] = machines
+        await world.restart_worker()
+        machine = machines.launch(cloud.spec(installation_id=KEYS.installation_id()))
+        cloud.wait_for(machine.machine_id, MachineState.RUNNING)
+        fake.stop_itself(machine.machine_id)
+        await sweep(world)
+
+        async def gone() -> bool:  # Google takes some seconds for a delete
+            return not [key for key in fake.resources if key[1] == "instances"]
+
+        await world.until(gone, "the stopped machine to be deleted")
+
+
+async def test_a_cloud_that_refuses_keeps_no_other_one_dirty_and_is_reported(world: World) -> None:
+    """Everything that the sweep asks of a cloud, refused by the one that comes first."""
+    refused: list[str] = []
+
+    class Refusing:
+        def __getattr__(self, name: str) -> Any:
+            def refuse(*_: object, **__: object) -> None:
+                refused.append(name)
+                raise Denied(f"{name} is denied.")
+
+            return refuse
+
+    pruned: list[float] = []
+    world.machines.prune = lambda older_than_s: pruned.append(older_than_s) or []  # type: ignore[method-assign,func-returns-value]
+    world.clouds["cloud_0"] = world.balancers["cloud_0"] = Refusing()  # type: ignore[assignment]
+    await world.restart_worker()
+    orphan = stray(world.machines)
+    with pytest.raises(WorkflowFailureError) as failure:
+        await sweep(world)
+    assert "denied" in str(failure.value.cause.cause)  # type: ignore[union-attr]
+    assert world.alive() == [], f"{orphan} is in the other cloud"
+    assert len(pruned) == 1
+    assert {"list_owned", "prune"} <= set(refused)
