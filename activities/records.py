@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from sqlalchemy import select
 from temporalio import activity
 
 from activities.nodes import BootFacts
+from clouds.bootstrap import NodeEnvironment
+from heliostat.models.clouds import AwsConfig, GcpConfig, Provider
 from heliostat.models.clusters import Cluster, Node
 from heliostat.models.common import Event, Model
 from heliostat.models.jobs import Job
@@ -12,6 +15,7 @@ from heliostat.models.services import Service, ServiceVersion
 from runtime.telemetry import CLUSTER_READY_SECONDS, RUNS
 from store import projection, services
 from store.database import Database
+from store.tables import clouds
 
 
 class ClusterRecord(Model):
@@ -20,6 +24,8 @@ class ClusterRecord(Model):
     """Only those that changed."""
     node_configs: dict[str, dict[str, object]] = {}
     """Node id → GroupConfig of a new node: what Ray on it gets."""
+    cloud_id: str = ""
+    """Whose machines new nodes get; "" in older histories."""
     events: list[Event] = []
 
 
@@ -56,7 +62,20 @@ class RecordActivities:
         cluster = record.cluster
         if any(event.kind == "cluster_ready" for event in record.events):
             CLUSTER_READY_SECONDS.labels(cloud=cluster.cloud).observe(sum(cluster.phase_seconds.values()))
-        return Recorded(wanted=wanted, boot=self._boot)
+        boot = self._boot
+        if record.node_configs:
+            boot = boot.model_copy(update={"environment": await self._environment(record.cloud_id)})
+        return Recorded(wanted=wanted, boot=boot)
+
+    async def _environment(self, cloud_id: str) -> NodeEnvironment | None:
+        """What the cloud's machines run in, by its config of now; None on the control plane's own machine."""
+        async with self._db.read() as conn:
+            query = select(clouds.c.provider, clouds.c.config).where(clouds.c.id == cloud_id)
+            row = (await conn.execute(query)).first()
+        if row is None or row.config is None:
+            return None
+        config = (AwsConfig if row.provider == Provider.AWS else GcpConfig).model_validate(row.config)
+        return NodeEnvironment.of(Provider(row.provider), config)
 
     @activity.defn
     async def record_job(self, record: JobRecord) -> Recorded:

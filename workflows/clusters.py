@@ -740,6 +740,7 @@ class ClusterWorkflow:
             node_configs={
                 n.id: {**self._group_config(n.group).model_dump(mode="json")} for n in changed if n.boot is None
             },
+            cloud_id=self.input.cloud_id,
             events=events,
         )
         workflow.set_current_details(cluster_details(self.input, self.s))

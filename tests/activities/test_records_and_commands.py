@@ -13,7 +13,9 @@ from temporalio.testing import ActivityEnvironment
 from activities.commands import CommandActivities, CommandRequest
 from activities.nodes import BootFacts
 from activities.records import ClusterRecord, JobRecord, RecordActivities
+from clouds.bootstrap import RAY_VERSION
 from heliostat.models.agents import CommandKind
+from heliostat.models.clouds import Provider
 from heliostat.models.clusters import Cluster, ClusterState
 from heliostat.models.common import Event, utcnow
 from heliostat.models.compute_configs import ComputeConfig
@@ -21,7 +23,17 @@ from heliostat.models.jobs import Job, JobConfig, JobState
 from runtime.telemetry import CLUSTER_READY_SECONDS, RUNS
 from store.commands import finish_command, open_commands
 from store.database import Database, migrate
+from store.tables import clouds, organizations
+from tests.clouds.aws.test_config import GOOD as AWS
 
+GCP = {
+    "project": "acme-prod-1",
+    "region": "us-central1",
+    "zones": ["us-central1-a"],
+    "workload_identity_provider": "projects/1/locations/global/workloadIdentityPools/pool/providers/ours",
+    "service_account": "heliostat@acme-prod-1.iam.gserviceaccount.com",
+    "bucket": "acme-heliostat",
+}
 COMMAND = CommandRequest(
     id="run-1-submit_run", cluster_id="cl_1", node_id="nd_1", kind=CommandKind.SUBMIT_RUN, args={"run_id": "run-1"}
 )
@@ -66,6 +78,40 @@ async def test_a_refusal_is_final_and_a_could_not_try_is_opened_again(db: Databa
     with pytest.raises(ApplicationError, match="this head is fenced") as failure:
         await give(db)
     assert (failure.value.type, failure.value.non_retryable) == ("command_failed", True)
+
+
+@pytest.mark.parametrize("provider", [Provider.AWS, Provider.GCP, Provider.LOCAL])
+async def test_a_new_node_learns_what_its_clouds_machines_run_in(db: Database, provider: Provider) -> None:
+    now = utcnow()
+    image = {"container_image": "rayproject/ray:2.60.0-py311"}
+    config = {Provider.AWS: AWS | image, Provider.GCP: GCP | image}.get(provider)
+    async with db.begin() as conn:
+        await conn.execute(organizations.insert().values(id="org_1", name="default", created_at=now))
+        row = {"id": "cld_1", "organization_id": "org_1", "name": "c", "is_default": True, "capabilities": {}}
+        await conn.execute(clouds.insert().values(**row, provider=provider.value, config=config, created_at=now))
+    records = RecordActivities(db, BootFacts(api_url="http://api", bundle_sha256="0" * 64, ca_sha256="ab" * 32))
+    record = ClusterRecord(cluster=a_cluster(), node_configs={"nd_1": {}}, cloud_id="cld_1")
+    boot = (await ActivityEnvironment().run(records.record_cluster, record)).boot
+    assert boot is not None
+    assert boot.ca_sha256 == "ab" * 32
+    if provider is Provider.LOCAL:
+        assert boot.environment is None
+    else:
+        assert boot.environment is not None
+        assert (boot.environment.provider, boot.environment.container_image) == (provider, image["container_image"])
+        assert boot.environment.ray_version == RAY_VERSION
+    older = ClusterRecord(cluster=a_cluster())
+    again = (await ActivityEnvironment().run(records.record_cluster, older)).boot
+    assert again is not None
+    assert again.environment is None, "no new node, nothing looked up"
+
+
+def a_cluster() -> Cluster:
+    now = utcnow()
+    return Cluster(
+        id="cl_1", name="c", project="p", cloud="fake", state=ClusterState.STARTING, compute_config=ComputeConfig(),
+        created_by="ann", created_at=now, state_since=now,
+    )  # fmt: skip
 
 
 async def test_rows_that_do_not_exist_are_not_wanted(db: Database) -> None:
