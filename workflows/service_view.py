@@ -104,14 +104,24 @@ def service_details(arg: ServiceInput, s: ServiceData) -> str:
         lines.append(f"- rollout of **{version}** ({r.kind}) at {r.percent} %, {state}{until}")
         if r.observed:
             lines.append(f"- seen in the last step: {r.observed}")
-    lines.append("")
-    for v in sorted(s.versions.values(), key=lambda v: v.spec.number):  # a list: the UI's tables have no space
-        weight = s.weights.get(v.spec.id, 0)
+    versions = sorted(s.versions.values(), key=lambda v: v.spec.number)
+    for v in versions:  # a list each, as the UI has no lists in lists and its tables no space between the columns
+        if v.ended_at is not None:
+            continue
         clusters = ", ".join(f"`{slot.cluster_id}` {slot.state}" for slot in v.slots if slot.cluster_id)
-        lines.append(f"- {v.spec.name} **{v.state}** {weight} % {clusters}{': ' if v.reason else ''}{v.reason}")
+        share = f"{s.weights.get(v.spec.id, 0)} % of the traffic"
+        lines += ["", f"#### {v.spec.name} {v.state}, {share}", "", _flat(v.reason), ""]
+        lines += [f"- cluster {clusters}"] if clusters else []
         lines += [
-            f"  - {'✓' if c.status else '…'} {c.type} since {c.since:%H:%M:%S}: {c.message or c.reason}"
+            f"- {'✓' if c.status else '…'} {c.type} since {c.since:%H:%M:%S}: {_flat(c.message or c.reason)}"
             for c in v.checklist.values()
-            if v.ended_at is None
         ]
+    if ended := [(v, v.ended_at) for v in versions if v.ended_at is not None]:
+        lines += ["", "#### Ended", ""]
+        lines += [f"- {v.spec.name} **{v.state}** at {at:%H:%M:%S}: {_flat(v.reason)}" for v, at in ended]
     return "\n".join(lines)
+
+
+def _flat(text: str) -> str:
+    """On one line: Serve's reasons are tracebacks, and a second line would end the list."""
+    return " ".join(text.split())

@@ -7,10 +7,13 @@ from datetime import UTC, datetime
 from heliostat.models.clusters import NodeRole, NodeState
 from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.jobs import Job, JobConfig, JobState, Run, RunCause, RunState
-from runtime.messages import ClusterInput
+from heliostat.models.services import ServiceVersionState
+from runtime.messages import ClusterInput, ServiceInput, VersionSpec
 from workflows.cluster_state import ClusterData, NodeEntry
 from workflows.cluster_view import cluster_details
 from workflows.job_view import job_details
+from workflows.service_state import ServiceData, Slot, VersionData
+from workflows.service_view import service_details
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -63,4 +66,36 @@ def test_a_cluster_shows_its_nodes_and_what_became_of_them() -> None:
     assert text.splitlines()[-2:] == [
         "- w 1.2 **TERMINATING**: its raylet | died",
         "- w 2.1 **RUNNING**, 127.0.1.1, machine `m`",
+    ]
+
+
+def test_a_service_shows_each_version_with_its_checklist() -> None:
+    request = ServiceInput(
+        service_id="svc_1", name="s", project_id="p", project="p", cloud_id="c", cloud="local", created_by="ada",
+        created_at=AT,
+    )  # fmt: skip
+    specs = [
+        VersionSpec(id=f"sv_{n}", name=f"v{n}", number=n, compute_config=ComputeConfig(), created_by="a", created_at=AT)
+        for n in (1, 2)
+    ]
+    old = VersionData(spec=specs[0], state=ServiceVersionState.TERMINATED, state_since=AT, ended_at=AT)
+    old.reason = "a traceback:\n  line 1"
+    new = VersionData(spec=specs[1], state=ServiceVersionState.RUNNING, state_since=AT, reason="serves")
+    new.slots = [Slot(number=1, cluster_id="cl_1")]
+    new.condition("Cluster", True, AT, "Up", "up")
+    new.condition("Weight", False, AT, "Share", "0 % of\nthe traffic")
+    data = ServiceData(state_since=AT, versions={"sv_1": old, "sv_2": new}, weights={"sv_2": 100})
+    assert service_details(request, data).splitlines()[5:] == [
+        "",
+        "#### v2 RUNNING, 100 % of the traffic",
+        "",
+        "serves",
+        "",
+        "- cluster `cl_1` STARTING",
+        "- ✓ Cluster since 03:04:05: up",
+        "- … Weight since 03:04:05: 0 % of the traffic",
+        "",
+        "#### Ended",
+        "",
+        "- v1 **TERMINATED** at 03:04:05: a traceback: line 1",
     ]
