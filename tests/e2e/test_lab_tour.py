@@ -1,4 +1,5 @@
-"""The lab itself: hosts that boot from user-data, on both vendors, and what may happen to them."""
+"""The lab itself: hosts that boot from user-data, on both vendors, and what may happen to them. The short ones are a
+tour of it in ``make test``."""
 
 from __future__ import annotations
 
@@ -80,6 +81,7 @@ def test_an_instance_is_a_machine_of_its_own(lab: Lab, served: Host) -> None:
     assert "hello from user-data" in output
 
 
+@pytest.mark.long
 def test_there_is_no_way_out(served: Host) -> None:
     for address in ("192.0.2.1", "10.0.0.1", "8.8.8.8"):
         ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "1", f"http://{address}/"]
@@ -109,6 +111,7 @@ def test_shutdown_inside_ends_the_instance(lab: Lab, served: Host) -> None:
     assert not served.alive
 
 
+@pytest.mark.long
 def test_a_network_may_fail(served: Host) -> None:
     served.partition()
     assert fetch(served) is None
@@ -128,6 +131,7 @@ def test_a_network_may_fail(served: Host) -> None:
     served.heal()
 
 
+@pytest.mark.long
 def test_memory_has_an_end(served: Host) -> None:
     served.limit_memory(200 * 2**20)
     done = served.run("python3", "-c", "x = b'1' * (600 * 2**20); print('had it')", check=False)
@@ -135,6 +139,7 @@ def test_memory_has_an_end(served: Host) -> None:
     assert served.alive
 
 
+@pytest.mark.long
 def test_a_spot_machine_is_taken_back_after_its_notice(lab: Lab) -> None:
     instance = launch(lab, InstanceMarketOptions={"MarketType": "spot"})
     host = lab.host(instance["InstanceId"])
