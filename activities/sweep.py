@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
 import structlog
 from pydantic import BaseModel
 from sqlalchemy import insert, select
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from clouds.base import Bucket, Machine, Machines, MachineState
+from clouds.base import Bucket, Machine, Machines, MachineState, StoredObject
+from heliostat.errors import CloudError
 from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.common import Event, EventLevel, Model, new_id, utcnow
 from heliostat.models.jobs import JobState, RunCause, RunState
@@ -27,6 +31,8 @@ from store.database import Database
 from store.tables import clusters, jobs, sweeps
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class SweepResult(Model):
@@ -65,7 +71,9 @@ class SweepActivities:
     async def sweep_cloud(self, cloud_id: str) -> SweepResult:
         """One cloud: list by tag first, ask the owners second, spare the newborn, end the rest, say so."""
         began = time.monotonic()
-        cloud = self._machines[cloud_id]
+        cloud = await asyncio.to_thread(self._machines.get, cloud_id)  # it may be newer than this worker's last look
+        if cloud is None:
+            return SweepResult()  # deleted since it was listed, which was refused while anything lived there
         held = await asyncio.to_thread(cloud.list_owned, self._installation_id)
         born_before = utcnow() - timedelta(seconds=self._settings.newborn_grace_s)
         old = [m for m in held if m.launched_at < born_before and m.state != MachineState.GONE]
@@ -260,7 +268,8 @@ class SweepActivities:
     @activity.defn
     async def keep_house(self) -> dict[str, int]:
         """Deletes what is older than the retention settings: records, events, logs, uploads, what is left of local
-        machines. Counts what went."""
+        machines. Counts what went. A cloud that refuses or is out of reach keeps no other one from it: it is told of by
+        the error, when the others are done."""
         now = utcnow()
         s = self._settings
         counts: dict[str, int] = {}
@@ -275,31 +284,55 @@ class SweepActivities:
                 counts[table] = counts.get(table, 0) + number
             if not any(gone.values()):
                 break
-        for machines in self._machines.values():
-            kept_s = max(s.retention_logs_days, 1.0) * 86_400
-            counts["machines"] = counts.get("machines", 0) + len(await asyncio.to_thread(machines.prune, kept_s))
+        failed: dict[str, CloudError] = {}
+        kept_s = max(s.retention_logs_days, 1.0) * 86_400
+        for cloud_id, machines in list(self._machines.items()):
+            pruned = await self._unless_failed(cloud_id, failed, partial(machines.prune, kept_s))
+            counts["machines"] = counts.get("machines", 0) + len(pruned or [])
             activity.heartbeat()
         for cloud_id, cluster_id in await retention.logs_before(self._db, now - timedelta(days=s.retention_logs_days)):
             bucket = self._buckets.get(cloud_id)
-            if bucket is not None:
-                objects = await asyncio.to_thread(bucket.list, f"logs/{cluster_id}/")
-                await asyncio.to_thread(bucket.delete, [o.key for o in objects])
-                counts["log objects"] = counts.get("log objects", 0) + len(objects)
-                await retention.forget_logs(self._db, [cluster_id])
+            if bucket is not None and cloud_id not in failed:
+                logs = partial(_delete, bucket, f"logs/{cluster_id}/", lambda _: True)
+                deleted = await self._unless_failed(cloud_id, failed, logs)
+                if deleted is not None:
+                    counts["log objects"] = counts.get("log objects", 0) + deleted
+                    await retention.forget_logs(self._db, [cluster_id])
             activity.heartbeat()
         in_use = await retention.uploads_in_use(self._db)
         before = now - timedelta(days=s.retention_uploads_days)
-        for bucket in self._buckets.values():
-            uploads = await asyncio.to_thread(bucket.list, "uploads/")
-            old = [
-                o.key
-                for o in uploads
-                if o.modified_at < before and o.key.rsplit("/", 1)[-1].removesuffix(".zip") not in in_use
-            ]
-            await asyncio.to_thread(bucket.delete, old)
-            counts["uploads"] = counts.get("uploads", 0) + len(old)
+
+        def is_old(upload: StoredObject) -> bool:
+            digest = upload.key.rsplit("/", 1)[-1].removesuffix(".zip")
+            return upload.modified_at < before and digest not in in_use
+
+        for cloud_id, bucket in list(self._buckets.items()):
+            if cloud_id not in failed:
+                gone_here = await self._unless_failed(cloud_id, failed, partial(_delete, bucket, "uploads/", is_old))
+                counts["uploads"] = counts.get("uploads", 0) + (gone_here or 0)
+                activity.heartbeat()
+        if failed:
+            why = "; ".join(f"{self._cloud_names.get(id, id)}: {error}" for id, error in failed.items())
+            raise ApplicationError(
+                f"Not all clouds could be looked after: {why}", type="cloud_error", non_retryable=True
+            )
         return counts
+
+    async def _unless_failed(self, cloud_id: str, failed: dict[str, CloudError], work: Callable[[], T]) -> T | None:
+        """What ``work`` gives, on a thread; None, and noted in ``failed``, when the cloud fails."""
+        try:
+            return await asyncio.to_thread(work)
+        except CloudError as e:
+            log.error("a cloud is left as it is", cloud=self._cloud_names.get(cloud_id, cloud_id), why=str(e))
+            failed[cloud_id] = e
+            return None
 
     @activity.defn
     async def list_clouds(self) -> list[str]:
         return sorted(self._machines)
+
+
+def _delete(bucket: Bucket, prefix: str, which: Callable[[StoredObject], bool]) -> int:
+    keys = [o.key for o in bucket.list(prefix) if which(o)]
+    bucket.delete(keys)
+    return len(keys)

@@ -14,6 +14,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFail
 from temporalio.service import RPCError, RPCStatusCode
 
 from clouds.base import LoadBalancer
+from heliostat.errors import CloudError
 from heliostat.models.common import Event, EventLevel, Model, new_id, utcnow
 from heliostat.models.services import Service, ServiceState, ServiceVersionState
 from runtime.messages import Release
@@ -35,6 +36,8 @@ class ServiceSweep(Model):
     released: list[str] = []
     """Clusters of services that run, of which their workflow knows nothing: it is a second one, begun after somebody
     had ended the first one by hand."""
+    failed: list[str] = []
+    """Ids of clouds whose endpoints could not be listed."""
 
 
 class ServiceSweepActivities:
@@ -56,9 +59,13 @@ class ServiceSweepActivities:
     async def sweep_services(self) -> ServiceSweep:
         """Settles the orphaned first, so that their endpoints are nobody's by then."""
         result = ServiceSweep()
-        held: dict[str, list[str]] = {}
+        held: list[tuple[LoadBalancer, list[str]]] = []
         for cloud_id, balancer in sorted(self._balancers.items()):
-            held[cloud_id] = await asyncio.to_thread(balancer.list_owned, self._installation_id)
+            try:
+                held.append((balancer, await asyncio.to_thread(balancer.list_owned, self._installation_id)))
+            except CloudError as e:  # it must not keep the others' from being looked at
+                log.error("a cloud's endpoints can't be listed", cloud=cloud_id, why=str(e))
+                result.failed.append(cloud_id)
             activity.heartbeat()
         clusters_of = await self._old_clusters()
         for service_id in await self._old_living():
@@ -68,14 +75,14 @@ class ServiceSweepActivities:
                 result.orphaned.append(service_id)
             else:
                 result.released += await self._settle_unknown(service_id, clusters_of.get(service_id, []))
-        for cloud_id, found in held.items():
+        for balancer, found in held:
             result.endpoints += len(found)
             for service_id in found:
                 activity.heartbeat(service_id)
                 if await self._runs(service_id):
                     continue  # it owns its endpoint from before it is made until after it is gone
                 log.error("removing an endpoint that nobody owns", service=service_id)
-                await asyncio.to_thread(self._balancers[cloud_id].remove, service_id)
+                await asyncio.to_thread(balancer.remove, service_id)
                 result.removed.append(service_id)
         return result
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.sweep import SweepActivities, SweepResult
@@ -47,7 +47,11 @@ class SweepWorkflow:
             services = await workflow.execute_activity_method(
                 ServiceSweepActivities.sweep_services, summary="endpoints and services", **STEP
             )
-        await workflow.execute_activity_method(SweepActivities.keep_house, summary="retention", **STEP)
+        failed = [r for r in swept if isinstance(r, BaseException)]
+        try:
+            await workflow.execute_activity_method(SweepActivities.keep_house, summary="retention", **STEP)
+        except ActivityError as error:
+            failed.append(error)
         total = SweepResult(orphaned=settled.orphaned + services.orphaned, endpoints=services.removed)
         for result in swept:
             if isinstance(result, SweepResult):
@@ -62,4 +66,6 @@ class SweepWorkflow:
         for error in failed:
             if isinstance(error, ActivityError):
                 raise error  # shows red in the UI, after the others were done
+        if services.failed:
+            raise ApplicationError(f"Endpoints could not be listed in {', '.join(services.failed)}", non_retryable=True)
         return total
