@@ -4,6 +4,7 @@ and ``worker.py`` the only files that name a concrete cloud."""
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -104,7 +105,8 @@ def _machines(provider: Provider, settings: Settings) -> Machines:
         from clouds.fake_agent import handed_over
 
         folder = os.environ["HELIOSTAT_FAKE_CLOUD"]
-        return FakeMachines(boot=handed_over(Path(folder)) if "/" in folder else None)
+        latency = json.loads(os.environ.get("HELIOSTAT_FAKE_LATENCY", "{}"))  # seconds by method
+        return FakeMachines(boot=handed_over(Path(folder)) if "/" in folder else None, latency_s=latency)
     return LocalMachines(settings.home, settings.local_isolation, sys.executable)
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from clouds.aws.catalogue import of as aws_types  # load no vendor's library
+from clouds.gcp.catalogue import of as gcp_types
 from clouds.registry import OpenCloud, Registered
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig, Capabilities, Check, CloudSetup, GcpConfig, Provider, SetupFiles, Trust
@@ -78,11 +80,13 @@ class InstalledVendors:
         if isinstance(config, AwsConfig):
             from clouds.aws.machines import AwsMachines
 
-            return AwsMachines(config, self._aws_session(config), self._installation_id).capabilities()
+            session, types = self._aws_session(config), aws_types(self._settings.home)
+            return AwsMachines(config, session, self._installation_id, types=types).capabilities()
         from clouds.gcp.machines import GcpMachines
 
         session = self._gcp_sessions.get(config, "")
-        return GcpMachines(config, session, self._installation_id).capabilities()
+        types = gcp_types(self._settings.home)
+        return GcpMachines(config, session, self._installation_id, types=types).capabilities()
 
     def openid_configuration(self) -> dict[str, Any]:
         return self._issuer.discovery()
@@ -98,7 +102,8 @@ class InstalledVendors:
         from clouds.aws.machines import AwsMachines
 
         session, organization = self._aws_session(config), registered.organization_id
-        machines = AwsMachines(config, session, self._installation_id, tags={ORGANIZATION_TAG: organization})
+        tags, types = {ORGANIZATION_TAG: organization}, aws_types(self._settings.home)
+        machines = AwsMachines(config, session, self._installation_id, tags=tags, types=types)
 
         def check() -> list[Check]:
             from clouds.aws.verify import checks
@@ -138,7 +143,8 @@ class InstalledVendors:
 
         organization = registered.organization_id
         session = self._gcp_sessions.get(config, organization)
-        machines = GcpMachines(config, session, self._installation_id, tags={ORGANIZATION_TAG: organization})
+        tags, types = {ORGANIZATION_TAG: organization}, gcp_types(self._settings.home)
+        machines = GcpMachines(config, session, self._installation_id, tags=tags, types=types)
         bucket = GcpBucket(config, session, f"{organization}/")
 
         def check() -> list[Check]:

@@ -12,7 +12,7 @@ import pytest
 
 from clouds.aws import catalogue
 from clouds.aws.machines import VISIBLE_S, AwsMachines
-from clouds.base import BadConfig, Denied, MachineSpec, MachineState, NoCapacity, QuotaExceeded
+from clouds.base import BadConfig, Denied, MachineSpec, MachineState, NoCapacity, NotOffered, QuotaExceeded
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsSubnet, Market
 from tests.clouds.aws.moto_plus import KNOBS, Fault
@@ -199,10 +199,10 @@ def test_a_type_that_the_zone_does_not_have(aws_account: Account) -> None:
         "Your requested instance type (m6i.large) is not supported in your requested Availability Zone (us-west-2a)."
     )
     KNOBS.faults.append(Fault("RunInstances", "Unsupported", message=message, times=2))
-    with pytest.raises(NoCapacity, match=r"does not offer m6i\.large in zone us-west-2"):
+    with pytest.raises(NotOffered, match=r"does not offer m6i\.large in zone us-west-2"):
         aws_account.machines().launch(spec())
     only = [AwsSubnet(id=aws_account.config.subnets[0].id, zone="us-west-2a")]
-    with pytest.raises(BadConfig, match=r"does not offer m6i\.large in zone us-west-2a") as caught:
+    with pytest.raises(NotOffered, match=r"does not offer m6i\.large in zone us-west-2a") as caught:
         aws_account.machines(subnets=only).launch(spec())
     assert "another instance type" in caught.value.remedy
 
