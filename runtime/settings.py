@@ -82,8 +82,9 @@ class Settings(BaseSettings):
     worker_versioning: str = ""
     """Build id: turns on Temporal's Worker Deployment Versioning for this worker; empty: patches and replay gate."""
     worker_sandbox: bool = False
-    """Runs workflows in Temporal's sandbox, which catches what is not deterministic. All tests do; in production it
-    would cost each workflow 215 KB instead of 56 KB and 28 ms of CPU instead of 10 ms (measured, JobWorkflow)."""
+    """Runs workflows in Temporal's sandbox, which catches what is not deterministic. Every replay of a saved history
+    does, and some tests of each kind; in production it would cost each workflow 215 KB instead of
+    56 KB and 28 ms of CPU instead of 10 ms (measured, JobWorkflow)."""
     worker_max_cached_workflows: int = 5000
     worker_threads: int = 50
     worker_shutdown_s: float = 20.0

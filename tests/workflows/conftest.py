@@ -17,8 +17,10 @@ async def temporal() -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-async def world(temporal: Client, tmp_path: Path) -> AsyncIterator[World]:
-    async with make_world(temporal, tmp_path) as w:
+async def world(temporal: Client, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """In Temporal's sandbox, which costs half a second a test, where the module says ``SANDBOXED``; every workflow
+    runs in it when its saved histories are replayed."""
+    async with make_world(temporal, tmp_path, sandboxed=getattr(request.module, "SANDBOXED", False)) as w:
         yield w
 
 

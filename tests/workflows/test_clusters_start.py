@@ -13,6 +13,8 @@ from runtime.messages import Limits, start_cluster
 from store.tables import clusters
 from tests.workflows.world import NodePlan, World
 
+SANDBOXED = True
+
 
 def two_groups() -> ComputeConfig:
     return ComputeConfig(

@@ -23,6 +23,8 @@ from tests.workflows.test_clusters_start import withdraw
 from tests.workflows.world import RunPlan, World
 from workflows import ids, policies
 
+SANDBOXED = True
+
 ONE_WORKER = ComputeConfig(worker_nodes=[WorkerNodeGroupConfig(min_nodes=1)])
 
 

@@ -93,7 +93,7 @@ class World:
     worker_client: Client
     """The worker's: may carry interceptors."""
     bucket: FakeBucket = field(default_factory=FakeBucket)
-    sandboxed: bool = True
+    sandboxed: bool = False
     limits: Limits = field(default_factory=Limits)
     ids: list[str] = field(default_factory=list)
     clouds: dict[str, Machines] = field(init=False)
@@ -400,7 +400,7 @@ async def make_world(
     *,
     interceptors: Sequence[Interceptor] = (),
     worker: bool = True,
-    sandboxed: bool = True,
+    sandboxed: bool = False,
     kind: type[World] | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
