@@ -128,6 +128,7 @@ def test_entry_point_that_does_not_exist(stack: Stack, warm: str) -> None:
     assert "./mian.py" in done.stderr
 
 
+@pytest.mark.long  # pip asks the registry for as long as it likes
 def test_requirement_that_does_not_resolve(stack: Stack, warm: str, tmp_path: Path) -> None:
     """Fails at once, whatever max_retries is: a second try would end the same way."""
     file = tmp_path / "requirements.txt"
