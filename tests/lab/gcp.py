@@ -13,6 +13,7 @@ from tests.lab.fleet import Fleet
 from tests.lab.fronts import Front, googles
 from tests.lab.gce import GceFake, Stage, start
 from tests.lab.gce_filter import Resource
+from tests.lab.gce_project import furnish
 from tests.lab.host import Host, Identity
 from tests.lab.network import GATEWAY
 
@@ -41,6 +42,8 @@ class Gcp:
         self._stage = Stage(self.fake, tick_s=TICK_S)
         self.fake.auth.audience = f"//iam.googleapis.com/{PROVIDER}"
         self.fake.auth.add_account(ACCOUNT)
+        self.fake.auth.add_account(NODE_ACCOUNT)
+        furnish(self.fake)
         self.url, self._stop = start(self._stage, GATEWAY, PORT)
         self._addresses: set[str] = set()
         self.balancers = Balancers(self._fronts, self._targets_down)
