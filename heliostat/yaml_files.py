@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from heliostat.errors import InvalidRequest, NotHonoured
+from heliostat.models.clouds import AwsCloudCreate, AwsConfig, GcpCloudCreate, GcpConfig
 from heliostat.models.common import Model, did_you_mean
 from heliostat.models.compute_configs import (
     NOT_HONOURED,
@@ -103,6 +104,20 @@ def _part(fields: Mapping[str, Any], model: type[Model], source: str, prefix: st
 
 def compute_config(fields: Mapping[str, Any], source: str) -> ComputeConfig:
     return build(ComputeConfig, _checked_compute(fields, source, ""), source)
+
+
+def cloud(fields: Mapping[str, Any], source: str) -> AwsCloudCreate | GcpCloudCreate:
+    """What ``cloud register -f`` takes: ``name``, ``provider`` and the provider's ``config``."""
+    models: dict[Any, type[AwsCloudCreate | GcpCloudCreate]] = {"aws": AwsCloudCreate, "gcp": GcpCloudCreate}
+    provider = fields.get("provider")
+    if provider not in models:
+        what = "there is no provider" if provider is None else f"provider: there is no {provider!r}"
+        raise InvalidRequest(f"{source}: {what}.", remedy="Set it to aws or gcp.", field="provider")
+    if isinstance(fields.get("config"), dict):
+        model: type[Model] = AwsConfig if provider == "aws" else GcpConfig
+        fields = {**fields, "config": _part(fields["config"], model, source, "config.")}
+    _check(fields, models[provider], source, "", {})
+    return build(models[provider], fields, source)
 
 
 def schedule_config(fields: Mapping[str, Any], source: str) -> ScheduleConfig:

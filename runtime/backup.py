@@ -20,7 +20,7 @@ from heliostat.errors import Conflict, InvalidRequest, NotFound
 from runtime.home import Home
 
 _DATABASES = ("records.db", "temporal.db")
-_FILES = ("secret.key", "admin.token", "stack.json")
+_FILES = ("secret.key", "oidc.key", "admin.token", "stack.json")
 """``stack.json`` for its ports: clusters that live call them."""
 
 

@@ -2,14 +2,113 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from heliostat.cli import options
-from heliostat.cli.output import Format, age, facts, show, table
+from heliostat.cli import live, options
+from heliostat.cli.output import Format, age, coloured, duration, facts, next_steps, note, screen, show, table, write
+from heliostat.errors import InvalidRequest, NotFound
+
+if TYPE_CHECKING:
+    from heliostat.client import Client
+    from heliostat.models.clouds import Check, Cloud, Verification
 
 app = typer.Typer(name="cloud", help="Places that machines come from.", no_args_is_help=True, rich_markup_mode=None)
+
+Ref = Annotated[str, typer.Argument(metavar="NAME|ID")]
+
+FAILED = InvalidRequest.exit_code
+LAUNCH_IDLE_MINUTES, LAUNCH_UPTIME_MINUTES = 5.0, 60.0
+"""Of the cluster that ``verify --launch`` makes: it ends by itself when nobody is left to end it."""
+
+_SIGNS = {"ok": ("✓", "green"), "failed": ("✗", "red"), "warning": ("!", "yellow"), "skipped": ("–", None)}
+
+
+@app.command()
+def setup(
+    provider: Annotated[str, typer.Option("--provider", help="aws or gcp.")],
+    region: Annotated[str, typer.Option("--region", help="E.g. us-west-2 or us-central1.")],
+    name: Annotated[str, typer.Option("-n", "--name", help="What the cloud will be called.")],
+    project: Annotated[str | None, typer.Option("--project", help="gcp: id of the Google Cloud project.")] = None,
+    directory: Annotated[Path, typer.Option("-d", "--dir", help="Where to write to; default: here.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Write a template of what a cloud needs in its account: read it, apply it there, then register the cloud."""
+    from heliostat import yaml_files
+    from heliostat.models.clouds import CloudSetup
+
+    fields = {"provider": provider, "region": region, "name": name, "project": project}
+    request = yaml_files.build(CloudSetup, {k: v for k, v in fields.items() if v is not None}, "the command line")
+    with options.connect() as client:
+        made = client.clouds.setup(request)
+    written = [directory / Path(file).name for file in made.files]
+    for path in written:
+        if path.exists() and not force:
+            raise InvalidRequest(f"{path} is there already.", remedy="Give --dir, or --force to write over it.")
+    directory.mkdir(parents=True, exist_ok=True)
+    for path, text in zip(written, made.files.values(), strict=True):
+        path.write_text(text)
+    show(
+        {"files": [str(path) for path in written], "next_step": made.next_step},
+        lambda: "Written: " + ", ".join(map(str, written)) + "\n\n" + made.next_step,
+    )
+
+
+@app.command()
+def register(
+    file: Annotated[Path, typer.Option("-f", "--config-file", help="YAML: name, provider, config.")],
+    name: options.Name = None,
+    default: Annotated[bool, typer.Option("--default", help="Make it the default cloud.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Look at all that it needs; exit 1 if it fails.")
+    ] = True,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Register a cloud. It holds names only, never a key; it can be used at once."""
+    from heliostat import yaml_files
+
+    given = {"name": name, "is_default": default or None}
+    fields = yaml_files.load(file) | {k: v for k, v in given.items() if v is not None}
+    request = yaml_files.cloud(fields, str(file))
+    with options.connect() as client:
+        cloud = client.clouds.register(request)
+        note(f"Cloud {cloud.name} is registered: {cloud.id}")
+        found = client.clouds.verify(cloud.id) if verify else None
+    show(
+        {"cloud": cloud.model_dump(mode="json"), "verification": found and found.model_dump(mode="json")},
+        lambda: (_checklist(found.checks) + "\n" if found else "") + _next(cloud, found),
+    )
+    if found is not None and not found.ok:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def verify(
+    ref: Ref,
+    launch: Annotated[bool, typer.Option("--launch", help="Also run a real, small cluster, and end it.")] = False,
+    timeout: options.WaitLimit = None,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Check every right, network rule and bucket that a cloud needs. Exit code 1 when something fails."""
+    with options.connect() as client:
+        cloud = client.clouds.get(ref)
+        found = client.clouds.verify(cloud.id)
+        if screen.text:
+            write(_checklist(found.checks) + "\n")
+        result = found.model_dump(mode="json")
+        if launch and found.ok:
+            result["launch"] = _launch(client, cloud, timeout)
+    if not screen.text:
+        show(result, str)
+    if not found.ok:
+        note("Not launched: a check has failed." if launch else "A check has failed.")
+        raise typer.Exit(FAILED)
 
 
 @app.command("list")
@@ -20,31 +119,134 @@ def list_(output: options.Output = Format.TEXT) -> None:
     show(
         found,
         lambda: table(
-            ["ID", "NAME", "PROVIDER", "DEFAULT", "AGE"],
-            [(c.id, c.name, c.provider, "yes" if c.is_default else "", age(c.created_at)) for c in found],
+            ["ID", "NAME", "PROVIDER", "REGION", "DEFAULT", "AGE"],
+            [
+                (
+                    c.id,
+                    c.name,
+                    c.provider,
+                    c.config and c.config.region,
+                    "yes" if c.is_default else "",
+                    age(c.created_at),
+                )
+                for c in found
+            ],
             empty="No clouds.",
         ),
     )
 
 
 @app.command()
-def get(ref: Annotated[str, typer.Argument(metavar="NAME|ID")], output: options.Output = Format.TEXT) -> None:
-    """Show a cloud and what it can do."""
+def get(ref: Ref, output: options.Output = Format.TEXT) -> None:
+    """Show a cloud, what it can do, and its config as it was registered."""
     with options.connect() as client:
         cloud = client.clouds.get(ref)
+    show(cloud, lambda: _get(cloud))
+
+
+@app.command("set-default")
+def set_default(ref: Ref, output: options.Output = Format.TEXT) -> None:
+    """Make a cloud the one where goes what names none."""
+    with options.connect() as client:
+        cloud = client.clouds.set_default(ref)
+    show(cloud, lambda: f"Cloud {cloud.name} ({cloud.id}) is the default.")
+
+
+@app.command()
+def delete(
+    ref: Ref,
+    force: Annotated[
+        bool, typer.Option("--force", help="Don't ask the cloud what it still holds, e.g. because its role is gone.")
+    ] = False,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Forget a cloud on which nothing lives. Its account, and what was written to its bucket, stay as they are."""
+    with options.connect() as client:
+        cloud = client.clouds.get(ref)
+        client.clouds.delete(cloud.id, force=force)
+    show(cloud, lambda: f"Cloud {cloud.name} ({cloud.id}) is deleted.")
+
+
+def _launch(client: Client, cloud: Cloud, timeout: float | None) -> dict[str, Any]:
+    """Runs a cluster until its head is up. Whatever happens, also Ctrl-C, it is told to end."""
+    from heliostat.models.clusters import ClusterCreate, ClusterState
+    from heliostat.models.compute_configs import ComputeConfig
+
+    name = f"verify-{secrets.token_hex(4)}"  # known before it is asked for, so that it can be ended in any case
+    config = ComputeConfig(idle_termination_minutes=LAUNCH_IDLE_MINUTES, maximum_uptime_minutes=LAUNCH_UPTIME_MINUTES)
+    began = time.monotonic()
+    try:
+        cluster = client.clusters.create(ClusterCreate(name=name, cloud=cloud.id, compute_config=config))
+        with live.status_line() as line:
+            client.clusters.wait(
+                cluster.id,
+                state=ClusterState.RUNNING,
+                timeout=timeout,
+                on_change=lambda c: line.update(live.cluster_line(c), c.state_since),
+            )
+        took = time.monotonic() - began
+        if screen.text:
+            write(_line("ok", "launch", f"a cluster was up after {duration(took)}") + "\n")
+    finally:
+        _end(client, name)
+    client.clusters.wait(cluster.id, state=ClusterState.TERMINATED, timeout=timeout)
+    note(f"Cluster {name} is gone.")
+    return {"cluster_id": cluster.id, "seconds": round(took, 1)}
+
+
+def _end(client: Client, name: str) -> None:
+    try:
+        client.clusters.terminate(name, reason="cloud verify --launch")
+    except NotFound:
+        return  # it was not accepted
+    note(f"Cluster {name} is being terminated.")
+
+
+def _checklist(checks: list[Check]) -> str:
+    """A line for each check; what to do about it below."""
+    width = max((len(c.name) for c in checks), default=0)
+    lines = []
+    for check in checks:
+        lines.append(_line(check.state, check.name.ljust(width), check.detail))
+        lines += [f"    {line}" for line in check.remedy.splitlines()]
+    return "\n".join(lines)
+
+
+def _line(state: str, name: str, detail: str) -> str:
+    sign, colour = _SIGNS.get(state, ("?", None))
+    if colour and coloured(sys.stdout):
+        sign = typer.style(sign, fg=colour)
+    return f"{sign} {name}  {detail}".rstrip()
+
+
+def _get(cloud: Cloud) -> str:
     can = cloud.capabilities
-    show(
-        cloud,
-        lambda: facts(
-            [
-                ("Cloud", f"{cloud.name} ({cloud.id})"),
-                ("Provider", cloud.provider),
-                ("Default", "yes" if cloud.is_default else "no"),
-                ("Markets", ", ".join(can.markets)),
-                ("Zones", ", ".join(can.zones)),
-                ("Instance types", ", ".join(can.instance_types or ["any"])),
-                ("CPUs a node", f"at most {can.max_cpu_per_node:g}" if can.max_cpu_per_node else ""),
-                ("GPUs a node", f"at most {can.max_gpu_per_node}"),
-            ]
-        ),
+    text = facts(
+        [
+            ("Cloud", f"{cloud.name} ({cloud.id})"),
+            ("Provider", cloud.provider),
+            ("Default", "yes" if cloud.is_default else "no"),
+            ("Markets", ", ".join(can.markets)),
+            ("Zones", ", ".join(can.zones)),
+            ("Instance types", ", ".join(can.instance_types or ["any"])),
+            ("CPUs a node", f"at most {can.max_cpu_per_node:g}" if can.max_cpu_per_node else ""),
+            ("GPUs a node", f"at most {can.max_gpu_per_node}"),
+        ]
+    )
+    if cloud.config is None:
+        return text
+    import yaml
+
+    config = cloud.config.model_dump(mode="json", exclude_none=True)
+    lines = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).splitlines()
+    return text + "\n\nConfig\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _next(cloud: Cloud, found: Verification | None) -> str:
+    if found is not None and not found.ok:
+        return next_steps((f"heliostat cloud verify {cloud.name}", "look again when that is mended"))
+    return next_steps(
+        (f"heliostat cloud verify {cloud.name} --launch", "run a small cluster there"),
+        (f"heliostat cloud set-default {cloud.name}", "use it where none is named"),
+        (f"heliostat job submit --cloud {cloud.name} -- …", "run a job there"),
     )

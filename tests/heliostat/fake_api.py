@@ -16,11 +16,22 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from heliostat.errors import Conflict, HeliostatError, NotFound, Unauthenticated
-from heliostat.models.clouds import Cloud, Provider
+from heliostat.models.clouds import (
+    Check,
+    CheckState,
+    Cloud,
+    CloudCreate,
+    CloudSetup,
+    Provider,
+    SetupFiles,
+    Trust,
+    Verification,
+)
 from heliostat.models.clusters import Cluster, ClusterCreate, ClusterState, Node, NodeRole, NodeState, ScaleLimits
 from heliostat.models.common import Event, Page, new_id, utcnow
 from heliostat.models.compute_configs import ComputeConfig, ComputeConfigCreate, ComputeConfigVersion
 from heliostat.models.jobs import Job, JobConfig, JobState, LogChunk, LogPage, Run, RunCause, RunState
+from heliostat.models.plans import Plan
 from heliostat.models.schedules import Schedule, ScheduleConfig, ScheduleState
 from heliostat.models.services import (
     ApplicationConfig,
@@ -49,6 +60,11 @@ class FakeApi:
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
         self.clusters: dict[str, Cluster] = {}
+        self.clouds = {
+            "local": Cloud(id="cld_1", name="local", provider=Provider.LOCAL, is_default=True, created_at=utcnow())
+        }
+        self.held: list[str] = []
+        self.checks = [Check(name="home", state=CheckState.OK, detail="it can be written")]
         self.configs: list[ComputeConfigVersion] = []
         self.schedules: dict[str, Schedule] = {}
         self.tokens: dict[str, Token] = {}
@@ -67,6 +83,8 @@ class FakeApi:
         self.complete: set[str] = set()
         self.chunk_size = 1024
         self.by_key: dict[str, tuple[bytes, str]] = {}
+        self.plan: Plan | None = None
+        self.planned_for: list[Any] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.trouble: list[Any] = []
         self.on_request: Callable[[str], None] | None = None
@@ -96,6 +114,12 @@ class FakeApi:
         else:
             status, more = trouble if isinstance(trouble, tuple) else (trouble, {})
             await Response(b"busy", status_code=status, headers=more)(scope, receive, send)
+
+    def planned(self, request: Any) -> Response:
+        """The answer to a dry run."""
+        assert self.plan is not None
+        self.planned_for.append(request)
+        return JSONResponse(self.plan.model_dump(mode="json"))
 
     def sent(self, method: str, path: str) -> list[dict[str, str]]:
         """Headers of the calls that came in for this route."""
@@ -299,6 +323,7 @@ def _app(api: FakeApi) -> FastAPI:
     _jobs(app, api)
     _services(app, api)
     _clusters(app, api)
+    _clouds(app, api)
     _rest(app, api)
     return app
 
@@ -338,7 +363,9 @@ def _bucket(app: FastAPI, api: FakeApi) -> None:
 
 def _jobs(app: FastAPI, api: FakeApi) -> None:
     @app.post("/v1/jobs", status_code=201)
-    async def submit(config: JobConfig, request: Request) -> Job:
+    async def submit(config: JobConfig, request: Request, dry_run: bool = False) -> Any:
+        if dry_run:
+            return api.planned(config)
         key, body = request.headers["idempotency-key"], await request.body()
         if key in api.by_key:
             assert api.by_key[key][0] == body, "the same key with another body"
@@ -477,7 +504,9 @@ def _services(app: FastAPI, api: FakeApi) -> None:
 
 def _clusters(app: FastAPI, api: FakeApi) -> None:
     @app.post("/v1/clusters", status_code=201)
-    async def create(request: ClusterCreate) -> Cluster:
+    async def create(request: ClusterCreate, dry_run: bool = False) -> Any:
+        if dry_run:
+            return api.planned(request)
         now = utcnow()
         config = request.compute_config if isinstance(request.compute_config, ComputeConfig) else ComputeConfig()
         cluster = Cluster(
@@ -518,6 +547,60 @@ def _clusters(app: FastAPI, api: FakeApi) -> None:
     @app.get("/v1/clusters/{ref}/events")
     async def events(ref: str, cursor: str | None = None, limit: int = 50) -> Any:
         return api.paged(api.events.get(api.find_cluster(ref).id, []), cursor, limit)
+
+
+def _clouds(app: FastAPI, api: FakeApi) -> None:
+    @app.get("/v1/clouds")
+    async def clouds(cursor: str | None = None, limit: int = 50) -> Any:
+        return api.paged(list(api.clouds.values()), cursor, limit)
+
+    @app.post("/v1/clouds", status_code=201)
+    async def register(body: CloudCreate) -> Cloud:
+        made = Cloud(
+            id=new_id("cld"), name=body.name, provider=body.provider, is_default=body.is_default, config=body.config,
+            created_at=utcnow(),
+        )  # fmt: skip
+        api.clouds[made.name] = made
+        return made
+
+    @app.post("/v1/clouds/setup")
+    async def setup(body: CloudSetup) -> SetupFiles:
+        files = {f"{body.name}.{body.provider}": f"region: {body.region}\n"}
+        return SetupFiles(files=files, next_step="Apply it, then heliostat cloud register -f cloud.yaml")
+
+    @app.get("/v1/clouds/trust")
+    async def trust() -> Trust:
+        return Trust(installation_id="hs-1", external_id="heliostat-1", issuer="https://h", subject="heliostat:1:org")
+
+    def find(ref: str) -> Cloud:
+        found = next((c for c in api.clouds.values() if ref in (c.id, c.name)), None)
+        if found is None:
+            raise NotFound(f"There is no cloud {ref!r}.", resource=ref)
+        return found
+
+    @app.get("/v1/clouds/{ref}")
+    async def get_cloud(ref: str) -> Cloud:
+        return find(ref)
+
+    @app.delete("/v1/clouds/{ref}", status_code=204)
+    async def delete(ref: str, force: bool = False) -> None:
+        if api.held and not force:
+            raise Conflict(f"It still holds {api.held}.", remedy="Try again later.", resource=ref)
+        if find(ref).is_default:
+            raise Conflict("It is the default one.", remedy="Make another one the default first.", resource=ref)
+        del api.clouds[find(ref).name]
+
+    @app.post("/v1/clouds/{ref}/default")
+    async def set_default(ref: str) -> Cloud:
+        name = find(ref).name
+        for cloud in list(api.clouds.values()):
+            api.clouds[cloud.name] = cloud.model_copy(update={"is_default": cloud.name == name})
+        return api.clouds[name]
+
+    @app.post("/v1/clouds/{ref}/verify")
+    async def verify(ref: str) -> Verification:
+        ok = all(c.state is not CheckState.FAILED for c in api.checks)
+        return Verification(cloud_id=find(ref).id, ok=ok, checks=api.checks)
 
 
 def _rest(app: FastAPI, api: FakeApi) -> None:
@@ -597,16 +680,6 @@ def _rest(app: FastAPI, api: FakeApi) -> None:
     async def delete(ref: str) -> None:
         if api.schedules.pop(ref, None) is None:
             raise NotFound(f"There is no schedule {ref!r}.", resource=ref)
-
-    cloud = Cloud(id="cld_1", name="local", provider=Provider.LOCAL, is_default=True, created_at=utcnow())
-
-    @app.get("/v1/clouds")
-    async def clouds(cursor: str | None = None, limit: int = 50) -> Any:
-        return api.paged([cloud], cursor, limit)
-
-    @app.get("/v1/clouds/{ref}")
-    async def get_cloud(ref: str) -> Cloud:
-        return cloud
 
     @app.post("/v1/projects", status_code=201)
     async def create_project(request: ProjectCreate) -> Project:
