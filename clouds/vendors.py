@@ -176,7 +176,9 @@ class InstalledVendors:
 
 
 def _aws_files(request: CloudSetup, template: str) -> SetupFiles:
-    file, stack = f"heliostat-{request.name}.cloudformation.yaml", f"heliostat-{request.name}"
+    from clouds.aws.template import stack_name
+
+    file, stack = f"heliostat-{request.name}.cloudformation.yaml", stack_name(request.name)
     query = "Stacks[0].Outputs[?OutputKey=='CloudYaml'].OutputValue"
     step = f"""\
 Read {file}, then make its stack and register what it made:
