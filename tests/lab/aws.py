@@ -9,6 +9,7 @@ from typing import Any
 
 from moto.ec2.models.instances import Instance
 
+from clouds.aws import rights
 from tests.clouds.aws import moto_plus
 from tests.clouds.aws.support import REGION, Account, make_account
 from tests.lab import namespaces, network
@@ -62,12 +63,18 @@ class Aws:
         self.balancers.close()
         self._serving.__exit__(None, None, None)
 
-    def trust(self, external_id: str) -> None:
-        """The customer's role may be assumed by who gives this external id alone."""
-        role = moto_plus.iam_backends[self.account.id]["aws"].get_role("heliostat")
+    def trust(self, external_id: str, installation_id: str = "") -> None:
+        """The customer's role may be assumed by who gives this external id alone, and has the rights that this
+        installation needs ("": those it had)."""
+        iam = moto_plus.iam_backends[self.account.id]["aws"]
         condition = {"StringEquals": {"sts:ExternalId": external_id}}
         statement = {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": "*", "Condition": condition}
-        role.assume_role_policy_document = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        document = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        iam.get_role("heliostat").assume_role_policy_document = document
+        if installation_id:
+            node_role = iam.get_role("heliostat-node").arn
+            policy = rights.role_policy(self.account.config, installation_id, node_role)
+            iam.put_role_policy("heliostat", "heliostat", json.dumps(policy))
 
     @property
     def environment(self) -> dict[str, str]:

@@ -147,7 +147,7 @@ class OnACloud:
 
     def test_a_spot_worker_is_taken_back_under_a_job(self, tmp_path: Path) -> None:
         """Its work is done on its replacement, which was asked for before the machine went."""
-        worker = {"name": "w", "resources": {"CPU": 1}, "min_nodes": 1, "max_nodes": 1, "market": "SPOT"}
+        worker = {"name": "w", "resources": {"CPU": 1}, "min_nodes": 1, "max_nodes": 1, "market_type": "SPOT"}
         (tmp_path / "main.py").write_text(HOLD)
         config = {"head_node": {"resources": {"CPU": 0}}, "worker_nodes": [worker]}
         job = self.submit("python main.py", config, ("--working-dir", str(tmp_path)))

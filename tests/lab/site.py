@@ -37,8 +37,9 @@ class Site:
 
     def register_aws(self, name: str, **changes: Any) -> dict[str, Any]:
         """The customer's role trusts this organization; the cloud is registered."""
-        external_id = self.trust()["external_id"]
-        self.lab.aws.trust(external_id)
+        trust = self.trust()
+        external_id = trust["external_id"]
+        self.lab.aws.trust(external_id, trust["installation_id"])
         config = self.lab.aws.account.config.model_copy(update={"external_id": external_id, **changes})
         return self._register(name, "aws", config.model_dump(mode="json"))
 
