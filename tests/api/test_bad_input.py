@@ -40,9 +40,21 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
     ("jobs", {**JOB, "excludes": ["data"]}, 422, "not_honoured", "excludes", "uploads nothing"),
     ("jobs", {**JOB, "working_dir": "s3://b/a.zip", "excludes": ["x"]}, 422, "not_honoured", "excludes", "nothing"),
     (
-        "jobs", {**JOB, **group(required_resources={"CPU": 1, "accelerator": "T4"})}, 422, "not_honoured",
-        f"{W}.required_resources.accelerator", "AWS and GCP",
+        "jobs", {**JOB, **group(required_resources={"CPU": 1, "accelerator": "T4"})}, 422, "invalid_request",
+        f"{W}.required_resources", "say in GPU how many",
     ),
+    (
+        "jobs", {**JOB, **group(required_resources={"CPU": 1, "cpu_architecture": "arm64"})}, 422, "invalid_request",
+        f"{W}.required_resources.cpu_architecture", "no instance types",
+    ),
+    ("jobs", {**JOB, **group(required_resources={"CPU": 1, "cpu_architecture": "mips"})}, 422, "invalid_request",
+     f"{W}.required_resources.cpu_architecture", "'x86_64' or 'arm64'"),
+    ("clusters", group(instance_types=["a", "a"]), 422, "invalid_request", f"{W}.instance_types", "tried once: a"),
+    ("clusters", group(instance_type="a", instance_types=["b"]), 422, "invalid_request", W, "not both"),
+    ("clusters", group(advanced_instance_config={"A": "x" * 9000}), 422, "invalid_request",
+     f"{W}.advanced_instance_config", "8192 are the most"),
+    ("clusters", {"compute_config": {"advanced_instance_config": {"A": 1}}}, 422, "invalid_request",
+     "compute_config.head_node.advanced_instance_config", "no instance types"),
     (
         "clusters", {"compute_config": {"head_node": {"resources": {"system_reserved_memory_bytes": 1}}}}, 422,
         "invalid_request", "compute_config.head_node.resources", "Ray decides",
