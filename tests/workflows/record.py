@@ -20,9 +20,11 @@ from typing import Any
 
 from temporalio.client import ScheduleOverlapPolicy, WorkflowHistory
 
+from clouds.base import QuotaExceeded
 from heliostat.models.agents import FactKind
+from heliostat.models.clouds import Market
 from heliostat.models.clusters import ClusterState, NodeState
-from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
+from heliostat.models.compute_configs import ComputeConfig, HeadNodeConfig, WorkerNodeGroupConfig
 from heliostat.models.jobs import JobState
 from heliostat.models.services import RolloutAction, ServiceState, ServiceVersionState
 from runtime.messages import GateOrder, GateTokens
@@ -122,6 +124,29 @@ async def no_capacity_then_a_silent_machine(world: World) -> Saved:
     await world.skip(cluster_id, 310)
     await world.until_cluster(cluster_id, ClusterState.RUNNING)
     await world.handle(cluster_id).cancel()
+    await world.until_ended(cluster_id)
+    return {"cluster": cluster_id}
+
+
+async def places_walked(world: World) -> Saved:
+    """Zones and types in vain, then all of them, then spot that is returned to."""
+    group = WorkerNodeGroupConfig(name="w", min_nodes=1, max_nodes=3, market_type=Market.PREFER_SPOT)
+    head = HeadNodeConfig(instance_types=["big", "bigger"])
+    config = ComputeConfig(zones=["zone-a", "zone-b"], head_node=head, worker_nodes=[group])
+    world.machines.no_capacity(5, zone="zone-a")
+    world.machines.no_capacity(1, instance_type="big", error=QuotaExceeded)
+    world.machines.no_capacity(1, market=Market.SPOT)
+    cluster_id = await world.start_cluster(config)
+
+    async def running() -> bool:
+        await world.skip(cluster_id, 3)
+        return (await world.cluster(cluster_id)).state == ClusterState.RUNNING
+
+    await world.until(running, "the cluster")
+    await world.skip(cluster_id, 700)
+    await world.head(cluster_id).tell(FactKind.DESIRED, desired={"w": 2}, remove=[])
+    await until_running(world, cluster_id, w=2)
+    await world.terminate(cluster_id)
     await world.until_ended(cluster_id)
     return {"cluster": cluster_id}
 
@@ -241,6 +266,7 @@ SCENARIOS: list[Callable[[Any], Awaitable[Saved]]] = [
     idle_fence_lifted_then_ended,
     scaled_and_bounded,
     no_capacity_then_a_silent_machine,
+    places_walked,
     terminated_while_running,
     scheduled_turn_and_sweep,
     continued_as_new,
