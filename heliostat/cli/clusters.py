@@ -145,7 +145,7 @@ def nodes(ref: Ref, project: options.Project = None, output: options.Output = Fo
             [
                 (
                     n.id, n.group, n.state, n.ip, n.machine_id, _place(n), age(n.created_at, n.ended_at),
-                    n.running_at and age(n.created_at, n.running_at), n.reason,
+                    n.running_at and age(n.created_at, n.running_at), n.reason or n.notice,
                 )
                 for n in found
             ],

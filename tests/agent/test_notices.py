@@ -103,6 +103,7 @@ def start(nodes: Nodes, fake_python: list[str]) -> Any:
     return begin
 
 
+@pytest.mark.long
 def test_a_workers_interruption_is_told_and_ray_drains_it(start: Any, plane: ControlPlane, metadata: Metadata) -> None:
     start()
     worker = spot(start, metadata, node_id="nd_w", role="worker", group="w")

@@ -204,6 +204,7 @@ async def test_a_machine_of_google_that_stopped_itself_is_deleted_within_one_swe
         await sweep(world)
 
         async def gone() -> bool:  # Google takes some seconds for a delete
+            fake.advance()
             return not [key for key in fake.resources if key[1] == "instances"]
 
         await world.until(gone, "the stopped machine to be deleted")
