@@ -198,7 +198,7 @@ async def _tell(
         if not row.started:
             await start_again(state, "cluster", id, start_cluster(state.temporal, state.settings.task_queue, row.input))
         try:
-            await temporal.update(state.temporal, id, update, message, order and order.key, "cluster")
+            await temporal.update(state.temporal, id, update, message, order.key if order else None, "cluster")
         except NotFound as e:
             await _only_ended(state, id, e)
         row = await load_cluster(state.db, id)

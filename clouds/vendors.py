@@ -80,13 +80,13 @@ class InstalledVendors:
         if isinstance(config, AwsConfig):
             from clouds.aws.machines import AwsMachines
 
-            session, types = self._aws_session(config), aws_types(self._settings.home)
-            return AwsMachines(config, session, self._installation_id, types=types).capabilities()
+            aws = aws_types(self._settings.home)
+            return AwsMachines(config, self._aws_session(config), self._installation_id, types=aws).capabilities()
         from clouds.gcp.machines import GcpMachines
 
         session = self._gcp_sessions.get(config, "")
-        types = gcp_types(self._settings.home)
-        return GcpMachines(config, session, self._installation_id, types=types).capabilities()
+        gcp = gcp_types(self._settings.home)
+        return GcpMachines(config, session, self._installation_id, types=gcp).capabilities()
 
     def openid_configuration(self) -> dict[str, Any]:
         return self._issuer.discovery()
