@@ -44,7 +44,7 @@ from runtime import telemetry
 from runtime.home import free_port
 from runtime.settings import Settings
 from runtime.temporal import connect, ensure_namespace_ready
-from workflows.clouds import VerifyCloudWorkflow
+from workflows.clouds import HeldByCloudWorkflow, VerifyCloudWorkflow
 from workflows.clusters import ClusterWorkflow
 from workflows.jobs import JobWorkflow
 from workflows.monitor import MonitorWorkflow
@@ -56,7 +56,7 @@ log = structlog.get_logger("worker")
 
 WORKFLOWS: list[type] = [
     ClusterWorkflow, JobWorkflow, ServiceWorkflow, ScheduledRunWorkflow, SweepWorkflow, MonitorWorkflow,
-    VerifyCloudWorkflow,
+    VerifyCloudWorkflow, HeldByCloudWorkflow,
 ]  # fmt: skip
 
 DEPLOYMENT = "heliostat"
@@ -105,7 +105,7 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
     commands = CommandActivities(db)
     endpoints = EndpointActivities(mine.balancers, installation)
     canaries = CanaryActivities(db)
-    clouds = CloudActivities(mine.verifies)
+    clouds = CloudActivities(db, mine.verifies, mine.machines, mine.balancers, installation)
     leases = LeaseActivities(db, client, settings.task_queue)
     monitor = MonitorActivities(db, client, settings, EndpointWatch(db, client, mine.balancers, installation))
     nodes = NodeActivities(mine.machines, mine.keys, installation, mine.cloud_names)
@@ -135,6 +135,7 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
         canaries.watch_canary,
         canaries.last_traffic,
         clouds.verify_cloud,
+        clouds.held_by_cloud,
         schedules.accept_scheduled_job,
         sweep.list_clouds,
         sweep.sweep_cloud,

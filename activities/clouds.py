@@ -1,30 +1,74 @@
-"""Verifying a cloud: its checks, whatever they are, on a worker's thread."""
+"""Questions to a cloud as a whole, a worker's to ask: whether it is as it must be, and what of ours is there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 
+from sqlalchemy import Table, select
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities.nodes import as_failure
+from clouds.base import LoadBalancer, Machines
 from clouds.registry import Verify
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Check, CheckState
+from store.database import Database
+from store.tables import clusters, services
 
 
 class CloudActivities:
-    """Carries the clouds' checks by cloud id."""
+    """Carries the clouds' parts by cloud id."""
 
-    def __init__(self, verifies: Mapping[str, Verify]) -> None:
-        self._verifies = verifies
+    def __init__(
+        self,
+        db: Database,
+        verifies: Mapping[str, Verify],
+        machines: Mapping[str, Machines],
+        balancers: Mapping[str, LoadBalancer],
+        installation_id: str,
+    ) -> None:
+        self._db, self._verifies, self._machines, self._balancers = db, verifies, machines, balancers
+        self._installation_id = installation_id
 
     @activity.defn
     def verify_cloud(self, cloud_id: str) -> list[Check]:
         """A cloud that can't be looked at at all is one failed check."""
         verify = self._verifies.get(cloud_id)
         if verify is None:
-            raise ApplicationError(f"There is no cloud {cloud_id}: it was deleted.", type="gone", non_retryable=True)
+            raise _unknown(cloud_id)
         try:
             return verify()
         except CloudError as e:
             return [Check(name="cloud", state=CheckState.FAILED, detail=e.message, remedy=e.remedy)]
+
+    @activity.defn
+    async def held_by_cloud(self, cloud_id: str) -> list[str]:
+        """Ids of machines, and of services with an endpoint, that are there under our tag. What is another cloud's in
+        the same account does not count; what is nobody's does: the sweep ends it while the cloud is registered."""
+        machines = await asyncio.to_thread(self._machines.get, cloud_id)
+        balancer = await asyncio.to_thread(self._balancers.get, cloud_id)
+        if machines is None or balancer is None:
+            raise _unknown(cloud_id)
+        try:
+            held = await asyncio.to_thread(machines.list_owned, self._installation_id)
+            endpoints = await asyncio.to_thread(balancer.list_owned, self._installation_id)
+        except CloudError as e:
+            raise as_failure(e) from e
+        others = await self._of_others(clusters, (m.cluster_id for m in held if m.cluster_id), cloud_id)
+        found = [m.machine_id for m in held if m.cluster_id not in others]
+        return found + sorted({*endpoints} - await self._of_others(services, endpoints, cloud_id))
+
+    async def _of_others(self, table: Table, ids: Iterable[str], cloud_id: str) -> set[str]:
+        async with self._db.read() as conn:
+            query = select(table.c.id).where(table.c.id.in_({*ids}), table.c.cloud_id != cloud_id)
+            return set(await conn.scalars(query))
+
+
+def _unknown(cloud_id: str) -> ApplicationError:
+    return ApplicationError(
+        f"There is no cloud {cloud_id} here: it was deleted, or it is another server's own.",
+        type="gone",
+        non_retryable=True,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -12,12 +13,14 @@ from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from temporalio.client import WorkflowFailureError
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import TimeoutError
 
 from api import lookup
 from api.accept import Ordered, claim, earlier
 from api.auth import Caller, Me
 from api.pagination import Cursor, Limit, page
 from api.temporal import calling
+from clouds.base import Bucket
 from clouds.registry import Vendors
 from heliostat.errors import Conflict, InternalError, InvalidRequest, NotFound, Unavailable
 from heliostat.models.clouds import (
@@ -29,6 +32,7 @@ from heliostat.models.clouds import (
     CloudCreate,
     CloudSetup,
     GcpConfig,
+    Provider,
     SetupFiles,
     Trust,
     Verification,
@@ -42,10 +46,10 @@ log = structlog.get_logger(__name__)
 
 router = APIRouter(prefix="/v1/clouds", tags=["clouds"])
 
-VERIFY_S = 55.0
-"""All checks of one cloud; each call of them has a limit of its own. Less than clients wait for an answer (60 s)."""
-TAKEN_NAMES = ("trust", "setup")
-"""They would stand in the way of these routes."""
+ASK_S = 55.0
+"""For a worker's answer about a cloud, each call in which has its own limit. Less than clients wait for ours (60 s)."""
+TAKEN_NAMES = ("trust", "setup", Provider.LOCAL.value, Provider.FAKE.value)
+"""Of these routes, and of what a server calls the cloud of its own machine."""
 
 
 def _vendors(request: Request) -> Vendors:
@@ -79,7 +83,7 @@ async def register(request: Request, me: Me, order: Ordered, vendors: FromVendor
         if before is not None:
             return Cloud.model_validate((await _row(conn, me, before))._mapping)
         living = await _living(conn, me)
-        if any(row.name == body.name for row in living):
+        if body.name in living:
             raise Conflict(
                 f"There is a cloud named {body.name} already.",
                 remedy="Use another name, or delete that one.",
@@ -176,36 +180,68 @@ async def set_default(request: Request, me: Me, ref: str) -> Cloud:
 
 
 @router.delete("/{ref}", status_code=204)
-async def delete(request: Request, me: Me, ref: str) -> None:
-    """Forgets the cloud, whose account is not touched; its name is free again. Refused while anything lives there."""
+async def delete(request: Request, me: Me, ref: str, force: bool = False) -> None:
+    """Forgets the cloud, whose account is not touched; its name is free again. Refused while anything lives there, and
+    while the cloud says that it holds anything of ours, which only the sweep of a registered cloud ends. ``force``:
+    does not ask the cloud, e.g. because its role is gone."""
     me.must_be_admin("delete clouds")
     state = request.app.state
-    async with state.db.begin() as conn:
+    async with state.db.read() as conn:
         cloud = await lookup.cloud(conn, me, ref)
+        await _check_unused(conn, me, state.buckets, cloud)
+    if not force and (held := await _held(state, cloud)):
+        raise Conflict(
+            f"Cloud {cloud.name} still holds {', '.join(held[:5])}"
+            + (f" and {len(held) - 5} more." if held[5:] else "."),
+            remedy=f"The sweep ends what is nobody's, every {state.settings.sweep_interval_s:.0f} s: try again then.",
+            resource=cloud.id,
+            details={"held": held},
+        )
+    async with state.db.begin() as conn:
         # What is being accepted now waits for us, or we for it: its row refers to this one.
         await conn.execute(select(clouds.c.id).where(clouds.c.id == cloud.id).with_for_update())
-        if cloud.config is None and cloud.id in state.buckets:
-            raise Conflict(
-                f"Cloud {cloud.name} is this server's own.",
-                remedy="It is there as long as the server is; make another one the default instead.",
-                resource=cloud.id,
-            )
-        if living := await lives_on(conn, cloud.id):
-            raise Conflict(
-                f"Cloud {cloud.name} is in use: {', '.join(living)}.",
-                remedy="Terminate them first, and point schedules elsewhere.",
-                resource=cloud.id,
-                details={"living": living},
-            )
-        if cloud.is_default and len(await _living(conn, me)) > 1:
-            raise Conflict(
-                f"Cloud {cloud.name} is the default one.",
-                remedy="Make another one the default first: `heliostat cloud set-default NAME`.",
-                resource=cloud.id,
-            )
+        cloud = await lookup.cloud(conn, me, cloud.id)
+        await _check_unused(conn, me, state.buckets, cloud)
         gone = {"deleted_at": utcnow(), "is_default": False, "name": f"{cloud.name[:38]}~{cloud.id}"}
         await conn.execute(update(clouds).where(clouds.c.id == cloud.id).values(**gone))
-    log.info("cloud deleted", cloud=cloud.id, name=cloud.name, actor=me.actor)
+    log.info("cloud deleted", cloud=cloud.id, name=cloud.name, actor=me.actor, force=force)
+
+
+async def _check_unused(conn: AsyncConnection, me: Caller, buckets: Mapping[str, Bucket], cloud: Cloud) -> None:
+    if cloud.config is None and cloud.id in buckets:
+        raise Conflict(
+            f"Cloud {cloud.name} is this server's own.",
+            remedy="It is there as long as the server is; make another one the default instead.",
+            resource=cloud.id,
+        )
+    if living := await lives_on(conn, cloud.id):
+        raise Conflict(
+            f"Cloud {cloud.name} is in use: {', '.join(living)}.",
+            remedy="Terminate them first, and point schedules elsewhere.",
+            resource=cloud.id,
+            details={"living": living},
+        )
+    if cloud.is_default and len(await _living(conn, me)) > 1:
+        raise Conflict(
+            f"Cloud {cloud.name} is the default one.",
+            remedy="Make another one the default first: `heliostat cloud set-default NAME`.",
+            resource=cloud.id,
+        )
+
+
+async def _held(state: Any, cloud: Cloud) -> list[str]:
+    if cloud.config is None:
+        return []  # of a server that is there no more: nobody can be asked
+    try:
+        held: list[str] = await _asked(state, cloud, "HeldByCloudWorkflow", list[str])
+    except WorkflowFailureError as e:
+        raise Conflict(
+            f"Cloud {cloud.name} does not tell whether it holds anything of ours: {_why(e)}",
+            remedy="Mend it (`heliostat cloud verify` says what it lacks), or delete it with --force: what is left "
+            "there is then yours to end.",
+            resource=cloud.id,
+        ) from e
+    return held
 
 
 @router.post("/{ref}/verify")
@@ -216,26 +252,40 @@ async def verify(request: Request, me: Me, ref: str) -> Verification:
     async with state.db.read() as conn:
         cloud = await lookup.cloud(conn, me, ref)
     try:
-        async with calling(VERIFY_S + 3):
-            checks: list[Check] = await state.temporal.execute_workflow(
-                "VerifyCloudWorkflow",
-                cloud.id,
-                id=f"verify-{cloud.id}",
-                task_queue=state.settings.task_queue,
-                result_type=list[Check],
-                execution_timeout=timedelta(seconds=VERIFY_S),
-                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                static_summary=f"verify cloud {cloud.name}",
-            )
+        checks: list[Check] = await _asked(state, cloud, "VerifyCloudWorkflow", list[Check])
     except WorkflowFailureError as e:
-        log.warning("cloud not verified", cloud=cloud.id, why=str(e.cause))
         raise InternalError(
-            f"Cloud {cloud.name} could not be verified within {VERIFY_S:.0f} s.",
+            f"Cloud {cloud.name} could not be verified: {_why(e)}",
             remedy="Try again; if it goes on, see that a worker runs, and its log.",
             resource=cloud.id,
         ) from e
     return Verification(cloud_id=cloud.id, ok=all(c.state is not CheckState.FAILED for c in checks), checks=checks)
+
+
+async def _asked(state: Any, cloud: Cloud, workflow: str, answer: Any) -> Any:
+    """A worker's answer about the cloud; who asks the same meanwhile gets the same. Raises WorkflowFailureError."""
+    async with calling(ASK_S + 3):
+        return await state.temporal.execute_workflow(
+            workflow,
+            cloud.id,
+            id=f"{workflow}-{cloud.id}",
+            task_queue=state.settings.task_queue,
+            result_type=answer,
+            execution_timeout=timedelta(seconds=ASK_S),
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=f"cloud {cloud.name}",
+        )
+
+
+def _why(error: WorkflowFailureError) -> str:
+    """The innermost cause."""
+    cause: BaseException = error
+    while (inner := getattr(cause, "cause", None)) is not None:
+        cause = inner
+    if isinstance(cause, TimeoutError):
+        return f"no answer within {ASK_S:.0f} s."
+    return str(cause)
 
 
 async def _row(conn: AsyncConnection, me: Caller, cloud_id: str) -> Row[Any]:
@@ -250,9 +300,10 @@ async def _row(conn: AsyncConnection, me: Caller, cloud_id: str) -> Row[Any]:
     return row
 
 
-async def _living(conn: AsyncConnection, me: Caller) -> list[Row[Any]]:
+async def _living(conn: AsyncConnection, me: Caller) -> list[str]:
+    """Their names."""
     mine = (clouds.c.organization_id == me.organization_id) & clouds.c.deleted_at.is_(None)
-    return [*(await conn.execute(select(clouds.c.id, clouds.c.name).where(mine))).all()]
+    return list(await conn.scalars(select(clouds.c.name).where(mine)))
 
 
 async def _make_default(conn: AsyncConnection, me: Caller, cloud_id: str) -> None:

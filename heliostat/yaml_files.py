@@ -113,9 +113,10 @@ def cloud(fields: Mapping[str, Any], source: str) -> AwsCloudCreate | GcpCloudCr
     if provider not in models:
         what = "there is no provider" if provider is None else f"provider: there is no {provider!r}"
         raise InvalidRequest(f"{source}: {what}.", remedy="Set it to aws or gcp.", field="provider")
+    fields = dict(fields)
     if isinstance(fields.get("config"), dict):
         model: type[Model] = AwsConfig if provider == "aws" else GcpConfig
-        fields = {**fields, "config": _part(fields["config"], model, source, "config.")}
+        fields["config"] = _part(fields["config"], model, source, "config.")
     _check(fields, models[provider], source, "", {})
     return build(models[provider], fields, source)
 

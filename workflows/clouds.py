@@ -1,4 +1,4 @@
-"""VerifyCloudWorkflow: one look at a cloud, by a worker, since the API makes no call to any. It holds no state."""
+"""One question to a cloud each, asked by a worker, since the API makes no such call. They hold no state."""
 
 from __future__ import annotations
 
@@ -15,5 +15,14 @@ class VerifyCloudWorkflow:
     @workflow.run
     async def run(self, cloud_id: str) -> list[Check]:
         return await workflow.execute_activity_method(
-            CloudActivities.verify_cloud, cloud_id, summary="every check of the cloud", **policies.VERIFY_CLOUD
+            CloudActivities.verify_cloud, cloud_id, summary="every check of the cloud", **policies.ASK_CLOUD
+        )
+
+
+@workflow.defn
+class HeldByCloudWorkflow:
+    @workflow.run
+    async def run(self, cloud_id: str) -> list[str]:
+        return await workflow.execute_activity_method(
+            CloudActivities.held_by_cloud, cloud_id, summary="machines and endpoints of ours", **policies.ASK_CLOUD
         )

@@ -188,9 +188,9 @@ FAILED_AGAIN = timedelta(seconds=60)
 TERMINATE_DRAIN = timedelta(seconds=30)
 """A service that is terminated drains for so long at most: whoever ends it does not wait for an open websocket."""
 
-VERIFY_CLOUD: dict[str, Any] = {
-    # Who asked waits a minute (api.clouds.VERIFY_S). Some forty calls, side by side where they may be; a failed check
-    # is an answer, so a second try is for a worker that died.
+ASK_CLOUD: dict[str, Any] = {
+    # Who asked waits a minute (api.clouds.ASK_S). To verify is some forty calls, side by side where they may be; a
+    # failed check is an answer, so a second try is for a worker that died.
     "start_to_close_timeout": timedelta(seconds=45),
     "schedule_to_close_timeout": timedelta(seconds=50),
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_attempts=2),

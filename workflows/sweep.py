@@ -50,8 +50,8 @@ class SweepWorkflow:
         failed = [r for r in swept if isinstance(r, BaseException)]
         try:
             await workflow.execute_activity_method(SweepActivities.keep_house, summary="retention", **STEP)
-        except ActivityError as error:
-            failed.append(error)
+        except ActivityError as e:
+            failed.append(e)
         total = SweepResult(orphaned=settled.orphaned + services.orphaned, endpoints=services.removed)
         for result in swept:
             if isinstance(result, SweepResult):

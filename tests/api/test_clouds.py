@@ -8,16 +8,14 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import select, update
-from temporalio import activity
-from temporalio.client import Client
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.exceptions import ApplicationError, TimeoutError
 
 from heliostat.models.clouds import Check, CheckState
 from heliostat.models.common import utcnow
 from heliostat.models.users import Role
 from store.tables import clouds, clusters, organizations, users
 from tests.api.conftest import World
-from workflows.clouds import VerifyCloudWorkflow
 
 AWS: dict[str, Any] = {
     "region": "us-west-2",
@@ -46,6 +44,34 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+
+
+class Answers:
+    """A worker's part, without one: the real client but for the workflows that ask a cloud."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.answers: dict[str, Any] = {"HeldByCloudWorkflow": []}
+        self.asked: list[tuple[str, str]] = []
+
+    async def execute_workflow(self, name: str, cloud_id: str, **_: Any) -> Any:
+        self.asked.append((name, cloud_id))
+        if isinstance(self.answers[name], Exception):
+            raise self.answers[name]
+        return self.answers[name]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+@pytest.fixture
+def worker(world: World, temporal: Client) -> Answers:
+    world.app.state.temporal = answers = Answers(temporal)
+    return answers
+
+
+def failure(cause: BaseException) -> WorkflowFailureError:
+    return WorkflowFailureError(cause=cause)
 
 
 async def organization(world: World) -> str:
@@ -79,7 +105,7 @@ async def test_a_registered_cloud_is_there_at_once(world: World) -> None:
         assert made.json()["capabilities"]["zones"] == ["us-central1-a"]
 
 
-async def test_repeated_under_its_key_it_is_the_same_cloud(world: World) -> None:
+async def test_repeated_under_its_key_it_is_the_same_cloud(world: World, worker: Answers) -> None:
     async with world.admin as http:
         key = {"idempotency-key": "k1"}
         body = await aws(world)
@@ -195,7 +221,7 @@ async def ends(world: World, cluster_id: str) -> None:
         await conn.execute(update(clusters).where(clusters.c.id == cluster_id).values(ended_at=utcnow()))
 
 
-async def test_a_cloud_in_use_is_not_deleted_and_its_name_is_free_afterwards(world: World) -> None:
+async def test_a_cloud_in_use_is_not_deleted_and_its_name_is_free_afterwards(world: World, worker: Answers) -> None:
     async with world.admin as http:
         first = (await http.post("/v1/clouds", json=await aws(world))).json()
         cluster = (await http.post("/v1/clusters", json={"name": "train", "cloud": "prod"})).json()
@@ -236,9 +262,10 @@ async def test_this_servers_own_cloud_stays(world: World) -> None:
         assert (await http.get("/v1/clouds/local")).status_code == 200
 
 
-async def test_names_of_routes_are_no_names_of_clouds(world: World) -> None:
+@pytest.mark.parametrize("name", ["trust", "setup", "fake"])
+async def test_names_of_routes_and_of_servers_own_are_no_names_of_clouds(world: World, name: str) -> None:
     async with world.admin as http:
-        refused = await http.post("/v1/clouds", json=await aws(world, "trust"))
+        refused = await http.post("/v1/clouds", json=await aws(world, name))
     assert (refused.status_code, refused.json()["field"]) == (422, "name")
 
 
@@ -267,34 +294,44 @@ async def test_the_issuers_documents_need_no_token_and_show_no_private_key(world
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-async def test_verifying_asks_a_worker_and_says_what_failed(world: World, temporal: Client) -> None:
+async def test_verifying_asks_a_worker_and_says_what_failed(world: World, worker: Answers) -> None:
     found = [Check(name="bucket", state=CheckState.OK), Check(name="right", state=CheckState.FAILED, remedy="add it")]
-    asked: list[str] = []
-
-    @activity.defn(name="verify_cloud")
-    async def checks(cloud_id: str) -> list[Check]:
-        asked.append(cloud_id)
-        return found
-
-    queue = world.settings.task_queue
-    runner = UnsandboxedWorkflowRunner()
-    async with Worker(
-        temporal, task_queue=queue, workflows=[VerifyCloudWorkflow], activities=[checks], workflow_runner=runner
-    ):
-        async with world.admin as http:
-            answer = await http.post("/v1/clouds/local/verify")
-            assert answer.json() == {
-                "cloud_id": world.cloud_id,
-                "ok": False,
-                "checks": [c.model_dump(mode="json") for c in found],
-            }
-            found.pop()
-            assert (await http.post(f"/v1/clouds/{world.cloud_id}/verify")).json()["ok"] is True
-            assert (await http.post("/v1/clouds/none/verify")).status_code == 404
-    assert asked == [world.cloud_id] * 2
+    worker.answers["VerifyCloudWorkflow"] = found
+    async with world.admin as http:
+        answer = await http.post("/v1/clouds/local/verify")
+        assert answer.json() == {
+            "cloud_id": world.cloud_id,
+            "ok": False,
+            "checks": [c.model_dump(mode="json") for c in found],
+        }
+        found.pop()
+        assert (await http.post(f"/v1/clouds/{world.cloud_id}/verify")).json()["ok"] is True
+        assert (await http.post("/v1/clouds/none/verify")).status_code == 404
+        assert worker.asked == [("VerifyCloudWorkflow", world.cloud_id)] * 2
+        worker.answers["VerifyCloudWorkflow"] = failure(TimeoutError("", type=None, last_heartbeat_details=[]))
+        unanswered = await http.post("/v1/clouds/local/verify")
+        assert (unanswered.status_code, "no answer within" in unanswered.json()["detail"]) == (500, True)
 
 
-async def test_an_admin_of_another_organization_sees_none_of_it(world: World) -> None:
+async def test_a_cloud_that_holds_something_or_does_not_say_is_deleted_by_force_alone(
+    world: World, worker: Answers
+) -> None:
+    """Only the sweep of a registered cloud would end what is left there."""
+    async with world.admin as http:
+        id = (await http.post("/v1/clouds", json=await aws(world))).json()["id"]
+        worker.answers["HeldByCloudWorkflow"] = ["i-1", "svc_1"]
+        refused = await http.delete("/v1/clouds/prod")
+        assert (refused.status_code, refused.json()["details"]) == (409, {"held": ["i-1", "svc_1"]})
+        worker.answers["HeldByCloudWorkflow"] = failure(ApplicationError("The role is gone."))
+        refused = await http.delete("/v1/clouds/prod")
+        assert (refused.status_code, "The role is gone" in refused.json()["detail"]) == (409, True)
+        assert "--force" in refused.json()["remedy"]
+        assert worker.asked == [("HeldByCloudWorkflow", id)] * 2
+        assert (await http.delete("/v1/clouds/prod", params={"force": True})).status_code == 204
+        assert len(worker.asked) == 2
+
+
+async def test_an_admin_of_another_organization_sees_none_of_it(world: World, worker: Answers) -> None:
     """Two organizations of one installation share the records and nothing else."""
     import hashlib
 
@@ -320,3 +357,26 @@ async def test_an_admin_of_another_organization_sees_none_of_it(world: World) ->
         assert (await http.delete("/v1/clouds/prod")).status_code == 204, "and its only one"
     async with world.admin as http:
         assert (await http.get("/v1/clouds/prod")).status_code == 200
+
+
+async def test_an_upload_is_told_the_headers_that_its_bucket_wants(world: World) -> None:
+    """S3 checks the bytes only of a PUT that carries their checksum."""
+    from clouds.local.bucket import LocalBucket
+
+    class LikeS3(LocalBucket):
+        def put_headers(self, *, sha256: str | None = None) -> dict[str, str]:
+            return {"x-amz-checksum-sha256": f"of {sha256}"}
+
+    bucket = LikeS3(world.settings.home / "bucket", "http://127.0.0.1:9", world.keys.bucket_key())
+    world.app.state.buckets[world.cloud_id] = bucket
+    async with world.ada as http:
+        upload = (await http.post("/v1/uploads", json={"sha256": "0" * 64, "size": 3})).json()
+    assert upload["headers"] == {"x-amz-checksum-sha256": f"of {'0' * 64}"}
+
+
+async def test_what_a_deleted_cloud_has_written_is_said_to_be_in_its_bucket(world: World) -> None:
+    async with world.ada as http:
+        cluster = (await http.post("/v1/clusters", json={})).json()
+        del world.app.state.buckets[world.cloud_id]
+        gone = await http.get(f"/v1/clusters/{cluster['id']}/logs")
+    assert (gone.status_code, "bucket" in gone.json()["remedy"]) == (404, True)

@@ -15,6 +15,7 @@ from temporalio.client import Client
 from runtime.settings import Settings
 from store.database import Database
 from tests.api.conftest import World, opened
+from tests.api.test_clouds import AWS, Answers, organization
 from tests.store.conftest import fresh_database
 
 pytestmark = pytest.mark.timeout(90)
@@ -123,3 +124,32 @@ def _says_so(answer: httpx.Response) -> None:
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert "hunter2" not in answer.text
     assert answer.json()["remedy"]
+
+
+async def test_of_clouds_registered_at_two_apis_one_name_is_one_and_one_is_the_default(
+    two: tuple[World, World],
+) -> None:
+    config = {**AWS, "external_id": two[0].keys.external_id(await organization(two[0]))}
+    body = {"name": "prod", "provider": "aws", "config": config, "is_default": True}
+    for world in two:
+        world.app.state.temporal = Answers(world.app.state.temporal)
+    async with two[0].admin as a, two[1].admin as b:
+        headers = {"idempotency-key": "k"}
+        same = await asyncio.gather(
+            *(http.post("/v1/clouds", json=body, headers=headers) for http in (a, b) for _ in range(3))
+        )
+        assert {r.status_code for r in same} == {201}, [r.text for r in same]
+        assert len({r.json()["id"] for r in same}) == 1
+        others = await asyncio.gather(
+            *(http.post("/v1/clouds", json=body | {"name": "two"}) for http in (a, b) for _ in range(3))
+        )
+        assert sorted(r.status_code for r in others) == [201] + [409] * 5
+        listed = (await b.get("/v1/clouds")).json()["items"]
+        assert sorted((c["name"], c["is_default"]) for c in listed) == [
+            ("local", False),
+            ("prod", False),
+            ("two", True),
+        ]
+        deleted = await asyncio.gather(*(http.delete("/v1/clouds/prod") for http in (a, b)))
+        assert 204 in {r.status_code for r in deleted} <= {204, 404}
+        assert (await a.post("/v1/clouds", json=body | {"is_default": False})).status_code == 201

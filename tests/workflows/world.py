@@ -28,6 +28,7 @@ from temporalio.testing._timeskipping import TimeSkipper
 from clouds.base import LoadBalancer, Machines, MachineState
 from clouds.bootstrap import Bundles
 from clouds.fake import FakeBucket, FakeMachines
+from clouds.registry import Verify
 from heliostat.models.clusters import Cluster, ClusterState, Node, NodeState
 from heliostat.models.common import Event, new_id, utcnow
 from heliostat.models.compute_configs import ComputeConfig
@@ -98,6 +99,7 @@ class World:
     ids: list[str] = field(default_factory=list)
     clouds: dict[str, Machines] = field(init=False)
     balancers: dict[str, LoadBalancer] = field(default_factory=dict)
+    verifies: dict[str, Verify] = field(default_factory=dict)
     _worker: Any = None
 
     def __post_init__(self) -> None:
@@ -113,6 +115,7 @@ class World:
             machines=self.clouds,
             buckets={"cloud_1": self.bucket},
             balancers=self.balancers,
+            verifies=self.verifies,
             bundles=Bundles(self.settings.home / "bundles"),
         )
         self._worker = make_worker(self.worker_client, mine, self.threads, sandboxed=self.sandboxed)
