@@ -56,7 +56,7 @@ async def test_both_clients_have_the_same_methods() -> None:
             ours, theirs = getattr(group, method), getattr(getattr(other, name), method)
             assert inspect.signature(ours) == inspect.signature(theirs)
             assert ours.__doc__ == theirs.__doc__
-    assert set(methods(sync.jobs)) == {"submit", "get", "list", "terminate", "events", "wait", "logs", "watch"}
+    assert set(methods(sync.jobs)) == {"submit", "plan", "get", "list", "terminate", "events", "wait", "logs", "watch"}
 
 
 async def test_the_async_client_does_the_same(api: FakeApi, tmp_path: Path) -> None:
