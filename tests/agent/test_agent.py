@@ -336,7 +336,9 @@ def test_a_worker_whose_raylet_ended_waits_for_its_end_and_then_goes(start: Any,
     start()
     worker = start("nd_w1", role="worker", group="w", constants={"idle_drain_grace_s": 1.0})
     plane.fact("ray_ready", node_id="nd_w1")
-    raylet = until(lambda: next((p for p in worker.pids() if processes.command(p).endswith("raylet 1000")), None))
+    raylet = until(
+        lambda: next((p for p in worker.pids() if processes.command(p).endswith("raylet --node_id=abc123")), None)
+    )
     plane.wait(lambda: plane.nodes["nd_w1"]["reports"][-1]["ray_up"])
     os.kill(raylet, signal.SIGTERM)
     stopping = plane.fact("stopping")
