@@ -67,7 +67,18 @@ class OnACloud:
         self.site, self.lab, self.stack = site, lab, site.stack
         yield
         self.vendor.heal()
+        self._end_all()
         assert not lab.fleet.problems, lab.fleet.problems
+
+    def _end_all(self) -> None:
+        """What a test that failed has left, so that the next one begins with nothing."""
+        for job in self.stack.get("/v1/jobs", params={"limit": 100})["items"]:
+            if job["state"] in ("STARTING", "RUNNING"):
+                self.site.call("POST", f"/v1/jobs/{job['id']}/terminate", {})
+        for cluster in self.stack.get("/v1/clusters", params={"limit": 100})["items"]:
+            if cluster["state"] not in ("TERMINATED", "FAILED"):
+                self.site.call("POST", f"/v1/clusters/{cluster['id']}/terminate", {})
+        until("no host to be left", lambda: not self.lab.hosts(), 60)
 
     site: Site
     lab: Lab

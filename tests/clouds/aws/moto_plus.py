@@ -108,6 +108,7 @@ def _idempotent(self: InstanceResponse) -> Any:
 def _remembered(self: InstanceBackend, image_id: str, count: int, *args: Any, **kwargs: Any) -> Any:
     _current.reservation = _run_backend(self, image_id, max(count, _current.__dict__.pop("count", 1)), *args, **kwargs)
     for instance in _current.reservation.instances:
+        _become(instance, KNOBS.boot_s, "pending", "running", 16)  # not before: it is not whole yet
         if KNOBS.after_boot is not None:
             KNOBS.after_boot(instance)
     return _current.reservation
@@ -141,7 +142,6 @@ def _become(instance: Instance, wait_s: float, before: str, name: str, code: int
 def _starts(self: Instance, *args: Any, **kwargs: Any) -> None:
     _init(self, *args, **kwargs)
     self._state.name, self._state.code = "pending", 0
-    _become(self, KNOBS.boot_s, "pending", "running", 16)
 
 
 def _stops(self: Instance) -> Any:
