@@ -1,8 +1,9 @@
-"""``python -m tests.lab python -m tests.lab.cost [PAIRS]``: what the control plane adds to a cluster's launch on AWS.
+"""``python -m tests.lab python -m tests.lab.cost [PAIRS]``: two figures of the lab.
 
-In pairs: ``POST /v1/clusters`` until RUNNING with one worker, against the same hosts started by hand: RunInstances for
-both, whose user-data is ``ray start`` with the very flags and environment of our agent, until Ray says that both are
-alive. The cloud's own time (moto's pending state, the host's boot) and Ray's are in both.
+From a spot notice until a replacement is asked for, with a job running, on both vendors. And in pairs, what the control
+plane adds to a cluster's launch on AWS: ``POST /v1/clusters`` until RUNNING with one worker, against the same hosts
+started by hand: RunInstances for both, whose user-data is ``ray start`` with the very flags and environment of our
+agent, until Ray says that both are alive. The cloud's own time (moto's pending state, the host's boot) and Ray's are in both.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import secrets
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,11 @@ from agent.boot import Boot, Ports
 from agent.constants import Constants
 from agent.ray_node import arguments, environment, token_path
 from tests.e2e.support import Stack
+from tests.e2e.test_lab_aws import TestAws
+from tests.e2e.test_lab_gcp import TestGcp
 from tests.lab.lab import Lab, until
 from tests.lab.namespaces import ROOM
+from tests.lab.scenarios import OnACloud
 from tests.lab.site import Site
 
 CONFIG = {
@@ -99,6 +104,13 @@ def ours(site: Site, name: str) -> float:
     return took
 
 
+def spot(site: Site, scenarios: OnACloud) -> None:
+    """Prints its figure."""
+    scenarios.site, scenarios.lab, scenarios.stack = site, site.lab, site.stack
+    with tempfile.TemporaryDirectory() as code:
+        scenarios.test_a_spot_worker_is_taken_back_under_a_job(Path(code))
+
+
 def main(pairs: int) -> None:
     lab = Lab()
     stack = Stack(ROOM / "home", Site.settings(lab))
@@ -107,6 +119,9 @@ def main(pairs: int) -> None:
         stack.up()
         site = Site(lab, stack)
         site.register_aws("aws")
+        site.register_gcp("gcp")
+        for scenarios in (TestAws(), TestGcp()):
+            spot(site, scenarios)
         by_hand = ByHand(lab)
         for number in range(pairs + 1):
             theirs = by_hand.start()

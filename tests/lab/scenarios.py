@@ -131,7 +131,7 @@ class OnACloud:
         self.stack.await_cluster(done["cluster_id"], "TERMINATED")
         (node,) = self.stack.nodes(done["cluster_id"])
         up = seconds_between(node["created_at"], node["running_at"])
-        print(f"\n{self.cloud}: head asked for to Ray up {up:.1f} s, submit to SUCCEEDED {took:.1f} s")
+        print(f"\n{self.cloud}: head asked for to Ray up {up:.1f} s, submit to SUCCEEDED {took:.1f} s", flush=True)
         self.await_nothing()
 
     def test_workers_come_by_demand_and_go_without_it(self, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ class OnACloud:
         until("its replacement to be asked for", lambda: set(self.vendor.living()) - before, 60)
         asked = time.monotonic() - noticed
         assert first.alive, "before the machine went"
-        print(f"\n{self.cloud}: spot notice to replacement asked for {asked:.1f} s")
+        print(f"\n{self.cloud}: spot notice to replacement asked for {asked:.1f} s", flush=True)
         second = until("the task to run elsewhere", lambda: holding(but=first), 180)
         second.run("touch", "/tmp/free")
         done = self.stack.await_job(job, "SUCCEEDED", timeout=60)
@@ -193,7 +193,7 @@ class OnACloud:
         cut = time.monotonic()
         until("its replacement to be asked for", lambda: set(self.vendor.living()) - {head.identity.id}, 60)
         asked = time.monotonic() - cut
-        print(f"\n{self.cloud}: head's end to replacement asked for {asked:.1f} s")
+        print(f"\n{self.cloud}: head's end to replacement asked for {asked:.1f} s", flush=True)
         self.began(job, 2).run("touch", "/tmp/go")
         done = self.stack.await_job(job, "SUCCEEDED", timeout=120)
         assert [run["cause"] for run in done["runs"]] == ["infrastructure", None]
