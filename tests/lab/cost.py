@@ -3,7 +3,8 @@
 From a spot notice until a replacement is asked for, with a job running, on both vendors. And in pairs, what the control
 plane adds to a cluster's launch on AWS: ``POST /v1/clusters`` until RUNNING with one worker, against the same hosts
 started by hand: RunInstances for both, whose user-data is ``ray start`` with the very flags and environment of our
-agent, until Ray says that both are alive. The cloud's own time (moto's pending state, the host's boot) and Ray's are in both.
+agent, until Ray says that both are alive. The cloud's own time (moto's pending state, the host's boot) and Ray's are in
+both.
 """
 
 from __future__ import annotations
