@@ -82,6 +82,10 @@ class SweepActivities:
             activity.heartbeat(cluster_id)
             owned[cluster_id] = await self._owned_nodes(cluster_id)
         orphans = [m for m in old if self._is_orphan(m, owned)]
+        if orphans:  # but for those that their owner has ended since they were listed: it owns them until they are gone
+            seen = await asyncio.to_thread(cloud.describe, [m.machine_id for m in orphans])
+            there = {m.machine_id for m in seen if m.state != MachineState.GONE}
+            orphans = [m for m in orphans if m.machine_id in there]
         if orphans:
             for machine in orphans:
                 log.error("ending a machine that nobody owns", machine=machine.machine_id, cluster=machine.cluster_id)

@@ -75,6 +75,14 @@ async def test_the_newborn_are_spared(temporal: Client, tmp_path: Path) -> None:
         assert world.alive() == [orphan]
 
 
+async def test_what_its_owner_has_ended_since_it_was_listed_is_no_orphan(world: World) -> None:
+    orphan, ended = stray(world.machines), stray(world.machines, number=2)
+    listed = world.machines.list_owned(KEYS.installation_id())
+    world.machines.kill(ended)
+    world.machines.list_owned = lambda installation_id: listed  # type: ignore[method-assign]
+    assert (await sweep(world)).ended == [orphan]
+
+
 async def test_another_installations_machines_are_not_touched(world: World) -> None:
     theirs = stray(world.machines, installation="somebody-else")
     assert (await sweep(world)).machines == 0
