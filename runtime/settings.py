@@ -86,7 +86,8 @@ class Settings(BaseSettings):
     does, and some tests of each kind; in production it would cost each workflow 215 KB instead of
     56 KB and 28 ms of CPU instead of 10 ms (measured, JobWorkflow)."""
     worker_max_cached_workflows: int = 5000
-    worker_threads: int = 50
+    worker_threads: int = 256
+    """Of activities that call a cloud: each waits in a thread of its own, so one that is slow holds up no other."""
     worker_shutdown_s: float = 20.0
     """How long a worker that is told to stop lets running activities finish; what does not is tried again elsewhere."""
     log_format: str = "text"
