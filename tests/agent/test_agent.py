@@ -417,6 +417,7 @@ def test_a_boot_file_that_is_broken_is_told_without_its_token(nodes: Nodes, tmp_
         assert "hush" not in done.stderr
 
 
+@pytest.mark.long
 def test_the_agent_is_light(start: Any, plane: ControlPlane) -> None:
     head = start()
     plane.fact("activity", activity="idle")

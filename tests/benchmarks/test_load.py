@@ -226,6 +226,7 @@ async def test_a_version_that_changes_its_text_is_noticed_unless_it_may() -> Non
     assert len(report.texts()) == report.ok
 
 
+@pytest.mark.long
 async def test_kept_connections_closed_at_rest_count_apart_and_those_broken_under_a_request_are_failures() -> None:
     kept = Plan().only("get_kept", "post")
     report = await loaded(Server("close_said"), kept)
@@ -268,6 +269,7 @@ async def test_a_server_that_goes_away_is_noticed() -> None:
     assert load.report().failed >= 4
 
 
+@pytest.mark.long
 async def test_the_rate_is_kept_while_answers_hang() -> None:
     """An open loop: what hangs does not slow it down."""
     async with serving(Server("hang")) as server:
@@ -337,6 +339,7 @@ def start_cli(url: str, *options: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("wrong", "code"), [("", 0), ("500", 1)])
 async def test_the_command_line(wrong: str, code: int) -> None:
     async with serving(Server(wrong)) as server:

@@ -324,6 +324,7 @@ def _put_and_watch_memory(bucket: LocalBucket, process: subprocess.Popen[bytes],
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
+@pytest.mark.long
 def test_the_server_holds_no_body_in_memory(tmp_path: Path) -> None:
     with server_process(tmp_path) as (bucket, process):
         assert _put_and_watch_memory(bucket, process, 256 * 2**20) < 128
@@ -337,12 +338,14 @@ def test_three_gibibytes_in_small_memory(tmp_path: Path) -> None:
         assert _put_and_watch_memory(bucket, process, 3 * 2**30) < 128
 
 
+@pytest.mark.long
 def test_the_servers_quota_setting(tmp_path: Path) -> None:
     with server_process(tmp_path, HELIOSTAT_BUCKET_QUOTA_BYTES="1000") as (bucket, _):
         assert httpx.put(bucket.presign_put("a", 60), content=b"x" * 2000).status_code == 507
         assert httpx.put(bucket.presign_put("a", 60), content=b"x" * 500).status_code == 200
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not host.namespaces_work(), reason="needs a mount namespace for a small disk of its own")
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     """The server on a file system of 4 MiB."""

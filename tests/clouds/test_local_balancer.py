@@ -303,6 +303,7 @@ def test_an_id_that_leads_elsewhere_is_refused(tmp_path: Path, service_id: str) 
         LocalBalancer(tmp_path).remove(service_id)
 
 
+@pytest.mark.long
 def test_a_cut_of_power_leaves_nothing(world: LocalWorld) -> None:
     mine = load_or_create(world.home, "").installation_id()
     world.balancer.ensure(spec(installation_id=mine))

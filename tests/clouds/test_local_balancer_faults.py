@@ -80,7 +80,7 @@ class Load:
         self.answers[what] += 1
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "POST"])
+@pytest.mark.parametrize("method", ["GET", "POST", pytest.param("PUT", marks=pytest.mark.long)])
 async def test_a_backend_is_killed_under_load(world: LocalWorld, method: str) -> None:
     """Each request takes 0.1 s, so some are under way."""
     load = Load(f"{world.url}/slow?0.1", method)
@@ -240,6 +240,7 @@ def test_a_supervisor_that_was_killed_is_seen_though_all_is_answered(world: Loca
     assert world.pids("traefik") == traefik, "no request was broken off for it"
 
 
+@pytest.mark.long
 def test_a_traefik_that_hangs_is_replaced(world: LocalWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balancer_module, "RELOAD_S", 0.2)
     (hung,) = world.pids("traefik")

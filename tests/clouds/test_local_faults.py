@@ -209,7 +209,7 @@ def test_a_pid_that_is_anothers_now_is_spared(cloud: Cloud, change: dict[str, An
 
 def test_terminate_races_with_the_boot(cloud: Cloud) -> None:
     """``stop`` is written at a random moment of the launch: the machine is gone in the end, whoever was first."""
-    for delay in range(0, 60, 6):
+    for delay in range(0, 60, 15):
         spec = cloud.spec()
         process = start_launcher(cloud, spec)
         found = eventually(lambda spec=spec: cloud.machines.find(spec.token))

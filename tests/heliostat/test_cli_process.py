@@ -90,6 +90,7 @@ def test_ctrl_c_while_following_leaves_the_job_alone(api: FakeApi) -> None:
     assert not any(path.endswith("/terminate") for _, path, _ in api.requests)
 
 
+@pytest.mark.long
 def test_a_reader_that_has_enough_ends_it_quietly(api: FakeApi) -> None:
     job = settled(api, JobState.SUCCEEDED)
     process = heliostat(api, "job", "logs", job)
@@ -198,6 +199,7 @@ def test_a_watched_service_on_a_terminal_leaves_its_last_picture(api: FakeApi) -
     assert "TERMINATED" in shown
 
 
+@pytest.mark.long
 def test_a_status_line_on_a_terminal_and_a_log_in_a_file(api: FakeApi, tmp_path: Path) -> None:
     """stderr is a terminal, stdout a file: the file holds the log alone."""
     import pty

@@ -235,6 +235,7 @@ def test_modules_can_be_imported_by_their_own_name(tmp_path: Path) -> None:
         pack_module(tmp_path / "none")
 
 
+@pytest.mark.long
 def test_a_large_directory_is_never_in_memory(tmp_path: Path) -> None:
     import tracemalloc
 

@@ -60,6 +60,7 @@ def test_secrets_are_in_no_command_line_and_no_log(running: StackUnderTest) -> N
     assert not [text[:80] for text in seen for secret in secrets if secret in text]
 
 
+@pytest.mark.long
 def test_a_second_up_says_that_it_runs(running: StackUnderTest) -> None:
     before = running.pids
     for command in (["up"], ["up", "--detach"]):
@@ -68,6 +69,7 @@ def test_a_second_up_says_that_it_runs(running: StackUnderTest) -> None:
     assert json.loads(running.run("status").stdout)["state"] == "running"
 
 
+@pytest.mark.long
 def test_restore_refuses_a_running_stack(running: StackUnderTest, tmp_path: Path) -> None:
     saved = running.run("backup", str(tmp_path / "b.tar.gz")).stdout.strip()
     refused = running.run("restore", saved, check=False)

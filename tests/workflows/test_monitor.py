@@ -115,6 +115,7 @@ async def test_ten_minutes_without_an_api_replace_no_node(world: World) -> None:
     assert {c: len(await world.events_of(c)) for c in found} == before, "not even an event"
 
 
+@pytest.mark.long
 async def test_mass_silence_is_an_alarm_and_only_the_clouds_word_counts(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:

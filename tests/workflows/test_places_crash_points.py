@@ -69,6 +69,7 @@ async def many(temporal: Client, folder: Path, plans: list[tuple[dict[int, str],
     return [f for f in found if isinstance(f, Crashes)]
 
 
+@pytest.mark.long
 async def test_at_each_launch(temporal: Client, tmp_path: Path) -> None:
     """The tries' own steps; the long test has all of them, in every way."""
     dry = await lifecycle(temporal, tmp_path / "dry", {}, die=False)

@@ -103,6 +103,7 @@ async def test_a_canary_that_loses_its_head_loses_its_traffic(services: ServiceW
     await world.until_finished(service_id, first)
 
 
+@pytest.mark.long
 async def test_the_running_version_loses_its_head_in_a_rollout(services: ServiceWorld) -> None:
     world = services
     service_id, first, second = await rolling(world)
@@ -245,6 +246,7 @@ async def test_a_service_whose_workflow_was_terminated_by_hand_is_settled_by_the
     assert world.balancer.url_of(service_id) is None
 
 
+@pytest.mark.long
 async def test_a_deploy_right_after_its_workflow_was_terminated_by_hand_starts_anew(services: ServiceWorld) -> None:
     """Before any sweep: the load balancer goes by the new workflow's weights, and the clusters of the first one end."""
     world = services
@@ -447,6 +449,7 @@ async def test_a_breach_goes_back_over_a_load_balancer_that_fails_at_first(servi
 # --- worker and records ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_the_worker_is_replaced_in_the_middle_of_a_hold(services: ServiceWorld) -> None:
     world = services
     world.people.per_s = 400
@@ -545,6 +548,7 @@ async def test_steering_while_the_load_balancer_is_slow(services: ServiceWorld) 
 # --- found by reading, each once ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_records_that_are_away_while_a_deploy_is_taken_up_end_nothing(
     services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ async def test_a_bad_canary_loses_its_traffic_at_once_and_is_kept(
     await world.until_finished(service_id, first)
 
 
+@pytest.mark.long
 async def test_a_kept_version_takes_new_tokens_and_may_be_chosen_after_all(services: ServiceWorld) -> None:
     """What people give weights to is theirs: it does not end when it would have been kept long enough."""
     world, plan = services, ServePlan(error_share=0.5)
@@ -349,6 +350,7 @@ async def test_rolled_back_to_the_version_before_and_forth_again(services: Servi
     assert len(world.alive()) == 1
 
 
+@pytest.mark.long
 async def test_a_version_that_is_being_drained_comes_back_on_its_clusters(services: ServiceWorld) -> None:
     world = services
     service_id, first = await world.running_service(ServePlan(silent=frozenset({CommandKind.SERVE_DRAIN})))

@@ -43,6 +43,7 @@ def counted(action: str, since: int) -> int:
     return Counter(call.get("Action") for call in KNOBS.calls[since:])[action]
 
 
+@pytest.mark.long
 def test_the_role_is_assumed_once_for_many_threads(aws_account: Account) -> None:
     session, since = aws_account.session(), len(KNOBS.calls)
     with ThreadPoolExecutor(16) as pool:
