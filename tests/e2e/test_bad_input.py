@@ -98,6 +98,7 @@ def test_wrong_or_expired_or_no_token(stack: Stack) -> None:
     refused(stack, 4, "no token", "heliostat login", command=("job", "list"), env=host)
 
 
+@pytest.mark.long
 def test_no_permission(stack: Stack) -> None:
     """Another project's person sees nothing and may do nothing of an administrator's."""
     assert stack.cli("project", "create", "elsewhere").returncode == 0

@@ -109,6 +109,7 @@ def machine_ids(stack: Stack, cluster_id: str) -> list[str]:
     return [n["machine_id"] for n in stack.nodes(cluster_id) if n["machine_id"]]
 
 
+@pytest.mark.long
 def test_retries_run_on_the_same_cluster_and_the_log_follows_across_them(
     stack: Stack, warm: str, tmp_path: Path
 ) -> None:
@@ -148,6 +149,7 @@ def test_no_retries_left_is_exit_10_and_the_reason_names_the_exception(stack: St
     assert stack.job("broken")["reason"] == "run 1 failed, no retries left: exit code 1: ValueError: kaputt"
 
 
+@pytest.mark.long
 def test_timeout_s_ends_each_run(stack: Stack, warm: str) -> None:
     began = time.monotonic()
     token = secrets.token_hex(8)

@@ -123,7 +123,8 @@ def machine_of(stack: Stack, job_id: str, role: str) -> str:
     return found
 
 
-@pytest.mark.parametrize("what", ["machine", pytest.param("agent", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["machine", "agent"])
 def test_the_head_is_killed_while_the_run_is_under_way(stack: Stack, script: Script, what: str) -> None:
     """All that ran there is gone: a new run on a healthy head, none of the user's retries used up. On the stack that
     all tests share, as a cluster's loss is nobody else's."""
