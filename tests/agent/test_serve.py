@@ -511,6 +511,7 @@ def test_a_probe_over_tls_takes_an_addresses_own_certificate_and_checks_a_names(
     assert "CERTIFICATE_VERIFY_FAILED" in refused["message"]
 
 
+@pytest.mark.long
 def test_a_probe_counts_whole_answers_endless_ones_and_no_gates_refusal(endpoint: Endpoint) -> None:
     assert send(endpoint, path="/endless")["healthy"] is True
     broken = send(endpoint, path="/short", give_up_s=1.5)

@@ -87,6 +87,7 @@ def test_no_entry_point(stack: Stack) -> None:
     refused(stack, 1, "entry point", "after --", command=("job", "submit", "-n", "x"))
 
 
+@pytest.mark.long
 def test_wrong_or_expired_or_no_token(stack: Stack) -> None:
     refused(stack, 4, "token", "heliostat login", command=("job", "list"), env={"HELIOSTAT_TOKEN": "hst_wrong"})
     made = stack.cli("token", "create", "short", "--expires-in-days", "0.00001")  # 0.9 s
@@ -112,6 +113,7 @@ def test_no_permission(stack: Stack) -> None:
     refused(stack, 4, "admin", command=("user", "create", "mallory"), env=eve)
 
 
+@pytest.mark.long
 def test_api_down(stack: Stack) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody else can come up there

@@ -206,6 +206,7 @@ def entrypoints(token: str) -> dict[int, str]:
     return {pid: argv for pid, argv in processes_with(token).items() if "heliostat" not in argv}
 
 
+@pytest.mark.long
 def test_ctrl_c_detaches_and_says_how_to_come_back(stack: Stack, warm: str) -> None:
     job = stack.submit("echo here I am; sleep 600", options=("--cluster", warm))
     stack.await_job(job, "RUNNING")

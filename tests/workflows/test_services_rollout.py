@@ -384,7 +384,8 @@ async def test_nothing_to_go_back_to_is_said(services: ServiceWorld) -> None:
 # --- capacity -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("surge", [10, *(pytest.param(n, marks=pytest.mark.long) for n in (0, 25, 60))])
+@pytest.mark.long
+@pytest.mark.parametrize("surge", [0, 10, 25, 60])
 async def test_no_more_capacity_than_max_surge_allows(services: ServiceWorld, surge: int) -> None:
     world = services
     service_id, first = await world.running_service()
