@@ -18,7 +18,7 @@ from heliostat.models.clouds import Provider
 
 
 def offers(home: Path) -> dict[str, Offer]:
-    """Raises InvalidRequest for a catalogue that can't be read."""
+    """Raises Unavailable for a catalogue that can't be read."""
     return {
         Provider.AWS: Offer(aws.of(home), _check_aws),
         Provider.GCP: Offer(gcp.of(home), _check_gcp),

@@ -7,7 +7,12 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from heliostat.errors import Unavailable
+
+T = TypeVar("T")
 
 
 class Shape(Protocol):
@@ -75,6 +80,24 @@ def is_accelerator(wanted: str, has: str) -> bool:
     """Whether GPUs that the vendor calls ``has`` are what a person calls ``wanted``: ``T4`` is ``nvidia-tesla-t4``, and
     ``A100`` is ``nvidia-a100-80gb``, too."""
     return _plain(wanted) in (_plain(has), re.sub(r"-\d+gb$", "", _plain(has)))
+
+
+def own_or_shipped(path: Path, load: Callable[[Path], T], shipped: Callable[[], T], module: str) -> T:
+    """The operator's own catalogue where there is one. Raises Unavailable for one that can't be read.
+
+    Args:
+        module: makes it anew.
+    """
+    if not path.exists():
+        return shipped()
+    try:
+        return load(path)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise Unavailable(
+            f"The catalogue of instance types {path} can't be read: {type(e).__name__}: {e}.",
+            remedy=f"Make it anew with `python -m {module} refresh`, or remove it.",
+            resource=str(path),
+        ) from e
 
 
 def accelerators(catalogue: Catalogue) -> list[str]:

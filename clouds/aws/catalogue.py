@@ -18,8 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from clouds.shapes import is_accelerator
-from heliostat.errors import Unavailable
+from clouds.shapes import is_accelerator, own_or_shipped
 
 SHIPPED = Path(__file__).with_name("catalogue.csv")
 OWN = "aws-types.csv"
@@ -148,17 +147,7 @@ def shipped() -> Catalogue:
 
 def of(home: Path) -> Catalogue:
     """The operator's own, if there is one, else the one that ships. Raises Unavailable for one that can't be read."""
-    path = home / OWN
-    if not path.exists():
-        return shipped()
-    try:
-        return load(path)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise Unavailable(
-            f"The catalogue of instance types {path} can't be read: {type(e).__name__}: {e}.",
-            remedy="Make it anew with `python -m clouds.aws.catalogue refresh`, or remove it.",
-            resource=str(path),
-        ) from e
+    return own_or_shipped(home / OWN, load, shipped, "clouds.aws.catalogue")
 
 
 def refreshed(ec2: Any) -> Catalogue:
