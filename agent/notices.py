@@ -48,6 +48,10 @@ class Unanswered(Exception):
     """The metadata service answers what it should not."""
 
 
+FAILURES = (OSError, http.client.HTTPException, ValueError, KeyError, Unanswered)
+"""Of one question, a field that is missing from its answer among them: the next one is asked all the same."""
+
+
 class Notices:
     """Args:
     provider: ``aws`` or ``gcp``, as the boot file says.
@@ -81,7 +85,7 @@ class Notices:
             try:
                 self._found(source(WAIT_S))
                 failing = False
-            except (OSError, http.client.HTTPException, ValueError, Unanswered) as error:
+            except FAILURES as error:
                 if not failing:
                     log.warning("the machine's metadata can't be had; asked again: %s", error)
                 failing = True
@@ -92,7 +96,7 @@ class Notices:
         for source in self.sources:
             try:
                 self._found(source(0))
-            except (OSError, http.client.HTTPException, ValueError, Unanswered) as error:
+            except FAILURES as error:
                 log.warning("the machine's metadata can't be had: %s", error)
         return self.last
 

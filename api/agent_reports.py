@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -45,8 +44,6 @@ SERVE_INTERVAL_S = 1.0
 """Heads of a service's cluster report at least so often: a canary is judged by what they see."""
 WORKER_FACTOR = 5
 """A worker has less to tell than a head, which speaks for it: it reports so many times more seldom."""
-TOLD_AT_ONCE = 20
-"""Facts for one workflow: Temporal keeps up to 100 for it while a task of it is under way."""
 MAX_TEXT = 8_000
 """Characters of one text in a fact: a payload has 2 MB, and a history keeps it."""
 
@@ -202,22 +199,16 @@ class Facts:
     _away_until: float = -1e9
 
     async def deliver(self, node: CallingNode, facts: list[Fact]) -> list[str]:
-        """Ids that are safe. What follows one that Temporal has not taken is left, for the order counts; but nodes that
-        become ready one after the other are told side by side: hundreds may at once."""
+        """Ids that are safe. The first one that Temporal has not taken ends the list, for the order counts."""
         acked: list[str] = []
-        for some in _in_order(facts):
-            safe = await asyncio.gather(*(self._deliver(node, fact) for fact in some))
-            acked += [fact.id for fact, taken in zip(some, safe, strict=True) if taken]
-            if not all(safe):
+        for fact in facts:
+            refusal = await self._refusal(node, fact)
+            if refusal:
+                log.warning("fact refused", node_id=node.id, kind=fact.kind, fact_id=fact.id, reason=refusal)
+            elif not await self._signal(node, fact):
                 break
+            acked.append(fact.id)
         return acked
-
-    async def _deliver(self, node: CallingNode, fact: Fact) -> bool:
-        refusal = await self._refusal(node, fact)
-        if refusal:
-            log.warning("fact refused", node_id=node.id, kind=fact.kind, fact_id=fact.id, reason=refusal)
-            return True
-        return await self._signal(node, fact)
 
     async def _refusal(self, node: CallingNode, fact: Fact) -> str:
         """Why this node may not tell this; a node's token reaches its own cluster only."""
@@ -280,24 +271,6 @@ class Facts:
                 )
                 .values(complete=True)
             )
-
-
-def _in_order(facts: list[Fact]) -> Iterator[list[Fact]]:
-    """One by one, but for up to TOLD_AT_ONCE that say RAY_READY of different nodes."""
-    some: list[Fact] = []
-    nodes: set[str] = set()
-    for fact in facts:
-        about = str(fact.data.get("node_id", "")) if fact.kind == FactKind.RAY_READY else ""
-        if some and (not about or about in nodes or len(some) == TOLD_AT_ONCE):
-            yield some
-            some, nodes = [], set()
-        if not about:
-            yield [fact]
-            continue
-        some.append(fact)
-        nodes.add(about)
-    if some:
-        yield some
 
 
 def _serve_status(fact: Fact) -> str:
