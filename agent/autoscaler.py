@@ -93,24 +93,55 @@ class Scaling:
         self._lost: set[str] = set()
         self._fact = ""
         self._hold_until = 0.0
+        self._leaving: dict[str, tuple[str, float]] = {}
+        """Nodes that their cloud takes back: group, and when they were last listed so."""
+        self._hidden: dict[str, float] = {}
+        """Replacements of such nodes: until when Ray is not shown them."""
 
     # -- from the control plane ---------------------------------------------------------------------------------
 
+    def spare(self, nodes: list[dict[str, Any]]) -> dict[str, int]:
+        """How many nodes beyond its maximum Ray may see of each group: those that their cloud takes back, beside which
+        the replacements come. Without them its autoscaler ends each replacement. ``nodes``: of a report's answer,
+        before ``update``; a node counts for a while after its end, for Ray lists nodes and reads its maxima apart."""
+        now = self._clock()
+        with self._lock:
+            for node in nodes:
+                if node.get("leaving") and node["state"] in LISTED:
+                    self._leaving[node["id"]] = (node["group"], now)
+            spare_s = self._boot.constants.spare_s
+            self._leaving = {i: (group, at) for i, (group, at) in self._leaving.items() if now - at < spare_s}
+            counts: dict[str, int] = {}
+            for group, _ in self._leaving.values():
+                counts[group] = counts.get(group, 0) + 1
+            return counts
+
     def update(self, nodes: list[dict[str, Any]], desired: dict[str, int] | None) -> None:
-        """A report's answer, after its acknowledgements have been taken in."""
+        """A report's answer, after its acknowledgements have been taken in and ``spare`` was told to Ray."""
         with self._lock:
             fresh = {n["id"]: n for n in nodes}
+            leaving = {group for group, _ in self._leaving.values()}
             for node in nodes:
                 if node["id"] not in self._nodes and node["state"] in LISTED:
-                    waiting = self._waiting(node["group"])
-                    if waiting:
-                        self._launched_by[node["id"]] = waiting.pop(0)[0]
+                    self._hidden[node["id"]] = self._clock()
+                    if node["group"] in leaving:  # a round of Ray's that began with the old maximum must not see it
+                        self._hidden[node["id"]] += 1.5 * self._boot.constants.autoscaler_interval_s
             self._nodes = fresh
             for known in (self._ended, self._lost):
                 known &= fresh.keys()
             self._launched_by = {i: r for i, r in self._launched_by.items() if i in fresh}
+            self._hidden = {i: until for i, until in self._hidden.items() if i in fresh}
+            self._show()
             if desired is not None:
                 self._take(desired)
+
+    def _show(self) -> None:
+        """New nodes stand for the oldest launch requests of their group."""
+        for node_id in [i for i, until in self._hidden.items() if until <= self._clock()]:
+            del self._hidden[node_id]
+            waiting = self._waiting(self._nodes[node_id]["group"])
+            if waiting:
+                self._launched_by[node_id] = waiting.pop(0)[0]
 
     def _take(self, desired: dict[str, int]) -> None:
         if self._fact and self._facts.waits(self._fact):
@@ -151,8 +182,9 @@ class Scaling:
                 "ray-node-name": self._boot.node_id}  # fmt: skip
         found = [{"id": self._boot.node_id, "ip": self._boot.ip, "running": True, "tags": head}]
         with self._lock:
+            self._show()
             for node_id, node in self._nodes.items():
-                if node["state"] not in LISTED or node_id in self._ended or node_id in self._lost:
+                if node["state"] not in LISTED or node_id in self._ended | self._lost | self._hidden.keys():
                     continue
                 tags = {"ray-node-type": "worker", "ray-user-node-type": node["group"], "ray-node-name": node_id,
                         "ray-node-status": "up-to-date" if node["state"] == "RUNNING" else "setting-up",
@@ -171,8 +203,8 @@ class Scaling:
             waiting = [(r, t) for r, t in self._waiting(group) if not request or r != request]
             live = sum(
                 1 for i, n in self._nodes.items()
-                if n["group"] == group and n["state"] in LISTED and i not in self._ended and i not in self._lost
-                and not n.get("leaving")
+                if n["group"] == group and n["state"] in LISTED and not n.get("leaving")
+                and i not in self._ended | self._lost | self._hidden.keys()
             )  # fmt: skip
             vacancies = max(0, self.desired[group] - live - len(waiting))
             most = int(self.groups[group].get("max_nodes") or 0)

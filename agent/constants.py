@@ -68,6 +68,9 @@ class Constants:
     desired_hold_s: float = 10.0
     """After a DESIRED fact is acknowledged, the control plane's count replaces ours only when it has caught up,
     or after so long: the acknowledgement only says that the fact is safe."""
+    spare_s: float = 10.0
+    """For so long after the end of a node that its cloud took back Ray's maximum stays raised by it; more than two
+    rounds of the autoscaler. It costs nothing: the real maximum is kept where Ray's wishes arrive."""
     launch_request_ttl_s: float = 660.0
     """Ray gives a launch request up after 600 s."""
     validate_timeout_s: float = 60.0
@@ -94,6 +97,10 @@ class Constants:
     notice_poll_s: float = 2.0
     """Between two looks at what the cloud announces for this machine. AWS gives two minutes and advises 5 s; Google
     gives half a minute, and holds each question until there is news."""
+    leave_before_s: float = 10.0
+    """So long before its cloud takes it, a worker ends Ray in order (2-6 s) and goes. Of a machine that loses its power
+    no connection is closed: whoever waits for its answer waits until Ray's own keep-alive gives up, after 7 minutes
+    (``grpc_client_keepalive_time_ms`` 300 s and its timeout 120 s, Ray 2.60)."""
     metadata_url: str = ""
     """Of the machine's metadata service; "": the link-local address that AWS and Google have."""
     drain_command_s: float = 30.0

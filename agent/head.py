@@ -64,6 +64,8 @@ class Head:
         self.runs.began = self._poke_activity.set
         self._refused: list[dict[str, Any]] | None = None
         self._setting_bounds = False
+        self._spare: dict[str, int] = {}
+        """By how many Ray's maximum of a group is raised (``Scaling.spare``)."""
         self._config_file = boot.node_dir / "autoscaling.yaml"
         self._provider_dir = boot.provider_dir
 
@@ -119,7 +121,8 @@ class Head:
             self._node.pause(constants.ready_poll_s)
 
     def _autoscaling(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
-        return autoscaling_config(self._boot, self._node.config["cluster_name"], groups, self.server.address)
+        shown = [{**g, "max_nodes": int(g.get("max_nodes") or 0) + self._spare.get(g["name"], 0)} for g in groups]
+        return autoscaling_config(self._boot, self._node.config["cluster_name"], shown, self.server.address)
 
     def _validator(self, config: Path) -> subprocess.Popen[bytes]:
         env = {k: os.environ[k] for k in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if k in os.environ}
@@ -158,6 +161,10 @@ class Head:
         """A report's answer. At once: the check of new bounds takes seconds, and a report that waits is silence."""
         if self.scaling is None or answer.get("nodes") is None:
             return
+        spare = self.scaling.spare(answer["nodes"])
+        if spare != self._spare and self._node.ray_up and not self._setting_bounds:
+            self._spare = spare
+            write_config(self._config_file, self._autoscaling(self.groups))
         self.scaling.update(answer["nodes"], answer.get("desired"))
         groups = answer.get("groups")
         if groups is None or groups == self.groups or groups == self._refused:

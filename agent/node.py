@@ -33,10 +33,11 @@ SIGNALLED = "told to end by a signal"
 
 
 class End(Exception):
-    """This node's life is over. ``kind``: the fact that tells it ("" for none); ``grace``: Ray may end in order."""
+    """This node's life is over. ``kind``: the fact that tells it ("" for none); ``grace``: Ray may end in order;
+    ``told_last``: only then is it told, for who hears it ends the machine."""
 
-    def __init__(self, reason: str, kind: str = "", grace: bool = True) -> None:
-        self.reason, self.kind, self.grace = reason, kind, grace
+    def __init__(self, reason: str, kind: str = "", grace: bool = True, told_last: bool = False) -> None:
+        self.reason, self.kind, self.grace, self.told_last = reason, kind, grace, told_last
         super().__init__(reason)
 
 
@@ -185,6 +186,10 @@ class Node:
                 raise End(self.why(ended), "node_failed")
             elif not self.is_head:
                 self.ray_up = ray.up
+                notice = self.notices.last if self.notices else None
+                left = notice.left_s() if notice else None
+                if notice and left is not None and left <= self.boot.constants.leave_before_s:
+                    raise End(notice.reason, "stopping", told_last=True)
             activity = self.head.activity.state if self.head else ("busy" if self.ray_up else "idle")
             over = self.deadman.check(self.channel.last_contact, activity)
             if over:
@@ -205,11 +210,12 @@ class Node:
             # The system goes down, and the cloud has said why: the cluster need not find out by silence.
             end = End(notice.reason, "node_lost" if self.is_head else "stopping")
         log.info("ending: %s", end.reason)
-        if end.kind:
-            self.facts.add(end.kind, reason=end.reason)
-            self._last_report()
+        if end.kind and not end.told_last:
+            self._tell_end(end)
         if ray is not None:
             ray.stop(self.boot.constants.ray_stop_s if end.grace else 0)
+        if end.kind and end.told_last:
+            self._tell_end(end)
         self.stop.set()
         if self.channel.token and end.grace:
             self.logs.flush(self.boot.constants.final_flush_s)
@@ -217,7 +223,8 @@ class Node:
         # runs us goes on to `shutdown -h now`.
         return 1 if end.kind == "node_failed" else 0
 
-    def _last_report(self) -> None:
+    def _tell_end(self, end: End) -> None:
+        self.facts.add(end.kind, reason=end.reason)
         try:
             if self.channel.token:
                 self.reporter.report(timeout_s=3.0)

@@ -342,14 +342,14 @@ def connections(ports: Iterable[int], except_from: Address | None = None) -> int
         if row[3] == LISTEN and row[9] in own:
             host, port = _address(row[1])
             listening.setdefault(port, set()).add(host)
-    count = 0
+    found = set()  # by both ends: /proc/net/tcp is read in pieces, and a socket may come twice when others open between
     for row in rows:
         if row[3] == ESTABLISHED:
             host, port = _address(row[1])
             hosts = listening.get(port)
             if (not hosts or host in hosts or hosts & {"0.0.0.0", "::"}) and _address(row[2]) != except_from:  # noqa: S104
-                count += 1
-    return count
+                found.add((row[1], row[2]))
+    return len(found)
 
 
 def _tcp_rows() -> list[list[str]]:

@@ -22,9 +22,9 @@ from tests.agent.metadata import Metadata
 REBALANCE = {"noticeTime": "2026-11-26T08:00:00Z"}
 
 
-def interruption() -> dict[str, str]:
-    """In two minutes, as AWS says it."""
-    at = datetime.now(UTC) + timedelta(seconds=120)
+def interruption(in_s: float = 120) -> dict[str, str]:
+    """As AWS says it."""
+    at = datetime.now(UTC) + timedelta(seconds=in_s)
     return {"action": "terminate", "time": at.strftime("%Y-%m-%dT%H:%M:%SZ")}
 
 
@@ -125,6 +125,24 @@ def test_a_workers_interruption_is_told_and_ray_drains_it(start: Any, plane: Con
     os.kill(next(p for p in worker.pids() if "--node_id=abc123" in _command(p)), signal.SIGKILL)
     assert "AWS takes this spot machine back" in plane.fact("stopping")["data"]["reason"]
     assert worker.process.wait(20) == 0
+
+
+@pytest.mark.long
+def test_a_worker_that_is_still_busy_leaves_before_its_power_goes(
+    start: Any, plane: ControlPlane, metadata: Metadata
+) -> None:
+    start()
+    worker = spot(start, metadata, node_id="nd_w", role="worker", group="w")
+    plane.fact("ray_ready", node_id="nd_w")
+    until(lambda: "fake ray starts" in worker.log())
+    metadata.aws["spot/instance-action"] = interruption(in_s=15)
+    taken_at = time.monotonic() + 15
+    plane.fact("spot_notice")
+    time.sleep(1)
+    assert worker.process.poll() is None, "it uses the time that it has"
+    assert "AWS takes this spot machine back" in plane.fact("stopping", 15)["data"]["reason"]
+    assert worker.process.wait(20) == 0
+    assert time.monotonic() < taken_at
 
 
 def test_a_heads_interruption_is_told_and_its_end_when_the_system_goes_down(

@@ -51,6 +51,7 @@ class World:
             self.desired = dict(told[-1]["data"]["desired"])
         if ack:
             self.facts.ack([f["id"] for f in told])
+        self.spare = self.scaling.spare(self.nodes)
         self.scaling.update(self.nodes, dict(self.desired))
 
     def appears(self, node_id: str, group: str = "small", state: str = "REQUESTED") -> None:
@@ -149,9 +150,29 @@ def test_one_that_its_cloud_takes_back_is_replaced_once_and_its_end_is_no_wish_f
     world.scaling.create("small", 1, "r2")  # Ray sees that s1 drains; the control plane's replacement is on its way
     assert world.scaling.desired["small"] == 2
     world.appears("s3")
+    world.at += 2
     world.scaling.terminate(["s1"])  # drained and idle
     assert world.told() == [{"desired": {"small": 2, "fixed": 1}, "remove": ["s1"]}]
     assert world.ids() == ["nd_head", "f1", "s2", "s3"]
+
+
+def test_a_replacement_is_shown_to_ray_after_the_maximum_that_it_needs(world: World) -> None:
+    world.nodes[0]["leaving"] = True  # of a group whose maximum is 1
+    world.appears("f2", "fixed")
+    assert world.spare == {"fixed": 1}
+    assert world.ids() == ["nd_head", "f1"]  # Ray's round may have begun with the old maximum
+    world.scaling.create("fixed", 1, "r1")  # and Ray, which sees that f1 drains, may want another one
+    assert world.scaling.desired["fixed"] == 1
+    world.at += 2
+    assert world.ids() == ["nd_head", "f1", "f2"]
+    assert world.scaling.listed()[2]["tags"]["ray-launch-request"] == "r1"
+    world.nodes[0]["state"] = "TERMINATING"
+    world.answer()
+    assert world.spare == {"fixed": 1}  # Ray may have listed it and not have read the maximum yet
+    world.at += 11
+    world.answer()
+    assert world.spare == {}
+    assert world.told() == []
 
 
 def test_a_group_does_not_fall_below_its_minimum(world: World) -> None:
