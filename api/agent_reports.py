@@ -7,6 +7,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
 import structlog
@@ -48,6 +49,10 @@ MAX_TEXT = 8_000
 """Characters of one text in a fact: a payload has 2 MB, and a history keeps it."""
 
 RUN_FACTS = (FactKind.RUN_RUNNING, FactKind.RUN_ENDED)
+TOGETHER = (FactKind.RAY_READY, FactKind.NODE_LOST)
+"""What a head tells of a hundred workers at once; those that follow each other go as one message."""
+FACTS_MAX = 50
+"""In one message: of some hundred bytes, at most a few texts of ``MAX_TEXT`` each; a payload may have 2 MB."""
 HEAD_FACTS = (*RUN_FACTS, FactKind.NODE_LOST, FactKind.ACTIVITY, FactKind.DESIRED, FactKind.SERVE)
 
 
@@ -201,13 +206,20 @@ class Facts:
     async def deliver(self, node: CallingNode, facts: list[Fact]) -> list[str]:
         """Ids that are safe. The first one that Temporal has not taken ends the list, for the order counts."""
         acked: list[str] = []
+        wanted: list[Fact] = []
         for fact in facts:
             refusal = await self._refusal(node, fact)
             if refusal:
                 log.warning("fact refused", node_id=node.id, kind=fact.kind, fact_id=fact.id, reason=refusal)
-            elif not await self._signal(node, fact):
+                acked.append(fact.id)
+            else:
+                wanted.append(fact)
+        while wanted:
+            batch = list(takewhile(lambda f: f.kind in TOGETHER, wanted[:FACTS_MAX])) or wanted[:1]
+            if not await self._signal(node, batch):
                 break
-            acked.append(fact.id)
+            acked += [fact.id for fact in batch]
+            del wanted[: len(batch)]
         return acked
 
     async def _refusal(self, node: CallingNode, fact: Fact) -> str:
@@ -230,30 +242,40 @@ class Facts:
                 return f"node {about!r} is not this cluster's or has ended"
         return ""
 
-    async def _signal(self, node: CallingNode, fact: Fact) -> bool:
+    async def _signal(self, node: CallingNode, facts: list[Fact]) -> bool:
+        """``facts``: one, or several of the cluster (``TOGETHER``)."""
         if time.monotonic() < self._away_until:
             return False
-        run_id = str(fact.data["run_id"]) if fact.kind in RUN_FACTS else ""
+        first = facts[0]
+        run_id = str(first.data["run_id"]) if first.kind in RUN_FACTS else ""
         target, signal = (run_id.rpartition("-")[0], "run_fact") if run_id else (node.cluster_id, "fact")
-        if fact.kind == FactKind.SERVE:
+        if first.kind == FactKind.SERVE:
             target, signal = (await self.fleet.view(node.cluster_id)).service_id or "", "serve_fact"
-        if fact.kind == FactKind.RUN_ENDED:
+        if first.kind == FactKind.RUN_ENDED:
             # Before the workflow knows: who sees the job settled must find its log complete.
             await self._complete_log(node, run_id)
-        message = NodeFact(
-            event_id=f"{node.id}/{fact.id}",
-            cluster_id=node.cluster_id,
-            node_id=node.id,
-            kind=fact.kind,
-            at=fact.at,
-            data=_shortened(fact.data),
+        messages = [
+            NodeFact(
+                event_id=f"{node.id}/{fact.id}",
+                cluster_id=node.cluster_id,
+                node_id=node.id,
+                kind=fact.kind,
+                at=fact.at,
+                data=_shortened(fact.data),
+            )
+            for fact in facts
+        ]
+        handle, limit = self.temporal.get_workflow_handle(target), timedelta(seconds=SIGNAL_S)
+        call = (
+            handle.signal(signal, messages[0], rpc_timeout=limit)
+            if len(messages) == 1
+            else handle.signal("facts", messages, rpc_timeout=limit)
         )
         try:
-            handle = self.temporal.get_workflow_handle(target)
-            # False: nobody is left whom it concerns.
-            await told(handle.signal(signal, message, rpc_timeout=timedelta(seconds=SIGNAL_S)), SIGNAL_S)
+            await told(call, SIGNAL_S)  # False: nobody is left whom it concerns
         except InvalidRequest as e:
-            log.error("fact can never be delivered", node_id=node.id, kind=fact.kind, fact_id=fact.id, error=str(e))
+            kinds, ids = [f.kind for f in facts], [f.id for f in facts]
+            log.error("facts can never be delivered", node_id=node.id, kinds=kinds, fact_ids=ids, error=str(e))
         except Unavailable as e:
             self._away_until = time.monotonic() + AWAY_S
             log.warning("Temporal takes no facts; agents keep them", error=str(e))

@@ -34,6 +34,8 @@ from store.tables import clusters, nodes
 log = structlog.get_logger(__name__)
 
 SIGNAL_S = 5.0
+REGISTRATIONS_MAX = 500
+"""In one message: 100 KB, where a payload may have 2 MB."""
 
 
 @asynccontextmanager
@@ -43,6 +45,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.fleet = Fleet(state.db)
     state.reports = Reports(state.db)
     state.facts = Facts(state.db, state.temporal, state.fleet)
+    state.registrations = Registrations(state.temporal)
     state.polls = Polls(state.db)
     state.serve_totals = TOTALS
     tasks = [asyncio.create_task(state.reports.run()), asyncio.create_task(state.polls.run())]
@@ -119,7 +122,7 @@ async def register(request: Request, body: RegisterRequest) -> NodeConfigAnswer:
         )
     if not taken.rowcount:  # between the two statements another one has become this node
         raise gone(body.node_id)
-    await _tell_workflow(state.temporal, row.cluster_id, body)
+    await state.registrations.tell(row.cluster_id, body)
     return await _config(state, row, token)
 
 
@@ -146,17 +149,53 @@ async def _node_row(db: Database, node_id: str) -> Any:
     return row
 
 
-async def _tell_workflow(temporal: Client, cluster_id: str, body: RegisterRequest) -> None:
-    """Before the answer, so that no node is up that its workflow has not heard of; the agent repeats."""
-    message = NodeRegistered(
-        event_id=f"{body.node_id}/registered/{body.generation}/{body.boot_id[:64]}",
-        node_id=body.node_id,
-        generation=body.generation,
-        ip=body.ip,
-    )
-    handle = temporal.get_workflow_handle(cluster_id)
-    if not await told(handle.signal("node_registered", message, rpc_timeout=timedelta(seconds=SIGNAL_S)), SIGNAL_S):
-        raise gone(body.node_id)
+class Registrations:
+    """Tells workflows of new nodes. Of one cluster one message is under way at a time; who comes meanwhile goes with
+    the next one, so that a hundred nodes at once are a few messages and a few turns of their workflow."""
+
+    def __init__(self, temporal: Client) -> None:
+        self._temporal = temporal
+        self._waiting: dict[str, list[tuple[NodeRegistered, asyncio.Future[bool]]]] = {}
+        self._telling: dict[str, asyncio.Task[None]] = {}
+
+    async def tell(self, cluster_id: str, body: RegisterRequest) -> None:
+        """Returns when Temporal has it, so that no node is up that its workflow has not heard of. Raises Gone, or
+        Unavailable: the agent repeats."""
+        message = NodeRegistered(
+            event_id=f"{body.node_id}/registered/{body.generation}/{body.boot_id[:64]}",
+            node_id=body.node_id,
+            generation=body.generation,
+            ip=body.ip,
+        )
+        heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(cluster_id, []).append((message, heard))
+        if cluster_id not in self._telling:
+            self._telling[cluster_id] = asyncio.create_task(self._run(cluster_id))
+        if not await heard:
+            raise gone(body.node_id)
+
+    async def _run(self, cluster_id: str) -> None:
+        handle = self._temporal.get_workflow_handle(cluster_id)
+        while waiting := self._waiting.pop(cluster_id, []):
+            for start in range(0, len(waiting), REGISTRATIONS_MAX):
+                batch = waiting[start : start + REGISTRATIONS_MAX]
+                messages = [message for message, _ in batch]
+                call = (
+                    handle.signal("node_registered", messages[0], rpc_timeout=timedelta(seconds=SIGNAL_S))
+                    if len(messages) == 1
+                    else handle.signal("nodes_registered", messages, rpc_timeout=timedelta(seconds=SIGNAL_S))
+                )
+                try:
+                    heard = await told(call, SIGNAL_S)
+                except Exception as error:  # noqa: BLE001 - each of those who wait raises it
+                    for _, future in batch:
+                        if not future.done():  # a caller that has gone has cancelled its own
+                            future.set_exception(error)
+                else:
+                    for _, future in batch:
+                        if not future.done():
+                            future.set_result(heard)
+        del self._telling[cluster_id]  # nothing was awaited since the list was seen empty
 
 
 async def _config(state: Any, row: Any, token: str) -> NodeConfigAnswer:

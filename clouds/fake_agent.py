@@ -55,11 +55,12 @@ class FakeFleet:
     """All fake agents of one process. The agents of one cluster find each other here, as Ray's nodes would.
 
     Args:
-        http: whose limits must allow two connections a head and one a worker; its base URL is not used.
+        client: makes an HTTP client; its base URL is not used. Each agent has its own, as machines have: what a pool of
+            many connections costs grows with their square (httpcore looks at each of them at every request).
     """
 
-    def __init__(self, http: httpx.AsyncClient, behaviour: Behaviour | None = None) -> None:
-        self.http = http
+    def __init__(self, client: Callable[[], httpx.AsyncClient], behaviour: Behaviour | None = None) -> None:
+        self.client = client
         self.behaviour = behaviour or Behaviour()
         self.agents: dict[str, FakeAgent] = {}
         """By node id, the living only."""
@@ -199,7 +200,7 @@ class FakeAgent:
         how = self.fleet.behaviour
         try:
             await asyncio.sleep(how.register_delay_s)
-            async with asyncio.timeout(None) as life:
+            async with self.fleet.client() as self._http, asyncio.timeout(None) as life:
                 await self._register()
                 if how.dies_after_s is not None:
                     life.reschedule(asyncio.get_running_loop().time() + how.dies_after_s)
@@ -366,7 +367,7 @@ class FakeAgent:
             token = self.config.get("node_token")
             headers = {"authorization": f"Bearer {token}"} if token else {}
             try:
-                answer = await self.fleet.http.request(
+                answer = await self._http.request(
                     method, self._url + path, json=json, headers=headers, timeout=LONG_POLL_S + 15
                 )
             except httpx.TransportError:

@@ -110,6 +110,11 @@ class ClusterWorkflow:
             node.state, node.registered_at = NodeState.REGISTERED, workflow.now()
         self._touch(node)
 
+    @workflow.signal(description="Agents of several nodes have called for the first time")
+    def nodes_registered(self, messages: list[NodeRegistered]) -> None:
+        for message in messages:
+            self.node_registered(message)
+
     @workflow.signal(description="A change that a node's agent saw")
     def fact(self, fact: NodeFact) -> None:
         if not self.s.first_sight(fact.event_id):
@@ -142,6 +147,11 @@ class ClusterWorkflow:
             case FactKind.RUN_RUNNING | FactKind.RUN_ENDED:
                 return  # a job's business
         self._wake()
+
+    @workflow.signal(description="Changes that a node's agent saw, in their order")
+    def facts(self, facts: list[NodeFact]) -> None:
+        for fact in facts:
+            self.fact(fact)
 
     @workflow.signal(description="The monitor has not heard the head for too long")
     def head_silent(self, message: HeadSilent) -> None:

@@ -577,7 +577,7 @@ def test_open_connections_are_counted(host: str) -> None:
     except OSError:
         pytest.skip("no IPv6 here")
     port = listener.getsockname()[1]
-    # Another test that waits for its server on a port that it believed to be free may knock here: each count is waited for.
+    # Another test's client that waits for its server on a port thought free may knock here: each count is waited for.
     until(lambda: connections([port]) == 0, 5, "an idle port counts")
     clients = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(3)]
     until(lambda: connections([port]) == 3, 5, "those that were not accepted yet do not count")

@@ -163,11 +163,10 @@ async def api() -> Api:
 
 @pytest_asyncio.fixture
 async def fleet(api: Api) -> AsyncIterator[FakeFleet]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=api.app)) as http:
-        found = FakeFleet(http, Behaviour(damp_s=0.1))
-        yield found
-        await found.stop()
-        assert found.errors == []
+    found = FakeFleet(lambda: httpx.AsyncClient(transport=httpx.ASGITransport(app=api.app)), Behaviour(damp_s=0.1))
+    yield found
+    await found.stop()
+    assert found.errors == []
 
 
 def script(node: str) -> str:

@@ -49,6 +49,8 @@ class Recorder:
     def __init__(self) -> None:
         self.heard: list[str] = []
         self.data: list[dict[str, Any]] = []
+        self.messages = 0
+        """That were of several at once."""
         self.ended = False
 
     @workflow.run
@@ -75,12 +77,28 @@ class Recorder:
         self.heard.append(f"registered {message.node_id} {message.generation} {message.ip}")
 
     @workflow.signal
+    def nodes_registered(self, messages: list[NodeRegistered]) -> None:
+        self.messages += 1
+        for message in messages:
+            self.node_registered(message)
+
+    @workflow.signal
+    def facts(self, messages: list[NodeFact]) -> None:
+        self.messages += 1
+        for message in messages:
+            self.fact(message)
+
+    @workflow.signal
     def end(self) -> None:
         self.ended = True
 
     @workflow.query
     def all_heard(self) -> list[str]:
         return self.heard
+
+    @workflow.query
+    def of_several(self) -> int:
+        return self.messages
 
     @workflow.query
     def all_data(self) -> list[dict[str, Any]]:

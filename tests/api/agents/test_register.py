@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from typing import Any, cast
 
 import httpx
 import pytest
 from sqlalchemy import select
+from temporalio.client import Client
 
-from heliostat.models.agents import NodeConfigAnswer
+from api.agents import Registrations
+from heliostat.models.agents import NodeConfigAnswer, RegisterRequest
 from heliostat.models.clusters import ClusterState, NodeRole, NodeState
 from heliostat.models.common import utcnow
 from heliostat.models.compute_configs import ComputeConfig, PhysicalResources, WorkerNodeGroupConfig
@@ -46,6 +49,65 @@ async def test_a_head_gets_all_that_it_needs_to_start_ray(world: World, http: ht
     assert config.maximum_uptime_at is not None
     assert (config.maximum_uptime_at - cluster.created_at).total_seconds() >= 3600
     assert await world.heard(cluster.id) == [f"registered {head.id} 1 127.0.9.1"]
+
+
+async def test_who_comes_while_a_message_is_under_way_goes_with_the_next(world: World) -> None:
+    cluster = await world.cluster()
+    nodes = [await world.node(cluster, NodeRole.WORKER) for _ in range(5)]
+    passing = asyncio.Event()
+
+    class Slow:
+        """Temporal, but for the time that a message takes."""
+
+        def get_workflow_handle(self, id: str) -> Any:
+            handle = world.temporal.get_workflow_handle(id)
+
+            class Handle:
+                async def signal(self, *args: Any, **more: Any) -> None:
+                    await passing.wait()
+                    await handle.signal(*args, **more)
+
+            return Handle()
+
+    registrations = Registrations(cast(Client, Slow()))
+    telling = [
+        asyncio.create_task(
+            registrations.tell(
+                cluster.id,
+                RegisterRequest(
+                    protocol=1, node_id=n.id, generation=1, bootstrap_token="", ip="127.0.9.1", boot_id="b"
+                ),
+            )
+        )
+        for n in nodes
+    ]
+    await asyncio.sleep(0.05)
+    telling[3].cancel()  # its caller has gone; the others are told all the same
+    passing.set()
+    await asyncio.gather(*telling, return_exceptions=True)
+    assert [t.cancelled() for t in telling] == [False, False, False, True, False]
+    assert [t.exception() for t in telling if not t.cancelled()] == [None] * 4
+    assert [said.split()[1] for said in await world.heard(cluster.id)] == [n.id for n in nodes]
+    events = [e async for e in world.temporal.get_workflow_handle(cluster.id).fetch_history_events()]
+    names = [e.workflow_execution_signaled_event_attributes.signal_name for e in events]
+    assert [n for n in names if n] == ["nodes_registered"]
+
+
+async def test_many_at_once(world: World, http: httpx.AsyncClient) -> None:
+    cluster = await world.cluster()
+    agents = [world.agent(await world.node(cluster, NodeRole.WORKER), http) for _ in range(20)]
+    answers = await asyncio.gather(*(agent.register() for agent in agents))
+    assert {a.status_code for a in answers} == {200}
+    heard = await world.heard(cluster.id)
+    assert sorted(said.split()[1] for said in heard) == sorted(a.node.id for a in agents)
+
+
+async def test_of_many_that_come_when_the_cluster_has_ended_each_is_told(world: World, http: httpx.AsyncClient) -> None:
+    cluster = await world.cluster()
+    agents = [world.agent(await world.node(cluster, NodeRole.WORKER), http) for _ in range(5)]
+    await world.temporal.get_workflow_handle(cluster.id).terminate()
+    answers = await asyncio.gather(*(agent.register() for agent in agents))
+    assert {a.status_code for a in answers} == {410}
 
 
 async def test_the_token_is_stored_as_its_hash_only(world: World, http: httpx.AsyncClient) -> None:

@@ -14,7 +14,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from api.agent_nodes import CallingNode, Fleet
-from api.agent_reports import MAX_REPORTS_PER_S, WORKER_FACTOR, Reports, interval_s
+from api.agent_reports import FACTS_MAX, MAX_REPORTS_PER_S, WORKER_FACTOR, Reports, interval_s
 from heliostat.errors import Unavailable
 from heliostat.models.agents import ReportRequest
 from heliostat.models.clusters import NodeRole, NodeState
@@ -134,6 +134,23 @@ async def test_facts_reach_the_workflow_that_owns_the_thing(world: World, http: 
     assert await world.heard(job) == [f"run_fact {events[3]} run_running", f"run_fact {events[4]} run_ended"]
     data = await world.temporal.get_workflow_handle(job).query(Recorder.all_data)
     assert data[1] == {"run_id": run_id, "status": "SUCCEEDED", "exit_code": 0}
+
+
+async def test_what_a_head_tells_of_many_workers_is_few_messages(world: World, http: httpx.AsyncClient) -> None:
+    cluster = await world.cluster()
+    head = await world.joined(cluster, NodeRole.HEAD, http)
+    workers = [await world.node(cluster, NodeRole.WORKER) for _ in range(FACTS_MAX + 2)]
+    told = [fact("ray_ready", node_id=w.id) for w in workers]
+    told.insert(3, fact("ray_ready", node_id="nd_of_another"))  # refused, and so safe
+    told.append(fact("activity", activity="busy"))
+    told.append(fact("node_lost", node_id=workers[0].id, reason="r"))
+    answer = await head.report(*told)
+    assert sorted(answer.json()["acked"]) == sorted(f["id"] for f in told)
+    kinds = [said.rpartition(" ")[2] for said in (await world.heard(cluster.id))[1:]]
+    assert kinds == ["ray_ready"] * len(workers) + ["activity", "node_lost"]
+    heard = [said.split()[1] for said in (await world.heard(cluster.id))[1:]]
+    assert heard == [f"{head.node.id}/{f['id']}" for f in told if f["data"].get("node_id") != "nd_of_another"]
+    assert await world.temporal.get_workflow_handle(cluster.id).query(Recorder.of_several) == 2
 
 
 async def test_a_repeated_fact_keeps_its_event_id(world: World, http: httpx.AsyncClient) -> None:

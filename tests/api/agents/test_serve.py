@@ -192,7 +192,7 @@ async def test_serve_facts_go_to_the_service(world: World, http: httpx.AsyncClie
     told = fact("serve", **status.model_dump(mode="json"), rubbish={"a": 1})
     bad = fact("serve", applications=3)
     answer = await head.report(told, bad)
-    assert answer.json()["acked"] == [told["id"], bad["id"]]  # the bad one can never be delivered
+    assert set(answer.json()["acked"]) == {told["id"], bad["id"]}  # the bad one can never be delivered
     assert await world.heard(service_id) == [
         f"serve_fact {head.node.id}/{told['id']} {head.node.cluster_id}",
     ]
