@@ -10,6 +10,9 @@ BIN := .venv/bin
 STAMP := .venv/.set-up-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
 UV := .uv/uv
 
+# A shell that forbids Python to keep what it has compiled makes each of a thousand processes compile all of it again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Three processes for what is light: a fourth gained 3 % and made tests late that have a deadline. What starts real
 # Ray needs the machine for itself: two at a time gain little, and nodes that boot slower lose races with idle time.
 LIGHT := -m "not long and not ray" -n 3 --dist loadfile
@@ -48,7 +51,7 @@ $(STAMP): | .uv/ready-$(UV_VERSION)
 	@echo "── Python environment into .venv/"
 	@[ -x $(BIN)/python ] || $(UV) venv --quiet --python $(PYTHON) .venv
 	@echo "── $$(grep -cE '^[a-z0-9].*==' requirements.lock) packages by requirements.lock (the first time some GB; later from uv's cache)"
-	@$(UV) pip sync --python $(BIN)/python requirements.lock
+	@$(UV) pip sync --compile-bytecode --python $(BIN)/python requirements.lock
 	@echo "── heliostat itself, from this checkout"
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@rm -f .venv/.set-up-*
