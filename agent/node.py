@@ -273,11 +273,15 @@ class Node:
     def _head_address(self) -> str:
         """Waits for the head's address and for its GCS to listen there; both machines boot meanwhile."""
         backoff = Backoff(self.boot.constants.backoff_base_s, self.boot.constants.backoff_cap_s)
-        deadline = time.monotonic() + self.boot.constants.head_ready_timeout_s
+        # How long the head's machine may boot is the control plane's to say, which ends us with the cluster.
+        deadline = time.monotonic() + self.boot.constants.register_timeout_s
         address = ""
         while True:
             try:
+                known = address
                 address = str(self.channel.call("GET", "/head?wait=5", timeout_s=20)["gcs_address"])
+                if not known:
+                    deadline = time.monotonic() + self.boot.constants.head_ready_timeout_s
             except Gone as error:
                 raise End(f"the control plane has ended this node: {error}", grace=False) from None
             except Away:

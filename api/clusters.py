@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from api import lookup, temporal
 from api.accept import Order, Ordered, claim, earlier, first_event, start, start_again, told_once
 from api.auth import Caller, Me
+from api.limits import limits
 from api.logs import cluster_page, follow_clusters
 from api.pagination import Cursor, Limit, Tags, page, state_filter, tag_filter
 from api.plans import PLANNED, DryRun, answer, plan
@@ -26,7 +27,7 @@ from heliostat.models.clusters import (
 )
 from heliostat.models.common import Event, Page, new_id, utcnow
 from heliostat.models.jobs import LogPage
-from runtime.messages import ClusterInput, Limits, LimitsUpdate, TerminateRequest, start_cluster
+from runtime.messages import ClusterInput, LimitsUpdate, TerminateRequest, start_cluster
 from store.projection import insert_cluster, load_cluster
 from store.tables import clusters, events, nodes
 
@@ -77,7 +78,7 @@ async def create(
         created_by=me.name,
         created_at=now,
         tags=body.tags,
-        limits=Limits.model_validate(state.settings, from_attributes=True),
+        limits=limits(state.settings, cloud),
     )
     if (other := await _write(state, me, order, cluster, arg)) is not None:
         return await _repeated(state, other)

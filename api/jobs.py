@@ -13,13 +13,14 @@ from api import lookup, packages, temporal
 from api.accept import Order, Ordered, claim, earlier, first_event, start, start_again, told_once
 from api.auth import Caller, Me, Project
 from api.clusters import events_of
+from api.limits import limits
 from api.logs import follow_clusters, job_page
 from api.pagination import Cursor, Limit, Tags, page, state_filter, tag_filter
 from api.plans import PLANNED, DryRun, answer, plan
 from heliostat.errors import Conflict, InvalidRequest, NotFound
 from heliostat.models.common import Event, Page, new_id, utcnow
 from heliostat.models.jobs import Job, JobConfig, JobState, JobTerminate, LogPage
-from runtime.messages import JobInput, Limits, TerminateRequest, start_job
+from runtime.messages import JobInput, TerminateRequest, start_job
 from store.projection import insert_job, load_job, write_sealed
 from store.tables import clusters, jobs
 
@@ -96,7 +97,7 @@ async def check(
         cluster_id=cluster_id,
         created_by=me.name,
         created_at=utcnow(),
-        limits=Limits.model_validate(state.settings, from_attributes=True),
+        limits=limits(state.settings, cloud),
     )
 
 

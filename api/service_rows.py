@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.accept import first_event
 from api.auth import Caller, Project
+from api.limits import limits
 from api.service_checks import check_canary, check_fits, check_in_place, check_state, check_weights
 from heliostat.errors import Conflict, NotFound, Unavailable
 from heliostat.models.clouds import Cloud
@@ -21,7 +22,7 @@ from heliostat.models.common import Event, new_id, utcnow
 from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.services import Service, ServiceConfig, ServiceDeploy, ServiceState, ServiceVersion
 from heliostat.models.services import ServiceVersionState as VersionState
-from runtime.messages import DeployRequest, Limits, ServiceInput, VersionSpec
+from runtime.messages import DeployRequest, ServiceInput, VersionSpec
 from store import service_deploys as store
 from store.database import insert_new
 from store.projection import write_sealed
@@ -152,7 +153,7 @@ async def _make(
         created_by=me.name,
         created_at=now,
         tags=tags,
-        limits=Limits.model_validate(state.settings, from_attributes=True),
+        limits=limits(state.settings, new.cloud),
     )
     tokens = []
     if new.config.query_auth_token_enabled:
@@ -197,6 +198,7 @@ async def _write_version(
             if app.route_prefix is not None and app.probe is not None
         },
         grpc=config.serves_grpc,
+        limits=limits(state.settings, new.cloud),
         rollout=config.rollout,
         idle_termination_minutes=config.idle_termination_minutes,
         created_by=me.name,

@@ -26,7 +26,8 @@ MAX_USER_DATA_BYTES = 16 * 1024
 RAY_VERSION = "2.60.0"
 """That this release is made and tested for; a cloud's machines must have it."""
 CONSOLE_KEPT_S = 900
-"""A machine on which no agent began waits so long before it ends itself: longer than ``head_start_timeout_s``."""
+"""A machine on which no agent began waits so long before it ends itself. It began to wait after
+its launch, so that this is past its deadline to register (``SLOW_REGISTER_S`` at most, by default)."""
 
 
 class NodeEnvironment(Model):

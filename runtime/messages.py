@@ -42,6 +42,8 @@ class Limits(Model):
 
     head_start_timeout_s: float = 300
     worker_start_timeout_s: float = 300
+    register_timeout_s: float | None = None
+    """Of a machine, from its launch to its agent's first call; None: as long as its node's start."""
     capacity_timeout_s: float = 900
     infrastructure_retry_s: float = 3600
 
@@ -114,6 +116,9 @@ class VersionSpec(Model):
     probes: dict[str, ProbeConfig] = {}
     """By application, with the path filled in; those that HTTP does not reach have none."""
     grpc: bool = False
+    limits: Limits | None = None
+    """Of its clusters, which may differ from version to version: the cloud's config and the settings change while the
+    service lives. None: the service's first."""
     rollout: RolloutConfig = RolloutConfig()
     idle_termination_minutes: float | None = None
     created_by: str

@@ -9,6 +9,10 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+SLOW_REGISTER_S = 900.0
+"""Boot, docker, and an image of 10 GB at some 25 MB/s, which is what one gets of a registry on a small machine; or
+the packages of a Python with Ray."""
+
 
 class Settings(BaseSettings):
     """Environment variables ``HELIOSTAT_<NAME>``. Temporal's address, TLS and API key are not here: they come
@@ -63,6 +67,12 @@ class Settings(BaseSettings):
 
     head_start_timeout_s: float = 300.0
     worker_start_timeout_s: float = 300.0
+    """From a node's first call until Ray runs there; and where ``register_timeout_s`` does not hold, from its launch to
+    that call."""
+    register_timeout_s: float | None = None
+    """From a machine's launch to its agent's first call. Default: ``SLOW_REGISTER_S`` on a cloud whose machines make
+    what Ray runs in when they boot (they pull ``container_image``, or install Ray), unless one of the two above is
+    set; elsewhere those two."""
     capacity_timeout_s: float = 900.0
     """How long a cluster waits for machines that its cloud does not have."""
     infrastructure_retry_s: float = 3600.0

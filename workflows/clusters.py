@@ -74,6 +74,7 @@ class ClusterWorkflow:
         else:
             limits = request.limits
             start = max(limits.capacity_timeout_s, limits.head_start_timeout_s + limits.worker_start_timeout_s)
+            start += policies.longer_boot_s(limits)
             self.s = ClusterData(
                 state_since=now,
                 started_at=now,
@@ -478,21 +479,28 @@ class ClusterWorkflow:
                 silent = HeadSilent(event_id=f"{node.id}/taken", node_id=node.id, since=now)
                 self._start("ask after head", self._ask_after_head(node, silent))
             if due is not None and now >= due:
-                what = "did not register" if node.state == NodeState.LAUNCHED else "brought up no Ray"
-                self._lose(node, f"{what} by its deadline ({due:%H:%M:%S} UTC)", failed=True)
+                self._lose(node, f"{self._missed(node)} by its deadline ({due:%H:%M:%S} UTC)", failed=True)
 
     def _node_deadline(self, node: NodeEntry) -> datetime | None:
         """By when the node must be one step further; None while it waits for something else."""
         limits = self.input.limits
         seconds = limits.head_start_timeout_s if node.role == NodeRole.HEAD else limits.worker_start_timeout_s
         if node.state == NodeState.LAUNCHED and node.launched_at:
-            return node.launched_at + timedelta(seconds=seconds)
+            return node.launched_at + timedelta(seconds=limits.register_timeout_s or seconds)
         if node.state == NodeState.REGISTERED and node.registered_at:
             if node.role == NodeRole.HEAD:
                 return node.registered_at + timedelta(seconds=seconds)
             if self.s.head_running_at:
                 return max(node.registered_at, self.s.head_running_at) + timedelta(seconds=seconds)
         return None
+
+    def _missed(self, node: NodeEntry) -> str:
+        """What did not come in time, and by which setting."""
+        role = "HEAD" if node.role == NodeRole.HEAD else "WORKER"
+        if node.state != NodeState.LAUNCHED:
+            return f"brought up no Ray after its registration (HELIOSTAT_{role}_START_TIMEOUT_S)"
+        limit = "REGISTER" if self.input.limits.register_timeout_s else f"{role}_START"
+        return f"did not register after its launch (HELIOSTAT_{limit}_TIMEOUT_S)"
 
     def _announced(self, node: NodeEntry, fact: NodeFact) -> None:
         """A worker's replacement is asked for at once, beside it. Two heads must never live at once: a head's follows
@@ -538,7 +546,9 @@ class ClusterWorkflow:
             minutes = policies.RECOVERIES_WITHIN.total_seconds() / 60
             self._fail(f"head lost {len(self.s.head_losses)} times within {minutes:.0f} minutes, last: {reason}")
         elif self.s.phase == ClusterState.RUNNING:
-            self.s.phase_deadline = now + timedelta(seconds=self.input.limits.capacity_timeout_s)
+            limits = self.input.limits
+            seconds = limits.capacity_timeout_s + policies.longer_boot_s(limits)
+            self.s.phase_deadline = now + timedelta(seconds=seconds)
             self._enter(ClusterState.RECOVERING, f"head lost: {reason}")
 
     async def _ask_after_head(self, head: NodeEntry, message: HeadSilent) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from temporalio.common import RetryPolicy
 
+from runtime.messages import Limits
+
 RECORD: dict[str, Any] = {
     # A row or two in our own database: 10 s covers a busy SQLite writer. Local, so that it costs one marker.
     "start_to_close_timeout": timedelta(seconds=10),
@@ -94,6 +96,13 @@ RECOVERIES_WITHIN = timedelta(minutes=30)
 
 YOUNG = timedelta(seconds=60)
 """A node that dies sooner than this after it was up is replaced with back-off: something on it may kill it."""
+
+
+def longer_boot_s(limits: Limits) -> float:
+    """What machines that make what they run in at boot add to every limit in which one must have come up."""
+    if limits.register_timeout_s is None:
+        return 0
+    return max(limits.register_timeout_s - min(limits.head_start_timeout_s, limits.worker_start_timeout_s), 0)
 
 
 def rewrite_after(failures: int) -> timedelta:

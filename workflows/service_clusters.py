@@ -238,7 +238,7 @@ class ServiceClusters(ServiceBase):
             cloud_id=self.input.cloud_id,
             config=version.spec.compute_config,
             service_id=self.input.service_id,
-            limits=self.input.limits,
+            limits=version.spec.limits or self.input.limits,
             **common,
         )
         cluster = Cluster(

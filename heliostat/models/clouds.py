@@ -57,6 +57,12 @@ class MachineRuntime(Model):
     """Where machines get Ray and jobs their requirements; None: PyPI. It stands in user-data, so it may hold no
     password."""
 
+    @property
+    def made_at_boot(self) -> bool:
+        """Whether a machine may have to fetch gigabytes before it can call us. Whether its image has Ray already, where
+        nothing is named, is not known to us."""
+        return self.container_image is not None or self.python is None
+
 
 class AwsConfig(MachineRuntime):
     """A cloud in one region of the customer's AWS account. Holds no secret: the external id is a name that the role's

@@ -19,7 +19,7 @@ BY_NAME = {name: f"{name.removesuffix('_port')}" for name in ("temporal_port", "
 def test_every_setting_is_read(name: str) -> None:
     files = [*ROOT.glob("*.py"), *(p for f in FOLDERS for p in (ROOT / f).rglob("*.py"))]
     text = "\n".join(Path(p).read_text() for p in files if p != ROOT / "runtime/messages.py")
-    limit = name in ("head_start_timeout_s", "worker_start_timeout_s", "capacity_timeout_s", "infrastructure_retry_s")
+    limit = name.endswith(("_start_timeout_s", "register_timeout_s", "capacity_timeout_s", "infrastructure_retry_s"))
     read = rf"limits\.{name}\b" if limit else rf"(settings|\bs|self)\.{name}\b"
     assert re.search(read, text) or (name in BY_NAME and f'"{BY_NAME[name]}"' in text)
 

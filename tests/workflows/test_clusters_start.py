@@ -146,11 +146,37 @@ async def test_a_node_that_never_registers_is_replaced_and_its_console_kept(worl
     await world.until_cluster(cluster_id, ClusterState.RUNNING)
     first, second = await world.nodes(cluster_id)
     assert (first.slot, first.generation, first.state) == (0, 1, NodeState.TERMINATED)
-    assert "did not register" in first.reason
+    assert "did not register after its launch (HELIOSTAT_HEAD_START_TIMEOUT_S)" in first.reason
     assert first.reason.endswith("its console ends with: kernel panic: no root")
     assert (second.slot, second.generation) == (0, 2)
     assert [e.message for e in await world.story(cluster_id) if e.kind == "console"] == [world.machines.console]
     assert len(world.alive()) == 1
+
+
+async def test_a_machine_that_pulls_its_image_has_longer_to_register_and_ray_has_not(world: World) -> None:
+    world.limits = Limits(register_timeout_s=900)
+    plans = [NodePlan(register=False), NodePlan(ready=False)]
+    world.fleet.node_plan = lambda spec: plans.pop(0) if plans else NodePlan()
+    cluster_id = await world.start_cluster()
+
+    async def reaches(generation: int, state: NodeState) -> None:
+        async def is_there() -> bool:
+            return any(n.generation == generation and n.state == state for n in await world.nodes(cluster_id))
+
+        await world.until(is_there, f"generation {generation} {state}")
+
+    await reaches(1, NodeState.LAUNCHED)
+    await world.skip(cluster_id, 890)
+    assert [n.state for n in await world.nodes(cluster_id)] == [NodeState.LAUNCHED], "900 s are not over"
+    await world.skip(cluster_id, 11)
+    await reaches(2, NodeState.REGISTERED)
+    assert (await world.cluster(cluster_id)).state == ClusterState.STARTING, "the cluster has as much longer"
+    await world.skip(cluster_id, 301)
+    await world.until_cluster(cluster_id, ClusterState.RUNNING)
+    first, second, _ = await world.nodes(cluster_id)
+    assert "did not register after its launch (HELIOSTAT_REGISTER_TIMEOUT_S) by its deadline" in first.reason
+    assert "brought up no Ray after its registration (HELIOSTAT_HEAD_START_TIMEOUT_S)" in second.reason
+    assert sum(e.kind == "node_lost" for e in await world.story(cluster_id)) == 2
 
 
 async def test_a_node_whose_ray_does_not_start_is_replaced(world: World) -> None:
