@@ -232,6 +232,29 @@ def test_new_bounds_reach_the_running_autoscaler(cluster: Cluster) -> None:
     cluster.plane.fact("ray_ready", 60, after=mark, node_id=new)
 
 
+@pytest.mark.long
+def test_a_replacement_beside_one_that_its_cloud_takes_back_is_kept(cluster: Cluster) -> None:
+    """Ray's autoscaler ends what is more than its maximum, the newest first."""
+
+    def most() -> int:
+        config = json.loads((cluster.head.folder / "autoscaling.yaml").read_text())
+        return int(config["available_node_types"]["w"]["max_workers"])
+
+    mark, listed = len(cluster.plane.facts), cluster.plane.listed
+    cluster.plane.groups = [{**GROUPS[0], "min_nodes": 2, "max_nodes": 2}]
+    until(lambda: most() == 2)
+    assert len(listed) == 2
+    leaving = next(iter(listed.values()))
+    leaving["leaving"] = True
+    listed["nd_new"] = {"id": "nd_new", "group": "w", "state": "REQUESTED", "ip": ""}
+    until(lambda: most() == 3)
+    time.sleep(5)  # some rounds of the autoscaler
+    told = [f["data"] for f in cluster.plane.facts[mark:] if f["kind"] == "desired"]
+    assert [t for t in told if "nd_new" in t["remove"]] == []
+    del listed["nd_new"], leaving["leaving"]
+    cluster.plane.groups = [{**GROUPS[0], "min_nodes": 2}]
+
+
 def test_a_worker_without_power_is_lost_within_seconds(cluster: Cluster) -> None:
     victim = f"nd_w{cluster.count}"
     mark, began = len(cluster.plane.facts), time.monotonic()
