@@ -50,6 +50,7 @@ class AwsBalancer:
       count for the canary.
     - Weights are of random choice over many requests, not of turns, and a change reaches all of ALB's own machines
       within a few seconds of the answer.
+    - A renewed certificate is one of another ARN in the config; ACM renews its own under the same one.
     - gRPC needs ``balancer_certificate``. A new ALB takes some minutes until it answers: ``state`` says so meanwhile.
 
     Args:
@@ -256,8 +257,10 @@ class AwsBalancer:
             state = "its backends are lost"
         elif Stamp.read(tags.get(APPLIED_TAG)) != wanted:
             state = f"its change to revision {wanted.revision} is not finished"
-        elif self._rules.listener(found["LoadBalancerArn"]) is None:
+        elif (listener := self._rules.listener(found["LoadBalancerArn"])) is None:
             state = "its listener is not there"
+        elif not self._rules.certified(listener):
+            state = "its certificate must be changed to that of the cloud's config"
         else:
             state = "ready"
         return Endpoint(service_id=service_id, url=f"{scheme}://{found['DNSName']}", state=state)

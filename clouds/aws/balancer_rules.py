@@ -47,6 +47,11 @@ class Rules:
         except Gone:
             return None
 
+    def certified(self, listener: dict[str, Any]) -> bool:
+        """It shows the config's certificate, where there is one."""
+        wanted = self._config.balancer_certificate
+        return wanted is None or wanted in [c.get("CertificateArn") for c in listener.get("Certificates", [])]
+
     def apply(self, service_id: str, balancer: str, plan: Plan, still: Callable[[], None]) -> None:
         """In this order: groups and their targets; rules that name a backend; health of what gets its first traffic;
         weights; and only then what is not wanted any more.
@@ -60,6 +65,10 @@ class Rules:
         for name, group in plan.groups.items():
             arns[name], strangers[name] = self._groups.ensure(group, found.get(name))
         listener = self.listener(balancer) or self._listen(balancer)
+        if not self.certified(listener):
+            certificates = [{"CertificateArn": self._config.balancer_certificate}]
+            which = listener["ListenerArn"]
+            self._session.call("elbv2", "ModifyListener", which, ListenerArn=which, Certificates=certificates)
         listener_arn = listener["ListenerArn"]
         rules = self._session.pages("elbv2", "DescribeRules", "Rules", listener_arn, ListenerArn=listener_arn)
         there = {conditions_of(rule): rule for rule in rules if not rule["IsDefault"]}

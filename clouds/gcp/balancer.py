@@ -26,7 +26,7 @@ from clouds.gcp import balancer_map as maps
 from clouds.gcp.balancer_parts import ADDRESS, GROUP, HEALTH, HTTP, HTTPS, MAP, POLL_S, RULE, SERVICE, Parts
 from clouds.gcp.balancer_pools import HEALTH_WAIT_S, Pools
 from clouds.gcp.errors import Changed
-from clouds.gcp.session import Session
+from clouds.gcp.session import Session, name_of
 from heliostat.errors import CloudError
 from heliostat.models.clouds import GcpConfig
 from heliostat.models.common import utcnow
@@ -81,7 +81,8 @@ class GcpBalancer:
         self._propagation_s, self._clock = propagation_s, clock
 
     def ensure(self, spec: EndpointSpec, *, make: bool = True) -> Endpoint:
-        """A renewed certificate is one of another name in the config: the proxy gets it."""
+        """A renewed certificate is one of another name in the config, for Google changes none: the proxy gets it. The
+        one before stays in the project, as all certificates are its people's own."""
         name, parts, config = maps.base(spec.service_id), self._parts, self._config
         if spec.grpc and not config.balancer_certificates:
             raise BadConfig(
@@ -178,7 +179,7 @@ class GcpBalancer:
         ]
 
     def describe(self, service_id: str) -> Endpoint | None:
-        """Three reads."""
+        """Three reads, and one more with certificates."""
         name = maps.base(service_id)
         address, url_map, rule = (self._parts.get(kind, name) for kind in (ADDRESS, MAP, RULE))
         if address is None and url_map is None:
@@ -189,6 +190,12 @@ class GcpBalancer:
             state = f"its {' and '.join(what for what, part in missing if part is None)} must be made"
         elif not maps.holds(maps.read(url_map.description)):
             state = "its backends are lost"
+        elif self._config.balancer_certificates:
+            proxy = self._parts.get(HTTPS, name)
+            if proxy is None:
+                state = "its target proxy must be made"
+            elif not self._certified(proxy):
+                state = "its certificates must be changed to those of the cloud's config"
         ip = address.address if address is not None else rule.I_p_address if rule is not None else "0.0.0.0"  # noqa: S104
         protocol = "https" if self._config.balancer_certificates else "http"
         return Endpoint(service_id=service_id, url=f"{protocol}://{ip}", state=state)
@@ -231,7 +238,9 @@ class GcpBalancer:
         if config.balancer_certificates:
             proxy["ssl_certificates"] = list(config.balancer_certificates)
         kind, port = (HTTPS, "443") if config.balancer_certificates else (HTTP, "80")
-        parts.make(kind, name, proxy)
+        made = parts.make(kind, name, proxy)
+        if not made and kind is HTTPS and (held := parts.get(HTTPS, name)) is not None and not self._certified(held):
+            parts.certify(name, proxy["ssl_certificates"])
         if parts.get(RULE, name) is None:
             rule: dict[str, Any] = {
                 **told,
@@ -246,6 +255,10 @@ class GcpBalancer:
             if config.balancer_internal:
                 rule["subnetwork"] = maps.subnetwork(self._config)
             parts.make(RULE, name, rule)
+
+    def _certified(self, proxy: Any) -> bool:
+        """By their names: those of a proxy are of its project and region, which Google writes in its own way."""
+        return [name_of(c) for c in proxy.ssl_certificates] == [name_of(c) for c in self._config.balancer_certificates]
 
     def _revision(self, told: str, revision: int, backends: list[Backend]) -> str:
         """The URL map's description; ``told``: the other parts'."""

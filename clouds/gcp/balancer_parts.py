@@ -73,6 +73,18 @@ class Parts:
         request = {**self._place(), kind.field: name, f"{kind.field}_resource": fields}
         self.wait(self._session.call(kind.client, "patch_unary", request, f"change {kind.field} {name}", name))
 
+    def certify(self, name: str, certificates: list[str]) -> None:
+        """Gives a target HTTPS proxy these certificates, the first one for who names no host, instead of its own."""
+        wanted = {"ssl_certificates": certificates}
+        request = {
+            **self._place(),
+            HTTPS.field: name,
+            "region_target_https_proxies_set_ssl_certificates_request_resource": wanted,
+        }
+        self.wait(
+            self._session.call(HTTPS.client, "set_ssl_certificates_unary", request, f"certify proxy {name}", name)
+        )
+
     def attach(self, name: str, zone: str, endpoint: dict[str, Any]) -> None:
         """Adds an endpoint to a group; one that is there already is no other one."""
         wanted = {"network_endpoints": [endpoint]}

@@ -19,8 +19,11 @@ MACHINES: dict[Call, tuple[str, ...]] = {
         "compute.instances.create",
         "compute.instances.setMetadata",
         "compute.instances.setLabels",
+        "compute.addresses.use",  # that a head keeps, as its disk
+        "compute.addresses.useInternal",
         "compute.disks.create",
         "compute.disks.setLabels",
+        "compute.disks.use",
         "compute.images.useReadOnly",  # of images of the project's own
         "compute.subnetworks.use",
     ),
@@ -29,6 +32,12 @@ MACHINES: dict[Call, tuple[str, ...]] = {
     ("Instances", "get_serial_port_output"): ("compute.instances.getSerialPortOutput",),
     ("Disks", "aggregated_list"): ("compute.disks.list",),
     ("Disks", "delete_unary"): ("compute.disks.delete",),
+    ("Addresses", "get"): ("compute.addresses.get",),
+    ("Addresses", "list"): ("compute.addresses.list",),
+    ("Addresses", "insert_unary"): ("compute.addresses.create", "compute.addresses.createInternal"),
+    ("Addresses", "delete_unary"): ("compute.addresses.delete", "compute.addresses.deleteInternal"),
+    ("RegionOperations", "get"): ("compute.regionOperations.get",),
+    ("ZoneOperations", "get"): ("compute.zoneOperations.get",),
     # The list is of all scopes, and what it leaves out counts as gone.
     ("GlobalOperations", "aggregated_list"): (
         "compute.globalOperations.list",
@@ -36,13 +45,9 @@ MACHINES: dict[Call, tuple[str, ...]] = {
         "compute.zoneOperations.list",
     ),
 }
-"""Of machines."""
+"""Of machines, and of what heads keep; load balancers take some of these too."""
 
 BALANCERS: dict[Call, tuple[str, ...]] = {
-    ("Addresses", "get"): ("compute.addresses.get",),
-    ("Addresses", "list"): ("compute.addresses.list",),
-    ("Addresses", "insert_unary"): ("compute.addresses.create", "compute.addresses.createInternal"),
-    ("Addresses", "delete_unary"): ("compute.addresses.delete", "compute.addresses.deleteInternal"),
     ("RegionHealthChecks", "list"): ("compute.regionHealthChecks.list",),
     ("RegionHealthChecks", "insert_unary"): ("compute.regionHealthChecks.create",),
     ("RegionHealthChecks", "delete_unary"): ("compute.regionHealthChecks.delete",),
@@ -75,6 +80,11 @@ BALANCERS: dict[Call, tuple[str, ...]] = {
         "compute.regionUrlMaps.use",
     ),
     ("RegionTargetHttpProxies", "delete_unary"): ("compute.regionTargetHttpProxies.delete",),
+    ("RegionTargetHttpsProxies", "get"): ("compute.regionTargetHttpsProxies.get",),
+    ("RegionTargetHttpsProxies", "set_ssl_certificates_unary"): (
+        "compute.regionTargetHttpsProxies.setSslCertificates",
+        "compute.regionSslCertificates.get",
+    ),
     ("RegionTargetHttpsProxies", "insert_unary"): (
         "compute.regionTargetHttpsProxies.create",
         "compute.regionUrlMaps.use",
@@ -94,8 +104,6 @@ BALANCERS: dict[Call, tuple[str, ...]] = {
         "compute.regionTargetHttpsProxies.use",
     ),
     ("ForwardingRules", "delete_unary"): ("compute.forwardingRules.delete",),
-    ("RegionOperations", "get"): ("compute.regionOperations.get",),
-    ("ZoneOperations", "get"): ("compute.zoneOperations.get",),
 }
 """Of services' load balancers."""
 

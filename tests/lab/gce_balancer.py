@@ -73,13 +73,20 @@ def made(state: GceState, key: Key, body: Resource) -> Resource:
         r["IPAddress"] = address["address"] if address is not None else body["IPAddress"]
     if key[1] == "networkEndpointGroups":
         r |= {"_endpoints": [], "size": 0, "zone": state.link("zones", "", "").replace("zones//", key[0])}
+    if key[1] == "targetHttpsProxies":
+        r["sslCertificates"] = certificates(state, body)
     return r | {"fingerprint": fingerprint(body)}
+
+
+def certificates(state: GceState, body: Resource) -> list[str]:
+    """As whole URLs, whatever they are named by. That they exist is not asked."""
+    return [state.link(*state.key(link)) for link in body.get("sslCertificates", [])]
 
 
 def changed(
     state: GceState, verb: str, key: Key, found: Resource, body: Resource, given: dict[str, str]
 ) -> Operation | Resource:
-    """``patch``, and the verbs of endpoint groups and health."""
+    """``patch``, and the verbs of endpoint groups, certificates and health."""
     if verb == "patch":
         if body.get("fingerprint") != found["fingerprint"]:
             raise Refused(412, "conditionNotMet", "Invalid fingerprint.")
@@ -87,6 +94,10 @@ def changed(
         new = {k: v for k, v in body.items() if k != "fingerprint"}
         found["fingerprint"] = fingerprint([found["fingerprint"], body])
         return state.operate("patch", key, apply=lambda: found.update(new), **given)
+    if verb == "setSslCertificates":
+        new = {"sslCertificates": certificates(state, body)}
+        found["fingerprint"] = fingerprint([found["fingerprint"], body])
+        return state.operate(verb, key, apply=lambda: found.update(new), **given)
     if verb == "attachNetworkEndpoints":
         if any(e in found["_endpoints"] for e in body["networkEndpoints"]):
             raise Refused(400, "invalid", "The network endpoint is attached already.")

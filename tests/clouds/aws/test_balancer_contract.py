@@ -126,6 +126,28 @@ def test_requests_go_by_the_new_weights_as_soon_as_the_call_returns(world: AwsWo
 # -- beyond it
 
 
+def test_a_renewed_certificate_is_taken_over(world: AwsWorld) -> None:
+    acm = world.account.client("acm")
+    arns = [acm.request_certificate(DomainName=f"{n}.acme.example")["CertificateArn"] for n in ("a", "b")]
+    old, new = (
+        AwsBalancer(
+            world.account.config.model_copy(update={"balancer_certificate": arn}), world.account.shared, look_s=0
+        )
+        for arn in arns
+    )
+    first = old.ensure(spec("svc_2"))
+    assert first.url.startswith("https://")
+    seen = new.describe("svc_2")
+    assert seen is not None
+    assert "certificate must be changed" in seen.state, "whoever looks after it mends it"
+    assert new.ensure(spec("svc_2"), make=False) == first == new.describe("svc_2")
+    elb = world.account.client("elbv2")
+    (found,) = elb.describe_load_balancers(Names=[prefix("svc_2")])["LoadBalancers"]
+    (listener,) = elb.describe_listeners(LoadBalancerArn=found["LoadBalancerArn"])["Listeners"]
+    assert [c["CertificateArn"] for c in listener["Certificates"]] == arns[1:]
+    new.remove("svc_2")
+
+
 def test_the_shape_of_an_alb(world: AwsWorld) -> None:
     world.balancer.set_backends(SERVICE, 1, [world.backend("cl_a")])
     elb, config = world.account.client("elbv2"), world.account.config

@@ -106,7 +106,7 @@ def test_an_endpoint_keeps_its_url(world: GceWorld, google: tuple[GceFake, str])
     assert first.state == "ready"
     assert secure.ensure(spec("svc_3")).url != first.url
     proxy = world.fake.resources["regions/us-central1", "targetHttpsProxies", base("svc_2")]
-    assert proxy["sslCertificates"] == [certificate]
+    assert proxy["sslCertificates"] == [f"https://www.googleapis.com/compute/v1/{certificate}"]
     secure.remove("svc_2")
     assert secure.describe("svc_2") is None
 

@@ -72,6 +72,9 @@ def test_every_call_that_is_made_has_its_permissions(made: set[rights.Call], tmp
         balancer.set_backends("svc_1", 1, [backend])
         balancer.counters("svc_1")
         balancer.list_owned(OURS)
+        if fields:
+            renewed = config(balancer_certificates=[f"{certificate}2"])
+            GcpBalancer(renewed, session(url), poll_s=0.01, propagation_s=0).ensure(asked)
         balancer.remove("svc_1")
         checks(session(url), chosen, installation_id=OURS, api_url="https://heliostat.acme.example")
     own = "projects/acme-prod-1/global/images/gpu-image"
