@@ -23,6 +23,7 @@ from runtime.settings import Settings
 from runtime.telemetry import traced
 
 if TYPE_CHECKING:
+    from clouds.aws.identity import Principal
     from clouds.aws.session import AwsSession
     from clouds.gcp.oidc import Issuer
     from clouds.gcp.session import Sessions
@@ -57,10 +58,12 @@ class InstalledVendors:
         raise CloudError(f"Cloud {registered.name} is not one of a vendor.")
 
     def trust(self, organization_id: str) -> Trust:
+        us = self._aws_principal()
         return Trust(
             installation_id=self._installation_id,
             external_id=self._keys.external_id(organization_id),
-            aws_principal=self._aws_principal(),
+            aws_principal=None if us is None else us.arn,
+            aws_principal_whole=us is None or us.whole,
             issuer=self._api_url.rstrip("/"),
             subject=f"heliostat:{self._installation_id}:{organization_id}",
         )
@@ -70,7 +73,7 @@ class InstalledVendors:
         if request.provider is Provider.AWS:
             from clouds.aws.template import cloudformation
 
-            return _aws_files(request, cloudformation(trust, request.region, request.name))
+            return _aws_files(request, trust, cloudformation(trust, request.region, request.name))
         from clouds.gcp.template import terraform
 
         assert request.project is not None
@@ -129,7 +132,7 @@ class InstalledVendors:
                 self._aws_sessions[key] = AwsSession(config, self._installation_id, endpoint_url=endpoint)
             return self._aws_sessions[key]
 
-    def _aws_principal(self) -> str | None:
+    def _aws_principal(self) -> Principal | None:
         from clouds.aws.identity import principal
 
         return principal(self._settings.aws_endpoint_url or None)
@@ -175,7 +178,7 @@ class InstalledVendors:
         return Issuer(self._api_url, load_or_create_key(home / "oidc.key"))
 
 
-def _aws_files(request: CloudSetup, template: str) -> SetupFiles:
+def _aws_files(request: CloudSetup, trust: Trust, template: str) -> SetupFiles:
     from clouds.aws.template import stack_name
 
     file, stack = f"heliostat-{request.name}.cloudformation.yaml", stack_name(request.name)
@@ -188,6 +191,22 @@ Read {file}, then make its stack and register what it made:
   aws cloudformation describe-stacks --region {request.region} --stack-name {stack} \\
     --query "{query}" --output text > cloud.yaml
   heliostat cloud register -f cloud.yaml"""
+    if not trust.aws_principal_whole:
+        role = str(trust.aws_principal).rpartition("/")[2]
+        step += f"""
+
+Check one thing first: the template trusts {trust.aws_principal}, the control plane's own role.
+AWS did not tell its path, and takes no policy that names a role without it. In the control plane's account
+
+  aws iam get-role --role-name {role} --query Role.Arn --output text
+
+tells it; if it is another one, add --parameter-overrides ControlPlanePrincipal=<that ARN> to the deploy. (The right
+iam:GetRole on its own role lets the control plane see for itself.)"""
+    elif trust.aws_principal is None:
+        step += """
+
+The control plane has no credentials of AWS yet, so the template does not say whom it trusts: add
+--parameter-overrides ControlPlanePrincipal=<ARN of the identity that it will run as> to the deploy."""
     return SetupFiles(files={file: template}, next_step=step)
 
 

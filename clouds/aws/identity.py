@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import botocore.session
 import structlog
@@ -17,9 +21,18 @@ REGION = "us-east-1"
 ANSWER_S = 5
 
 
-def principal(endpoint_url: str | None, source: botocore.session.Session | None = None) -> str | None:
-    """One call of STS. Of a role, the role's ARN and not the session's (without the role's path, which STS does not
-    tell). None: there are no credentials, or STS does not take them or does not answer, which is logged.
+@dataclass(frozen=True)
+class Principal:
+    arn: str
+    """Of a role, the role's and not its session's."""
+    whole: bool = True
+    """False: of a role whose path, if it has one, is missing: AWS did not tell it."""
+
+
+def principal(endpoint_url: str | None, source: botocore.session.Session | None = None) -> Principal | None:
+    """One call of STS, which leaves out a role's path; that is taken from where the role is configured by its ARN, else
+    asked of IAM, which needs ``iam:GetRole`` on that role. None: there are no credentials, or STS does not take them or
+    does not answer, which is logged.
 
     Args:
         source: has the control plane's credentials; default: botocore's usual places.
@@ -29,11 +42,29 @@ def principal(endpoint_url: str | None, source: botocore.session.Session | None 
         return None
     config = Config(connect_timeout=ANSWER_S, read_timeout=ANSWER_S, retries={"total_max_attempts": 2})
     region = session.get_config_variable("region") or REGION
+
+    def client(service: str) -> Any:
+        return session.create_client(service, region, endpoint_url=endpoint_url, config=config)
+
     try:
-        sts = session.create_client("sts", region, endpoint_url=endpoint_url, config=config)
-        arn = str(sts.get_caller_identity()["Arn"])
+        arn = str(client("sts").get_caller_identity()["Arn"])
+        assumed = _ASSUMED.fullmatch(arn)
+        return Principal(arn) if assumed is None else _role(session, client, **assumed.groupdict())
     except (ClientError, BotoCoreError) as e:
         log.warning("AWS does not tell who we are", why=str(e))
         return None
-    assumed = _ASSUMED.fullmatch(arn)
-    return arn if assumed is None else "arn:{partition}:iam::{account}:role/{role}".format(**assumed.groupdict())
+
+
+def _role(
+    session: botocore.session.Session, client: Callable[[str], Any], partition: str, account: str, role: str
+) -> Principal:
+    """In one account no two roles have one name, whatever their paths."""
+    this = re.compile(rf"arn:{partition}:iam::{account}:role/([^:]+/)?{re.escape(role)}")
+    for configured in (os.environ.get("AWS_ROLE_ARN"), session.get_scoped_config().get("role_arn")):
+        if configured and this.fullmatch(configured):
+            return Principal(configured)
+    try:
+        return Principal(str(client("iam").get_role(RoleName=role)["Role"]["Arn"]))
+    except (ClientError, BotoCoreError) as e:
+        log.info("AWS does not tell the path of our role", role=role, why=str(e))
+        return Principal(f"arn:{partition}:iam::{account}:role/{role}", whole=False)

@@ -209,6 +209,8 @@ class Trust(Result):
     """AWS: the organization's own. A role whose trust policy asks for it can be assumed for that organization alone."""
     aws_principal: str | None = None
     """ARN of the identity that assumes the role; None: the control plane has no credentials of AWS."""
+    aws_principal_whole: bool = True
+    """False: it is a role, and AWS did not tell us its path, if it has one: no policy may name a role without it."""
     issuer: str
     """GCP: whose tokens the workload identity pool trusts; it must be reachable by Google over https."""
     subject: str

@@ -277,6 +277,7 @@ async def test_trust_is_the_organizations_own_and_holds_no_secret(world: World) 
         "installation_id": world.keys.installation_id(),
         "external_id": world.keys.external_id(mine),
         "aws_principal": None,
+        "aws_principal_whole": True,
         "issuer": world.settings.public_api_url,
         "subject": f"heliostat:{world.keys.installation_id()}:{mine}",
     }
