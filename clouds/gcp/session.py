@@ -83,7 +83,8 @@ class Federated(Credentials):  # type: ignore[misc]
         self.expiry: Any = None
         self._refreshing = threading.Lock()
         account = f"{endpoints.iam}/v1/projects/-/serviceAccounts/{config.service_account}:generateAccessToken"
-        self._inner = identity_pool.Credentials(
+        self._made = functools.partial(
+            identity_pool.Credentials,
             audience=f"//iam.googleapis.com/{config.workload_identity_provider}",
             subject_token_type="urn:ietf:params:oauth:token-type:jwt",
             token_url=endpoints.sts,
@@ -92,6 +93,7 @@ class Federated(Credentials):  # type: ignore[misc]
             service_account_impersonation_options={"token_lifetime_seconds": TOKEN_LIFETIME_S},
             scopes=SCOPES,
         )
+        self._inner = self._made()
 
     def refresh(self, request: Any) -> None:
         """Raises google.auth's RefreshError."""
@@ -100,6 +102,14 @@ class Federated(Credentials):  # type: ignore[misc]
             if self.token is before:  # else another thread has done it while we waited
                 self._inner.refresh(request)
             self.token, self.expiry = self._inner.token, self._inner.expiry
+
+    def prove(self, request: Any) -> None:
+        """``refresh`` from the beginning: google-auth keeps the exchanged token for its hour, and a trust that was
+        broken meanwhile would not show. Raises google.auth's RefreshError."""
+        inner = self._made()
+        inner.refresh(request)
+        with self._refreshing:
+            self._inner, self.token, self.expiry = inner, inner.token, inner.expiry
 
 
 class Session:

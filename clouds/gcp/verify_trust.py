@@ -13,7 +13,7 @@ from google.auth.exceptions import GoogleAuthError, OAuthError, RefreshError
 
 from clouds.checklist import Checklist
 from clouds.gcp import errors, rights
-from clouds.gcp.session import Session
+from clouds.gcp.session import Federated, Session
 from clouds.gcp.signing import Signer
 from heliostat.errors import CloudError
 from heliostat.models.clouds import GcpConfig
@@ -48,7 +48,9 @@ def looked_at(found: Checklist, session: Session, config: GcpConfig) -> bool:
         found.skip(TOKEN, "Nobody is asked: this installation calls a fake, without credentials.")
         return True
     try:
-        session.credentials.refresh(google.auth.transport.requests.Request())
+        credentials = session.credentials
+        renew = credentials.prove if isinstance(credentials, Federated) else credentials.refresh
+        renew(google.auth.transport.requests.Request())
     except OAuthError as e:
         said = _said(e)
         found.fail(TOKEN, f"Google does not take our token: {said}", next(r for w, r in _WRONG if w in said))

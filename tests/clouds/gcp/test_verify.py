@@ -112,6 +112,15 @@ def test_who_is_not_trusted_is_told_why(
 
 
 @long
+def test_a_trust_that_ended_meanwhile_is_told_though_a_token_is_still_good(world: World) -> None:
+    session = world.session()
+    assert world.lines(session)["token exchange"].state is CheckState.OK
+    world.fake.auth.organization = "org_2"
+    assert world.lines(session)["token exchange"].state is CheckState.FAILED
+    world.fake.auth.organization = "org_1"
+    assert world.lines(session)["token exchange"].state is CheckState.OK
+
+
 def test_clocks(world: World, pem: bytes) -> None:
     found = world.lines(world.session(Issuer(API, pem, clock=lambda: time.time() - 3600)))
     assert "stale" in found["token exchange"].detail
