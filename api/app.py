@@ -16,6 +16,7 @@ from temporalio.client import Client
 
 from api import (
     agents,
+    cloud_updates,
     clouds,
     clusters,
     compute_configs,
@@ -120,7 +121,20 @@ def create_app(
     app.state.keys = keys or load_or_create(settings.home, settings.secret_key)
     app.state.server_version = __version__
     errors.install(app)
-    for noun in (users, clouds, compute_configs, clusters, jobs, services, schedules, uploads, agents, health, oidc):
+    for noun in (
+        users,
+        clouds,
+        cloud_updates,
+        compute_configs,
+        clusters,
+        jobs,
+        services,
+        schedules,
+        uploads,
+        agents,
+        health,
+        oidc,
+    ):
         app.include_router(noun.router)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestMetrics)

@@ -70,7 +70,7 @@ async def register(request: Request, me: Me, order: Ordered, vendors: FromVendor
     if body.name in TAKEN_NAMES:
         raise InvalidRequest(f"A cloud can't be called {body.name}.", remedy="Use another name.", field="name")
     if isinstance(body, AwsCloudCreate):
-        _check_external_id(request.app.state.keys, me, body.config)
+        check_external_id(request.app.state.keys, me, body.config)
     capabilities = await asyncio.to_thread(vendors.capabilities, body.config)
     async with request.app.state.db.begin() as conn:
         before = await earlier(conn, me.organization_id, order)
@@ -90,7 +90,7 @@ async def register(request: Request, me: Me, order: Ordered, vendors: FromVendor
                 resource=body.name,
                 field="name",
             )
-        await _check_not_anothers(conn, me, body.config)
+        await check_not_anothers(conn, me, body.config)
         row: dict[str, Any] = {
             "id": id,
             "name": body.name,
@@ -102,13 +102,13 @@ async def register(request: Request, me: Me, order: Ordered, vendors: FromVendor
         }
         await conn.execute(clouds.insert().values(organization_id=me.organization_id, **row))
         if body.is_default or not living:
-            await _make_default(conn, me, id)
+            await make_default(conn, me, id)
             row["is_default"] = True
     log.info("cloud registered", cloud=id, name=body.name, actor=me.actor)
     return Cloud.model_validate(row)
 
 
-def _check_external_id(keys: Keys, me: Caller, config: AwsConfig) -> None:
+def check_external_id(keys: Keys, me: Caller, config: AwsConfig) -> None:
     ours = keys.external_id(me.organization_id)
     if config.external_id != ours:
         raise InvalidRequest(
@@ -118,7 +118,7 @@ def _check_external_id(keys: Keys, me: Caller, config: AwsConfig) -> None:
         )
 
 
-async def _check_not_anothers(conn: AsyncConnection, me: Caller, config: AwsConfig | GcpConfig) -> None:
+async def check_not_anothers(conn: AsyncConnection, me: Caller, config: AwsConfig | GcpConfig) -> None:
     """The vendor's own check is the external id, or the claim ``org``; a role that asks for neither must not be
     reachable through an organization that it was not made for."""
     field, mine = _identity(config)
@@ -174,7 +174,7 @@ async def set_default(request: Request, me: Me, ref: str) -> Cloud:
     me.must_be_admin("change the default cloud")
     async with request.app.state.db.begin() as conn:
         cloud = await lookup.cloud(conn, me, ref)
-        await _make_default(conn, me, cloud.id)
+        await make_default(conn, me, cloud.id)
     log.info("default cloud set", cloud=cloud.id, actor=me.actor)
     return cloud.model_copy(update={"is_default": True})
 
@@ -189,14 +189,8 @@ async def delete(request: Request, me: Me, ref: str, force: bool = False) -> Non
     async with state.db.read() as conn:
         cloud = await lookup.cloud(conn, me, ref)
         await _check_unused(conn, me, state.buckets, cloud)
-    if not force and (held := await _held(state, cloud)):
-        raise Conflict(
-            f"Cloud {cloud.name} still holds {', '.join(held[:5])}"
-            + (f" and {len(held) - 5} more." if held[5:] else "."),
-            remedy=f"The sweep ends what is nobody's, every {state.settings.sweep_interval_s:.0f} s: try again then.",
-            resource=cloud.id,
-            details={"held": held},
-        )
+    if not force:
+        await check_nothing_held(state, cloud)
     async with state.db.begin() as conn:
         # What is being accepted now waits for us, or we for it: its row refers to this one.
         await conn.execute(select(clouds.c.id).where(clouds.c.id == cloud.id).with_for_update())
@@ -226,6 +220,18 @@ async def _check_unused(conn: AsyncConnection, me: Caller, buckets: Mapping[str,
             f"Cloud {cloud.name} is the default one.",
             remedy="Make another one the default first: `heliostat cloud set-default NAME`.",
             resource=cloud.id,
+        )
+
+
+async def check_nothing_held(state: Any, cloud: Cloud) -> None:
+    """By the cloud's own word. Raises Conflict, also when it gives none."""
+    if held := await _held(state, cloud):
+        raise Conflict(
+            f"Cloud {cloud.name} still holds {', '.join(held[:5])}"
+            + (f" and {len(held) - 5} more." if held[5:] else "."),
+            remedy=f"The sweep ends what is nobody's, every {state.settings.sweep_interval_s:.0f} s: try again then.",
+            resource=cloud.id,
+            details={"held": held},
         )
 
 
@@ -306,6 +312,6 @@ async def _living(conn: AsyncConnection, me: Caller) -> list[str]:
     return list(await conn.scalars(select(clouds.c.name).where(mine)))
 
 
-async def _make_default(conn: AsyncConnection, me: Caller, cloud_id: str) -> None:
+async def make_default(conn: AsyncConnection, me: Caller, cloud_id: str) -> None:
     mine = clouds.c.organization_id == me.organization_id
     await conn.execute(update(clouds).where(mine).values(is_default=clouds.c.id == cloud_id))

@@ -89,7 +89,7 @@ class Api:
             # Defaults stay out: a field that the user left alone is the server's to fill, also a newer server's.
             content = body.model_dump_json(exclude_unset=True).encode()
             headers["Content-Type"] = "application/json"
-        if method == "POST":
+        if method == "POST" or key is not None:
             headers["Idempotency-Key"] = key or str(uuid.uuid4())
         url = f"{self.target.host}/v1{path}{_query(params)}"
         response = yield from self._send(Send(method, url, headers, content), tries)

@@ -14,6 +14,7 @@ from heliostat.models.common import new_id, utcnow
 from store.database import Database, insert
 from store.tables import clouds, clusters, jobs, organizations, projects, schedules, services
 
+NOUNS = ("cluster", "job", "service", "schedule")
 NAMED = 5
 """Of what still lives on a cloud, so many are named of each kind."""
 
@@ -71,16 +72,20 @@ def _read(row: Row[Any]) -> CloudRow:
         return CloudRow(row.organization_id, None, row.id, row.name, why)
 
 
-async def lives_on(conn: AsyncConnection, cloud_id: str) -> list[str]:
+async def lives_on(conn: AsyncConnection, cloud_id: str, nouns: tuple[str, ...] = NOUNS) -> list[str]:
     """What of a cloud has not ended, e.g. ``cluster train (cl_…)``; schedules too, whose next turn would go there."""
     found: list[str] = []
     for noun, table in (("cluster", clusters), ("job", jobs), ("service", services)):
+        if noun not in nouns:
+            continue
         query = select(table.c.id, table.c.name).where(
             table.c.cloud_id == cloud_id, table.c.ended_at.is_(None), table.c.withdrawn.is_(False)
         )
         rows = (await conn.execute(query.order_by(table.c.created_at).limit(NAMED + 1))).all()
         found += [f"{noun} {row.name} ({row.id})" for row in rows[:NAMED]]
         found += [f"more {noun}s"] if len(rows) > NAMED else []
+    if "schedule" not in nouns:
+        return found
     query = (
         select(schedules.c.name, schedules.c.input)
         .join(projects, projects.c.id == schedules.c.project_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from heliostat._flow import Flow, Group, M, Stream, many, one
 from heliostat._transport import path_of
 from heliostat.calls import lists
@@ -41,6 +43,16 @@ class Clouds(Group[M]):
     def register(self, request: AwsCloudCreate | GcpCloudCreate, *, idempotency_key: str | None = None) -> Flow[Cloud]:
         """Usable at once; ``verify`` says whether its account is as it must be."""
         return (yield from self._api.call("POST", path_of(CLOUDS), Cloud, body=request, key=idempotency_key))
+
+    @one
+    def update(
+        self, ref: str, request: AwsCloudCreate | GcpCloudCreate, *, idempotency_key: str | None = None
+    ) -> Flow[Cloud]:
+        """Gives it another config, whole; what is launched from then on goes by it, when this returns after some
+        seconds. Raises InvalidRequest for another name or provider, and Conflict for another place, network or bucket
+        while anything lives there."""
+        key = idempotency_key or str(uuid.uuid4())
+        return (yield from self._api.call("PUT", path_of(CLOUDS, ref), Cloud, body=request, key=key))
 
     @one
     def verify(self, ref: str) -> Flow[Verification]:

@@ -89,6 +89,47 @@ def register(
 
 
 @app.command()
+def update(
+    ref: Ref,
+    file: Annotated[Path, typer.Option("-f", "--config-file", help="YAML as it was registered, with what is new.")],
+    default: Annotated[bool, typer.Option("--default", help="Make it the default cloud.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Look at all that it needs; exit 1 if it fails.")
+    ] = True,
+    output: options.Output = Format.TEXT,
+) -> None:
+    """Change a cloud's config to that of the file, e.g. another image or a renewed certificate. What is left out gets
+    its default. Name and provider stay; region, account, network and bucket too while anything lives there."""
+    from heliostat import yaml_files
+
+    with options.connect() as client:
+        before = client.clouds.get(ref)
+        given = {"is_default": default or None}
+        fields = {"name": before.name, "provider": before.provider.value} | yaml_files.load(file)
+        request = yaml_files.cloud(fields | {k: v for k, v in given.items() if v is not None}, str(file))
+        cloud = client.clouds.update(before.id, request)
+        changed = _changed(before, cloud)
+        note(f"Cloud {cloud.name} ({cloud.id}): " + (f"changed {', '.join(changed)}." if changed else "as it was."))
+        found = client.clouds.verify(cloud.id) if verify else None
+    show(
+        {
+            "cloud": cloud.model_dump(mode="json"),
+            "changed": changed,
+            "verification": found and found.model_dump(mode="json"),
+        },
+        lambda: (_checklist(found.checks) + "\n" if found else "") + _next(cloud, found),
+    )
+    if found is not None and not found.ok:
+        raise typer.Exit(FAILED)
+
+
+def _changed(before: Cloud, after: Cloud) -> list[str]:
+    """Fields of the config."""
+    old, new = (c.config.model_dump() if c.config is not None else {} for c in (before, after))
+    return [f"config.{name}" for name in new if new[name] != old.get(name)]
+
+
+@app.command()
 def verify(
     ref: Ref,
     launch: Annotated[bool, typer.Option("--launch", help="Also run a real, small cluster, and end it.")] = False,

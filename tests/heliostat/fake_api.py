@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import uvicorn
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from heliostat.errors import Conflict, HeliostatError, NotFound, Unauthenticated
+from heliostat.errors import Conflict, HeliostatError, InvalidRequest, NotFound, Unauthenticated
 from heliostat.models.clouds import (
     Check,
     CheckState,
@@ -581,6 +581,14 @@ def _clouds(app: FastAPI, api: FakeApi) -> None:
     @app.get("/v1/clouds/{ref}")
     async def get_cloud(ref: str) -> Cloud:
         return find(ref)
+
+    @app.put("/v1/clouds/{ref}")
+    async def update(ref: str, body: CloudCreate, idempotency_key: Annotated[str, Header()]) -> Cloud:
+        found = find(ref)
+        if found.name != body.name:
+            raise InvalidRequest("It can't have another name.", field="name")
+        api.clouds[found.name] = found.model_copy(update={"config": body.config})
+        return api.clouds[found.name]
 
     @app.delete("/v1/clouds/{ref}", status_code=204)
     async def delete(ref: str, force: bool = False) -> None:

@@ -541,7 +541,7 @@ def test_every_command_takes_output_and_help(run: Any) -> None:
         "cluster": "create get list terminate events nodes",
         "compute-config": "create get list archive",
         "schedule": "apply list status pause resume run delete",
-        "cloud": "setup register verify list get set-default delete",
+        "cloud": "setup register update verify list get set-default delete",
     }
     paths = {" ".join(path) for path, _ in found}
     assert {f"{noun} {verb}" for noun, verbs in promised.items() for verb in verbs.split()} | {

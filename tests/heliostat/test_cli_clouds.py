@@ -83,6 +83,28 @@ def test_what_fails_is_said_with_its_remedy_and_exit_code_1(api: FakeApi, run: A
     assert "two" in api.clouds
 
 
+def test_a_changed_file_changes_the_cloud_and_is_looked_at(api: FakeApi, run: Any, tmp_path: Path) -> None:  # noqa: F811
+    run("cloud", "register", "--no-verify", "-f", file(tmp_path, CLOUD))
+    changed = {
+        **CLOUD,
+        "config": {**CLOUD["config"], "container_image": "rayproject/ray:2.60.0", "image": "ami-12345678"},
+    }
+    ran = run("cloud", "update", "prod", "-f", file(tmp_path, changed))
+    assert ran.code == 0, ran.err
+    assert "changed config.container_image, config.image." in ran.err
+    assert "✓ home  it can be written" in ran.out
+    assert api.clouds["prod"].config.container_image == "rayproject/ray:2.60.0"  # type: ignore[union-attr]
+    del changed["name"], changed["provider"]
+    again = run("cloud", "update", "prod", "--no-verify", "-o", "json", "-f", file(tmp_path, changed))
+    assert (again.code, again.json["changed"], again.json["verification"]) == (0, [], None), "they are the cloud's own"
+    api.checks = [MISSING]
+    failed = run("cloud", "update", "prod", "-f", file(tmp_path, CLOUD))
+    assert (failed.code, "✗ right ec2:RunInstances  denied" in failed.out) == (1, True)
+    refused = run("cloud", "update", "prod", "-f", file(tmp_path, {**CLOUD, "name": "other"}))
+    assert (refused.code, "another name" in refused.err) == (1, True)
+    assert "no cloud 'none'" in run("cloud", "update", "none", "-f", file(tmp_path, CLOUD)).err
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
