@@ -99,8 +99,7 @@ class Constants:
     gives half a minute, and holds each question until there is news."""
     leave_before_s: float = 10.0
     """So long before its cloud takes it, a worker ends Ray in order (2-6 s) and goes. Of a machine that loses its power
-    no connection is closed: whoever waits for its answer waits until Ray's own keep-alive gives up, after 7 minutes
-    (``grpc_client_keepalive_time_ms`` 300 s and its timeout 120 s, Ray 2.60)."""
+    no connection is closed: whoever waits for its answer waits until the keep-alive gives up (``ray_node``)."""
     metadata_url: str = ""
     """Of the machine's metadata service; "": the link-local address that AWS and Google have."""
     drain_command_s: float = 30.0

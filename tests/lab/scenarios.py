@@ -4,7 +4,7 @@ vendor inherits it (``tests/e2e/test_lab_aws.py``, ``test_lab_gcp.py``)."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,6 +115,20 @@ class OnACloud:
         until("no machine to be left", lambda: not self.vendor.living(), timeout)
         until("no host to be left", lambda: not self.lab.hosts() and not network.cables(), 10)
 
+    def _task_on_a_worker(self, code: Path, **more: Any) -> tuple[str, Callable[..., Host | None]]:
+        """A job with a task of ``HOLD`` on its only worker, and a look at who runs it (``but`` the one named)."""
+        worker = {"name": "w", "resources": {"CPU": 1}, "min_nodes": 1, "max_nodes": 1, **more}
+        (code / "main.py").write_text(HOLD)
+        config = {"head_node": {"resources": {"CPU": 0}}, "worker_nodes": [worker]}
+        job = self.submit("python main.py", config, ("--working-dir", str(code)))
+
+        def holding(but: Host | None = None) -> Host | None:
+            cluster = self.stack.job(job)["cluster_id"]
+            hosts = self.hosts_of(cluster, "worker") if cluster else []
+            return next((h for h in hosts if h is not but and "holding" in h.run("ls", "/tmp", check=False)), None)
+
+        return job, holding
+
     # -- tests
 
     def test_verify_finds_nothing_wrong(self) -> None:
@@ -158,16 +172,7 @@ class OnACloud:
 
     def test_a_spot_worker_is_taken_back_under_a_job(self, tmp_path: Path) -> None:
         """Its work is done on its replacement, which was asked for before the machine went."""
-        worker = {"name": "w", "resources": {"CPU": 1}, "min_nodes": 1, "max_nodes": 1, "market_type": "SPOT"}
-        (tmp_path / "main.py").write_text(HOLD)
-        config = {"head_node": {"resources": {"CPU": 0}}, "worker_nodes": [worker]}
-        job = self.submit("python main.py", config, ("--working-dir", str(tmp_path)))
-
-        def holding(but: Host | None = None) -> Host | None:
-            cluster = self.stack.job(job)["cluster_id"]
-            hosts = self.hosts_of(cluster, "worker") if cluster else []
-            return next((h for h in hosts if h is not but and "holding" in h.run("ls", "/tmp", check=False)), None)
-
+        job, holding = self._task_on_a_worker(tmp_path, market_type="SPOT")
         first = until("the task to run", holding, 240)
         assert first.identity.spot
         before, noticed = set(self.vendor.living()), time.monotonic()
@@ -182,6 +187,22 @@ class OnACloud:
         assert f"done on {second.name}" in self.stack.log(job)
         assert len(done["runs"]) == 1
         assert asked <= 15
+        self.await_nothing()
+
+    def test_a_worker_that_loses_its_power_is_replaced_under_a_job(self, tmp_path: Path) -> None:
+        """No connection is closed, nobody is told: Ray's health checks find out, and the task begins again."""
+        job, holding = self._task_on_a_worker(tmp_path)
+        first = until("the task to run", holding, 240)
+        time.sleep(90)  # a call that lasts, with nothing said in it but keep-alives
+        assert holding() is first
+        self.vendor.lose(first)
+        cut = time.monotonic()
+        second = until("the task to run elsewhere", lambda: holding(but=first), 180)
+        print(f"\n{self.cloud}: power cut to the task on another machine {time.monotonic() - cut:.1f} s", flush=True)
+        second.run("touch", "/tmp/free")
+        done = self.stack.await_job(job, "SUCCEEDED", timeout=60)
+        assert f"done on {second.name}" in self.stack.log(job)
+        assert len(done["runs"]) == 1
         self.await_nothing()
 
     def test_a_head_whose_machine_is_taken_back_is_replaced(self) -> None:
