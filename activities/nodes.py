@@ -16,6 +16,7 @@ from clouds.base import (
     OWNER_TAG,
     BadConfig,
     Denied,
+    Gone,
     Machine,
     Machines,
     MachineSpec,
@@ -25,6 +26,7 @@ from clouds.base import (
     Throttled,
 )
 from clouds.bootstrap import NodeEnvironment, user_data
+from clouds.keeps import Keep
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import NodeRole
@@ -69,6 +71,15 @@ class LaunchNode(Model):
     accelerator: str | None = None
     cpu_architecture: Architecture | None = None
     advanced: dict[str, Any] = {}
+    keep: Keep | None = None
+
+
+class HandOver(Model):
+    """See ``Machines.hand_over``."""
+
+    cloud_id: str
+    cluster_id: str
+    machine_id: str | None = None
 
 
 class MachineRefs(Model):
@@ -143,6 +154,7 @@ class NodeActivities:
                 bundle_sha256=node.boot.bundle_sha256,
                 environment=node.boot.environment,
                 ca_sha256=node.boot.ca_sha256,
+                volume_path=node.keep.mount_path if node.keep else "",
             ),
             tags={
                 **node.tags,
@@ -153,6 +165,7 @@ class NodeActivities:
             accelerator=node.accelerator,
             cpu_architecture=node.cpu_architecture,
             advanced=node.advanced,
+            keep=node.keep,
         )
         cloud = self._cloud_names.get(node.cloud_id, node.cloud_id)
         try:
@@ -162,6 +175,16 @@ class NodeActivities:
             raise as_failure(error) from error
         LAUNCHES.labels(cloud=cloud, outcome="launched").inc()
         return machine
+
+    @activity.defn
+    def hand_over(self, what: HandOver) -> None:
+        """Gives what the cluster's heads keep to the machine of the new one; without a machine, deletes it. Tried again
+        while it is too early."""
+        try:
+            self._cloud(what.cloud_id).hand_over(what.cluster_id, what.machine_id)
+        except CloudError as error:
+            final = what.machine_id is not None and isinstance(error, (*FINAL, Gone))  # what costs money is never left
+            raise ApplicationError(str(error), type=error.code, non_retryable=final) from error
 
     @activity.defn
     def describe_machines(self, refs: MachineRefs) -> list[Machine]:

@@ -105,7 +105,13 @@ class SweepActivities:
                 )
             )
         activity.heartbeat()
-        left = await asyncio.to_thread(cloud.leftovers, self._installation_id, self._settings.newborn_grace_s)
+        loop = asyncio.get_running_loop()
+
+        def lives(cluster_id: str) -> bool:
+            return asyncio.run_coroutine_threadsafe(self._lives(cluster_id), loop).result()
+
+        grace_s = self._settings.newborn_grace_s
+        left = await asyncio.to_thread(cloud.leftovers, self._installation_id, grace_s, lives)
         if left:
             log.error("deleted what belonged to no machine", cloud=cloud_id, things=left)
         return SweepResult(machines=len(held), ended=ended, leftovers=left)
@@ -130,6 +136,13 @@ class SweepActivities:
         except WorkflowQueryFailedError:
             return None
         return {str(item["node_id"]) for item in answer}
+
+    async def _lives(self, cluster_id: str) -> bool:
+        """Also while it has no node at all; unknown counts as living."""
+        try:
+            return bool(cluster_id) and not await self._has_ended(cluster_id)
+        except RPCError:
+            return True
 
     def _event(self, machine: Machine) -> Event:
         return Event(

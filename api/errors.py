@@ -140,7 +140,8 @@ def _not_honoured(loc: tuple[Any, ...], body: Any) -> str | None:
     if "required_resources" in loc[:-1]:
         return NOT_HONOURED["PhysicalResources"].get(name)
     if any(p in ("head_node", "worker_nodes") for p in loc):
-        return NOT_HONOURED["NodeConfig"].get(name)
+        only = NOT_HONOURED["WorkerNodeGroupConfig"] if "worker_nodes" in loc else {}
+        return only.get(name) or NOT_HONOURED["NodeConfig"].get(name)
     if any(p in ("compute_config", "config") for p in loc[:-1]):
         return NOT_HONOURED["ComputeConfig"].get(name)
     return NOT_HONOURED_JOB.get(name)

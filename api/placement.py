@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from clouds.base import BadConfig
+from clouds.keeps import Keep
 from clouds.shapes import Offer, Shape, accelerators, is_accelerator, nearest
 from heliostat.errors import InvalidRequest
 from heliostat.models.clouds import Cloud
@@ -69,6 +70,12 @@ def _must_fit(config: ComputeConfig, cloud: Cloud, *, typed: bool) -> None:
         if zone not in can.zones:
             there = ", ".join(can.zones) or "(none)"
             refuse("zones", f"zone {zone!r} is asked for", f"the zones {there}", nearest(zone, can.zones))
+    if config.head_node.keeps and not can.keeps:
+        field = "retained_volume" if config.head_node.retained_volume else "fixed_address"
+        remedy = f"Leave {field} out, or name a cloud on AWS or Google Cloud."
+        refuse(
+            f"head_node.{field}", f"the head keeps {config.head_node.keeps}", "neither disk nor address to keep", remedy
+        )
     nodes: list[tuple[str, str, NodeConfig]] = [("head_node", "the head node", config.head_node)]
     nodes += [(f"worker_nodes.{i}", f"worker group {g.name!r}", g) for i, g in enumerate(config.worker_nodes)]
     for path, who, node in nodes:
@@ -120,8 +127,9 @@ def _node(
     if offer is None:
         _has_no_types(path, node, advanced, cloud)
         return node
+    keep = Keep.of(node, had=False) if isinstance(node, HeadNodeConfig) else None
     try:
-        offer.check_advanced(advanced)
+        offer.check_advanced(advanced, keep)
     except BadConfig as e:
         own = f"{path}." if e.field and e.field.partition(".")[0] in node.advanced_instance_config else ""
         _refuse(f"{own}advanced_instance_config.{e.field}", e.message, e.remedy)

@@ -8,13 +8,14 @@ threads, and safe to call again with the same arguments: a lost answer is the no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
 from pydantic import Field
 
+from clouds.keeps import Keep
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Capabilities, Market
 from heliostat.models.clusters import NodeRole
@@ -130,11 +131,13 @@ class MachineSpec(Model):
     """Where no instance type is named; None: x86_64."""
     advanced: dict[str, Any] = {}
     """Fields of the vendor's own launch request, put over ours."""
+    keep: Keep | None = None
+    """Of a head: what it has from the one before, or begins to have for the next one."""
 
     def digest(self) -> str:
         """sha256 of the whole request, user-data included; hex. What was added to the fields since machines were first
         tagged with it counts only if it is given, so that an upgrade changes no digest."""
-        later = {"accelerator", "cpu_architecture", "advanced"}
+        later = {"accelerator", "cpu_architecture", "advanced", "keep"}
         unset = {name for name in later if not getattr(self, name)}
         return hashlib.sha256(self.model_dump_json(exclude=unset).encode()).hexdigest()
 
@@ -164,6 +167,8 @@ class Machines(Protocol):
         Idempotent by ``spec.token``: the second call returns the first one's machine, also when that has
         ended since (it must never boot twice); other arguments under the same token raise BadConfig.
         Where no instance type is named, one is picked that has what is asked for, the best of the catalogue.
+        With ``spec.keep`` it makes what is to be kept where there is none yet; NotOffered where a head has had it
+        elsewhere.
         Raises NoCapacity (NotOffered among it), QuotaExceeded, Throttled, BadConfig, Denied; any other CloudError may
         be tried again.
         """
@@ -186,16 +191,30 @@ class Machines(Protocol):
         they are gone: ``describe`` tells. Never touches a machine without our owner tag."""
         ...
 
+    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
+        """What the cluster keeps (``MachineSpec.keep``) goes to this machine, which was launched with it; what launches
+        in vain have left elsewhere is deleted. None: the cluster is over, and all of it is deleted. Nothing to hand
+        over, or done already, is done. Raises CloudError when it is too early (the machine does not run yet, or the one
+        before still holds it): repeat the call; Gone when that machine has ended."""
+        ...
+
     def prune(self, older_than_s: float) -> list[str]:
         """Drops what is kept for us of machines that ended longer ago than that (directories, retained console
         output) and gives their ids; nothing where the cloud itself forgets. Their tokens may boot again
         afterwards, so nobody asks for less than a day."""
         ...
 
-    def leftovers(self, installation_id: str, older_than_s: float) -> list[str]:
+    def leftovers(
+        self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
+    ) -> list[str]:
         """Deletes what carries our owner tag beside machines, belongs to none (disks, network interfaces) and has been
         there for longer than that, and gives the ids; one that a machine takes meanwhile is spared. Raises, after all
-        were tried, what the first that failed did. Nothing where a machine leaves nothing behind."""
+        were tried, what the first that failed did. Nothing where a machine leaves nothing behind.
+
+        Args:
+            lives: whether a cluster is not known to be over, asked after the list was read: what its head is to hand on
+                is spared, though between two heads it belongs to no machine.
+        """
         ...
 
     def console_output(self, machine_id: str) -> str:

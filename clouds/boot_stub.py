@@ -7,10 +7,11 @@ virtual environment made here.
 
 STUB = r"""# Fetches the agent, checks it, finds or makes the Python that it runs in, and becomes it.
 import fcntl, hashlib, http.client, io, json, os, random, re, shutil, ssl, subprocess, sys, time, zipfile
-import urllib.request
+import importlib.util, urllib.request
 
 GIVE_UP_S = 1800  # a machine whose control plane never answers must end, not cost money for ever
 NEEDS = (3, 11)  # the agent's Python
+VOLUME_S = 240  # below the node's own deadline, so that its console says what it misses
 
 here = os.getcwd()
 boot_file = os.path.join(here, "heliostat-boot.json")
@@ -119,7 +120,37 @@ def unpack():
     return target
 
 
+def mount(volume):
+    "The disk that outlives this machine: awaited, given a file system if it has none at all, and mounted."
+    path, devices = volume["path"], volume["devices"].split()
+    last = time.monotonic() + VOLUME_S
+    with open("heliostat-volume.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.ismount(path):
+            return
+        while True:
+            device = next((d for d in devices if os.path.exists(d)), None)
+            if device:
+                break
+            if time.monotonic() > last:
+                fail("the retained volume did not appear in %d s, at any of: %s" % (VOLUME_S, " ".join(devices)))
+            time.sleep(0.5)
+        try:
+            with open(device, "rb") as f:
+                f.read(2**20)
+        except OSError as e:  # to blkid this is no file system
+            fail("the retained volume %s can't be read: %s" % (device, e))
+        code = run("blkid", "-p", device)
+        if code == 2:  # nothing is on it; any other word than that and 0 must not cost its data
+            code = run("mkfs.ext4", "-q", device)
+        os.makedirs(path, exist_ok=True)
+        if code or run("mount", device, path):
+            fail("the retained volume %s can't be mounted at %s: see the lines above" % (device, path))
+
+
 def suits(python, ray):
+    if python == sys.executable:  # no process more, on the way to every node
+        return sys.version_info >= NEEDS and (not ray or importlib.util.find_spec("ray") is not None)
     code = "import sys, importlib.util as u; sys.exit(sys.version_info < %r or %d and not u.find_spec('ray'))"
     try:
         return subprocess.call([python, "-c", code % (NEEDS, ray)], stderr=subprocess.DEVNULL) == 0
@@ -189,6 +220,8 @@ def container(image, target):
     argv += ["--ulimit", "nofile=65536:65536", "--volume", here + ":" + here, "--workdir", target]
     if shutil.which("nvidia-smi") and run("nvidia-smi", "-L") == 0:
         argv += ["--gpus", "all"]
+    if boot.get("volume"):
+        argv += ["--volume", boot["volume"]["path"] + ":" + boot["volume"]["path"]]
     for name in ("PIP_INDEX_URL", "UV_INDEX_URL"):
         argv += ["--env", name] if name in os.environ else []
     return argv + ["--entrypoint", environment["python"] or "python3", image, "-m", "agent", boot_file]
@@ -196,6 +229,8 @@ def container(image, target):
 
 def main():
     argv = [sys.executable, "-m", "agent", boot_file]
+    if boot.get("volume"):
+        mount(boot["volume"])
     target = unpack()
     if environment:
         if environment["pip_index_url"]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from clouds.base import BadConfig
 from clouds.boot_stub import STUB
+from clouds.keeps import DEVICES
 from heliostat.models.clouds import AwsConfig, GcpConfig, Provider
 from heliostat.models.common import Model
 
@@ -80,6 +81,7 @@ def user_data(
     *,
     environment: NodeEnvironment | None = None,
     ca_sha256: str = "",
+    volume_path: str = "",
 ) -> str:
     """A ``sh`` script, the same bytes for the same arguments, below 16 KiB.
 
@@ -91,6 +93,7 @@ def user_data(
         environment: of a cloud's machine; None: the interpreter that runs the script has Ray (the local cloud).
         ca_sha256: of the PEM that the API's certificate must be signed by (``Bundles.keep_ca``); the machine fetches
             it by this hash, and from then on trusts nothing else; "": what its system trusts.
+        volume_path: where the disk that the head keeps is mounted (``clouds.keeps``); "": there is none.
     """
     boot: dict[str, object] = {
         "api_url": api_url,
@@ -103,6 +106,8 @@ def user_data(
         boot["environment"] = environment.model_dump(mode="json")
     if ca_sha256:
         boot["ca_sha256"] = ca_sha256
+    if volume_path:
+        boot["volume"] = {"devices": DEVICES, "path": volume_path}
     script = _SCRIPT.format(boot=json.dumps(boot, sort_keys=True), stub=STUB, keep_s=CONSOLE_KEPT_S)
     if len(script.encode()) >= MAX_USER_DATA_BYTES:
         raise ValueError(f"user-data of node {node_id} has {len(script.encode())} bytes; 16 KiB is the limit")

@@ -28,6 +28,7 @@ from clouds.base import (
     StoredObject,
     Throttled,
 )
+from clouds.fake_keeps import FakeKeeps
 from clouds.local.signed_urls import SignedUrls, checked
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Capabilities, Market
@@ -37,7 +38,7 @@ PowerOff = Callable[[], None]
 Boot = Callable[[MachineSpec, Machine], PowerOff | None]
 """Called once for each machine that boots; what it gives back is called once when that machine's power goes."""
 
-FAKE_CAPABILITIES = Capabilities(markets=list(Market), zones=["zone-a", "zone-b", "zone-c"])
+FAKE_CAPABILITIES = Capabilities(markets=list(Market), zones=["zone-a", "zone-b", "zone-c"], keeps=True)
 
 
 @dataclass
@@ -109,6 +110,7 @@ class FakeMachines:
         self._shortages: list[_Shortage] = []
         self._throttled = self._unregistered = 0.0
         self._lost: dict[str, float] = {}
+        self.keeps = FakeKeeps(self._state)
 
     # -- knobs that count
 
@@ -164,9 +166,10 @@ class FakeMachines:
                         resource=spec.node_id,
                     )
                 if found is None:
+                    kept = self.keeps.prepare(spec, self.can.zones, self.clock())
                     self._refuse(spec)
                     number = next(self._numbers)
-                    ip = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+                    ip = kept.ip if kept and kept.ip else f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
                     found = _Fake(spec, machine_id, ip, self.clock())
                     self._machines[machine_id] = self._lit[machine_id] = found
                     found.booted = self._unregistered < 1
@@ -219,8 +222,23 @@ class FakeMachines:
                 del self._machines[machine_id]
             return forgotten
 
-    def leftovers(self, installation_id: str, older_than_s: float) -> list[str]:
-        return []
+    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
+        with self._call("hand_over"), self._lock:
+            if machine_id is None:
+                self.keeps.release(cluster_id)
+            elif machine_id in self._machines:
+                self.keeps.attach(self._machines[machine_id].spec, machine_id)
+            else:
+                raise Gone(f"Machine {machine_id} is not there any more.")
+
+    def leftovers(
+        self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
+    ) -> list[str]:
+        with self._call("leftovers"):
+            held = list(self.keeps.held)
+        over = [cluster_id for cluster_id in held if not lives(cluster_id)]  # outside of the lock: it asks somebody
+        with self._lock:
+            return self.keeps.clear(self.clock() - timedelta(seconds=older_than_s), lambda c: c not in over)
 
     def console_output(self, machine_id: str) -> str:
         with self._call("console_output"), self._lock:
@@ -290,6 +308,10 @@ class FakeMachines:
         for m in due:
             if m.power_off is not None:
                 m.power_off()
+
+    def _state(self, machine_id: str) -> MachineState:
+        found = self._machines.get(machine_id)
+        return self._machine(found).state if found is not None else MachineState.GONE
 
     def _machine(self, m: _Fake) -> Machine:
         now = self.clock()

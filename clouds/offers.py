@@ -13,6 +13,7 @@ from typing import Any
 
 from clouds.aws import catalogue as aws
 from clouds.gcp import catalogue as gcp
+from clouds.keeps import Keep
 from clouds.shapes import Offer
 from heliostat.models.clouds import Provider
 
@@ -25,13 +26,13 @@ def offers(home: Path) -> dict[str, Offer]:
     }
 
 
-def _check_aws(advanced: Mapping[str, Any]) -> None:
+def _check_aws(advanced: Mapping[str, Any], keep: Keep | None) -> None:
     from clouds.aws.advanced import check
 
-    check(advanced)
+    check(advanced, keep)
 
 
-def _check_gcp(advanced: Mapping[str, Any]) -> None:
+def _check_gcp(advanced: Mapping[str, Any], keep: Keep | None) -> None:
     from clouds.gcp.advanced import check
 
-    check(advanced)
+    check(advanced, keep)

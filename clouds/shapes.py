@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from clouds.keeps import Keep
 from heliostat.errors import Unavailable
 
 T = TypeVar("T")
@@ -71,9 +72,9 @@ class Offer:
     """What one provider offers, in all of its clouds."""
 
     catalogue: Catalogue
-    check_advanced: Callable[[Mapping[str, Any]], None]
+    check_advanced: Callable[[Mapping[str, Any], Keep | None], None]
     """Raises BadConfig, whose ``field`` is a path within it, for an ``advanced_instance_config`` that a launch would
-    refuse."""
+    refuse, beside what its node keeps."""
 
 
 def is_accelerator(wanted: str, has: str) -> bool:

@@ -215,7 +215,7 @@ def _checked_compute(fields: Mapping[str, Any], source: str, prefix: str) -> dic
 
 
 def _check_node(fields: dict[str, Any], model: type[Model], source: str, prefix: str) -> None:
-    _check(fields, model, source, prefix, NOT_HONOURED["NodeConfig"])
+    _check(fields, model, source, prefix, NOT_HONOURED["NodeConfig"] | NOT_HONOURED.get(model.__name__, {}))
     if isinstance(fields.get("required_resources"), dict):
         fields["required_resources"] = needed = dict(fields["required_resources"])
         _check(needed, PhysicalResources, source, f"{prefix}required_resources.", NOT_HONOURED["PhysicalResources"])

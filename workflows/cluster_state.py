@@ -31,10 +31,12 @@ class Place(Result):
     zone: str | None = None
     market: Market = Market.ON_DEMAND
     instance_type: str | None = None
+    kept: bool = False
+    """For a head that has something of the one before: what such a place lacks, it may have for others."""
 
     @property
     def key(self) -> str:
-        return f"{self.market}/{self.zone or ''}/{self.instance_type or ''}"
+        return f"{self.market}/{self.zone or ''}/{self.instance_type or ''}{'/kept' if self.kept else ''}"
 
     def __str__(self) -> str:
         where = f" in {self.zone}" if self.zone else ""
@@ -63,6 +65,7 @@ class NodeEntry(Result):
     zone: str | None = None
     market: Market = Market.ON_DEMAND
     instance_type: str | None = None
+    kept: bool = False
     state: NodeState = NodeState.REQUESTED
     reason: str = ""
     notice: str = ""
@@ -94,7 +97,7 @@ class NodeEntry(Result):
 
     @property
     def place(self) -> Place:
-        return Place(zone=self.zone, market=self.market, instance_type=self.instance_type)
+        return Place(zone=self.zone, market=self.market, instance_type=self.instance_type, kept=self.kept)
 
 
 class Bounds(Result):
@@ -140,6 +143,10 @@ class ClusterData(Result):
     head_generation: int = 0
     head_running_at: datetime | None = None
     ray_version: str | None = None
+    keeps: bool = False
+    """Something that heads hand on may have been made; it is deleted when the machines are gone."""
+    kept_in: str | None = None
+    """Its zone, once a head had it: heads go there; "": the cloud knows."""
     head_losses: list[datetime] = []
     terminate: TerminateRequest | None = None
     end_state: ClusterState = ClusterState.TERMINATED

@@ -23,9 +23,10 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError,
 with workflow.unsafe.imports_passed_through():
     from activities.commands import CommandActivities, CommandRequest
     from activities.leases import LeaseActivities
-    from activities.nodes import EndNodes, LaunchNode, MachineRefs, NodeActivities
+    from activities.nodes import EndNodes, HandOver, LaunchNode, MachineRefs, NodeActivities
     from activities.records import ClusterRecord, RecordActivities
     from clouds.base import Machine, MachineState
+    from clouds.keeps import Keep
     from heliostat.models.agents import CommandKind, FactKind, GroupConfig
     from heliostat.models.clouds import Market
     from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
@@ -107,6 +108,7 @@ class ClusterWorkflow:
         if node is None or not node.live or not self.s.first_sight(message.event_id):
             return
         node.ip = message.ip
+        self._had(node)
         if node.state in (NodeState.REQUESTED, NodeState.LAUNCHED):
             node.state, node.registered_at = NodeState.REGISTERED, workflow.now()
         self._touch(node)
@@ -288,7 +290,10 @@ class ClusterWorkflow:
             self._check_idle(now)
         self._start_launches(now)
         self._start_ends()
-        if self.s.phase == ClusterState.TERMINATING and not self._unended() and not self._tasks:
+        over = self.s.phase == ClusterState.TERMINATING and not self._unended() and not self._tasks
+        if over and self.s.keeps:
+            self._start("release", self._release())
+        elif over:
             reason = self.s.terminate.reason if self.s.terminate else ""
             self._enter(self.s.end_state, reason or self.s.reason)
 
@@ -333,6 +338,7 @@ class ClusterWorkflow:
             zone=place.zone,
             market=place.market,
             instance_type=place.instance_type,
+            kept=place.kept,
             created_at=now,
             not_before=at,
         )
@@ -347,8 +353,11 @@ class ClusterWorkflow:
         wanted = getattr(config, "market_type", Market.ON_DEMAND)
         markets = [Market.SPOT, Market.ON_DEMAND] if wanted == Market.PREFER_SPOT else [wanted]
         zones: list[str | None] = [*self.config.zones] if self.config.zones else [None]
+        kept = group == HEAD and bool(self.config.head_node.keeps)
+        if kept and self.s.kept_in:
+            zones = [self.s.kept_in]
         types: list[str | None] = [*config.instance_types] if config.instance_types else [config.instance_type]
-        places = [Place(zone=z, market=m, instance_type=t) for m in markets for z in zones for t in types]
+        places = [Place(zone=z, market=m, instance_type=t, kept=kept) for m in markets for z in zones for t in types]
         first = self.s.failures.get(group, 0) % len(places)
         return places[first:] + places[:first]
 
@@ -358,6 +367,7 @@ class ClusterWorkflow:
             if node.state == NodeState.REQUESTED and node.boot is not None and due and not node.launching:
                 node.launching = node.asked = True
                 node.asked_at = now
+                self.s.keeps = self.s.keeps or node.kept
                 self._start(f"launch {node.id}", self._launch(node))
 
     async def _launch(self, node: NodeEntry) -> None:
@@ -384,6 +394,7 @@ class ClusterWorkflow:
             accelerator=required.accelerator if required else None,
             cpu_architecture=required.cpu_architecture if required else None,
             advanced=config.advanced_instance_config,
+            keep=Keep.of(self.config.head_node, had=self.s.kept_in is not None) if node.kept else None,
         )
         launch = workflow.start_activity_method(
             NodeActivities.launch_node,
@@ -417,7 +428,47 @@ class ClusterWorkflow:
             self._lose(node, machine.reason or "its machine has ended", failed=True)
         elif node.state == NodeState.REQUESTED:
             node.state = NodeState.LAUNCHED
+        self._had(node)
+        if node.kept and node.live:
+            self._start(f"hand over to {node.id}", self._hand_over(node))
         self._touch(node)
+
+    def _had(self, node: NodeEntry) -> None:
+        """What it wrote is what the next head must find."""
+        if node.kept and self.s.kept_in is None:
+            self.s.kept_in = node.zone or ""
+
+    async def _hand_over(self, node: NodeEntry) -> None:
+        """Undo: the machine's end takes the disk off it, ``_release`` deletes it."""
+        what = HandOver(cloud_id=self.input.cloud_id, cluster_id=self.input.cluster_id, machine_id=node.machine_id)
+        step = workflow.start_activity_method(
+            NodeActivities.hand_over,
+            what,
+            summary=f"give the head, generation {node.generation}, what it keeps",
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            **policies.HAND_OVER,
+        )
+        await workflow.wait_condition(lambda: step.done() or not node.live)
+        try:
+            if not step.done():
+                step.cancel()
+            await step
+        except (ActivityError, asyncio.CancelledError) as error:
+            if is_cancelled_exception(error) or not node.live:
+                return
+            cause = error.__cause__
+            self._lose(node, f"it could not be given what it keeps: {getattr(cause, 'message', cause)}", failed=True)
+            if isinstance(cause, ApplicationError) and cause.type in HOPELESS and not self.s.ready:
+                self._fail(node.reason)
+
+    async def _release(self) -> None:
+        await workflow.execute_activity_method(
+            NodeActivities.hand_over,
+            HandOver(cloud_id=self.input.cloud_id, cluster_id=self.input.cluster_id),
+            summary="delete what the heads have kept",
+            **policies.RELEASE_KEPT,
+        )
+        self.s.keeps = False
 
     def _launch_failed(self, node: NodeEntry, code: str, message: str) -> None:
         if code in CAPACITY and workflow.patched("places"):
@@ -786,7 +837,7 @@ class ClusterWorkflow:
             await notice
         self._retry_flush_at, self._unwritten = None, 0
         if not recorded.wanted:
-            if not any(n.asked for n in self.s.nodes.values()):
+            if not self.s.keeps and not any(n.asked for n in self.s.nodes.values()):
                 self._withdrawn = True
                 return
             # The row is gone for good (records restored from before it): nobody can reach this cluster any more.

@@ -44,6 +44,21 @@ END_MACHINES: dict[str, Any] = {
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5)),
 }
 
+HAND_OVER: dict[str, Any] = {
+    # A few calls. It is too early for as long as the machine does not run (EC2: half a minute) or the one before still
+    # holds the disk; a head without its disk is given up by its own deadline, or after this.
+    "start_to_close_timeout": timedelta(minutes=1),
+    "schedule_to_close_timeout": timedelta(minutes=15),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=5)),
+}
+
+RELEASE_KEPT: dict[str, Any] = {
+    # Never given up, as machines are not: see END_MACHINES. Google's operations on disks take seconds.
+    "start_to_close_timeout": timedelta(minutes=5),
+    "schedule_to_close_timeout": timedelta(days=365),
+    "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5)),
+}
+
 LEASE: dict[str, Any] = {
     # An update that is answered at once; 30 s covers a worker that must first replay the cluster's history.
     "start_to_close_timeout": timedelta(seconds=30),

@@ -15,6 +15,7 @@ from botocore.validate import ParamValidator
 
 from clouds.aws.session import _loader
 from clouds.base import BadConfig
+from clouds.keeps import Keep
 
 OWNED = {
     "ClientToken": "by it a launch is repeated safely",
@@ -37,13 +38,22 @@ OWNED = {
 }
 """Field → why it is ours, or what to give instead."""
 
+KEPT_DEVICE = "/dev/sdp"
+"""What the disk that a head keeps is attached as."""
+_ADDRESS_OWNED = ("SecurityGroupIds", "SecurityGroups", "PrivateIpAddress", "Ipv6AddressCount", "Ipv6Addresses",
+                  "EnablePrimaryIpv6")  # fmt: skip
+"""What EC2 takes from the network interface, where one is given."""
+
 _DISK_OWNED = {"Encrypted": True, "DeleteOnTermination": True}
 
 
-def check(advanced: Mapping[str, Any]) -> None:
+def check(advanced: Mapping[str, Any], keep: Keep | None = None) -> None:
     """Raises BadConfig that names the field."""
     if not advanced:
         return
+    for name in _ADDRESS_OWNED if keep is not None and keep.address else ():
+        if name in advanced:
+            raise _refused(name, f"with fixed_address {name} is the network interface's")
     for name, why in OWNED.items():
         if name in advanced:
             raise _refused(name, f"{name} is set by us: {why}")
@@ -54,6 +64,8 @@ def check(advanced: Mapping[str, Any]) -> None:
     if report.has_errors():
         raise _refused(next(iter(advanced)), f"RunInstances has no such thing: {report.generate_report()}")
     for i, disk in enumerate(advanced.get("BlockDeviceMappings", [])):
+        if keep is not None and keep.volume_gib and disk.get("DeviceName") in (KEPT_DEVICE, "/dev/xvdp", "xvdp", "sdp"):
+            raise _refused(f"BlockDeviceMappings.{i}.DeviceName", f"{KEPT_DEVICE} is the retained volume")
         for name, must in _DISK_OWNED.items():
             if disk.get("Ebs", {}).get(name, must) != must:
                 raise _refused(f"BlockDeviceMappings.{i}.Ebs.{name}", f"{name} of a disk is always {must}")

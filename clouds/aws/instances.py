@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clouds.aws import advanced
 from clouds.aws.images import Image
 from clouds.base import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
+from clouds.keeps import DEVICES
 from heliostat.models.clouds import AwsConfig, Market
+
+if TYPE_CHECKING:
+    from clouds.aws.keeps import Kept
 
 TOKEN_TAG, REQUEST_TAG, GENERATION_TAG = "heliostat-token", "heliostat-request", "heliostat-generation"
 """Of an instance: the token it was launched under, the hash of the whole request, and which try of its slot it is."""
@@ -33,9 +37,19 @@ _REASONS = {
 
 
 def request(
-    config: AwsConfig, spec: MachineSpec, subnet_id: str, image: Image, instance_type: str, more_tags: Mapping[str, str]
+    config: AwsConfig,
+    spec: MachineSpec,
+    subnet_id: str,
+    image: Image,
+    instance_type: str,
+    more_tags: Mapping[str, str],
+    kept: Kept | None = None,
 ) -> dict[str, Any]:
-    """Arguments of RunInstances: the same for the same arguments here, as EC2 compares them under one token."""
+    """Arguments of RunInstances: the same for the same arguments here, as EC2 compares them under one token.
+
+    Args:
+        kept: what a head has from the one before.
+    """
     tags = {
         "Name": f"heliostat {spec.node_id}",
         **more_tags,
@@ -76,6 +90,12 @@ def request(
             {"ResourceType": kind, "Tags": listed} for kind in ("instance", "volume", "network-interface")
         ],
     }
+    if kept is not None and kept.volume_id is not None:
+        arguments["UserData"] = spec.user_data.replace(DEVICES, kept.devices)
+    if kept is not None and kept.interface_id is not None:
+        del arguments["SubnetId"], arguments["SecurityGroupIds"]  # they are the interface's; so are its tags
+        arguments["NetworkInterfaces"] = [{"DeviceIndex": 0, "NetworkInterfaceId": kept.interface_id}]
+        arguments["TagSpecifications"] = arguments["TagSpecifications"][:-1]
     if spec.market is Market.SPOT:
         arguments["InstanceMarketOptions"] = {
             "MarketType": "spot",

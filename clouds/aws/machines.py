@@ -14,6 +14,7 @@ from clouds.aws import advanced, catalogue, instances
 from clouds.aws.catalogue import InstanceType
 from clouds.aws.images import Image, Images, image_for
 from clouds.aws.instances import REQUEST_TAG, TOKEN_TAG
+from clouds.aws.keeps import Keeps
 from clouds.aws.session import AwsSession
 from clouds.aws.sweep import Leftovers
 from clouds.base import (
@@ -71,6 +72,7 @@ class AwsMachines:
         self._images = Images(session, clock)
         self._clock = clock
         self._leftovers = Leftovers(session, clock)
+        self._keeps = Keeps(config, session, installation_id, self._tags)
         self._lock = threading.Lock()
         self._fresh: dict[str, tuple[Machine, float]] = {}
 
@@ -82,19 +84,21 @@ class AwsMachines:
             max_cpu_per_node=self._types.max_cpu,
             max_memory_per_node=self._types.max_memory,
             max_gpu_per_node=self._types.max_gpu,
+            keeps=True,
         )
 
     def launch(self, spec: MachineSpec) -> Machine:
-        subnet = self._subnet(spec)
+        subnets = self._subnets(spec)
         if spec.market not in (Market.SPOT, Market.ON_DEMAND):
             raise _bad(spec, f"can't be launched as {spec.market}", "Ask for SPOT or ON_DEMAND.")
         size = len(spec.user_data.encode())
         if size > MAX_USER_DATA_BYTES:
             raise _bad(spec, f"has {size} bytes of user-data; EC2 takes {MAX_USER_DATA_BYTES}", "Shorten it.")
-        advanced.check(spec.advanced)
+        advanced.check(spec.advanced, spec.keep)
         instance_type, known = self._instance_type(spec)
         image = self._image(spec, instance_type, known)
-        request = instances.request(self._config, spec, subnet.id, image, instance_type, self._tags)
+        subnet, kept = self._keeps.prepare(spec, spec.keep, subnets) if spec.keep else (subnets[0], None)
+        request = instances.request(self._config, spec, subnet.id, image, instance_type, self._tags, kept)
         try:
             answer = self._session.call("ec2", "RunInstances", spec.node_id, **request)
         except BadConfig as e:
@@ -144,8 +148,16 @@ class AwsMachines:
         """EC2 forgets by itself: instances after an hour or so, tokens a day after their instance."""
         return []
 
-    def leftovers(self, installation_id: str, older_than_s: float) -> list[str]:
-        return self._leftovers.clear(installation_id, older_than_s)
+    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
+        if machine_id is None:
+            self._keeps.release(cluster_id)
+        else:
+            self._keeps.attach(cluster_id, machine_id)
+
+    def leftovers(
+        self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
+    ) -> list[str]:
+        return self._leftovers.clear(installation_id, older_than_s, lives)
 
     def console_output(self, machine_id: str) -> str:
         if not _INSTANCE_ID.fullmatch(machine_id):
@@ -162,14 +174,15 @@ class AwsMachines:
 
     # -- one request
 
-    def _subnet(self, spec: MachineSpec) -> AwsSubnet:
-        """A cluster's nodes of one generation share a zone, as traffic between zones costs money; a new generation
-        goes to the next."""
+    def _subnets(self, spec: MachineSpec) -> list[AwsSubnet]:
+        """Those that it may go to, the choice first. A cluster's nodes of one generation share a zone, as traffic
+        between zones costs money; a new generation goes to the next."""
         fit = [s for s in self._config.subnets if spec.zone in (None, s.zone)]
         if not fit:
             zones = ", ".join(sorted({s.zone for s in self._config.subnets}))
             raise _bad(spec, f"asks for zone {spec.zone}, of which the cloud has no subnet", f"Use one of {zones}.")
-        return fit[(zlib.crc32(spec.cluster_id.encode()) + spec.generation) % len(fit)]
+        first = (zlib.crc32(spec.cluster_id.encode()) + spec.generation) % len(fit)
+        return fit[first:] + fit[:first]
 
     def _instance_type(self, spec: MachineSpec) -> tuple[str, InstanceType | None]:
         """Its name, and what is known of it."""
@@ -208,6 +221,9 @@ class AwsMachines:
         code = error.details.get("code")
         if code == "IdempotentParameterMismatch":
             return self._under_the_same_token(spec, error)
+        if code in ("InvalidNetworkInterface.InUse", "InvalidNetworkInterfaceID.NotFound") and spec.keep:
+            raise CloudError(error.message, remedy="Try again: the head before has it, or EC2 does not show it yet.",
+                             resource=spec.node_id, details=error.details) from error  # fmt: skip
         if code == "Unsupported" and "Availability Zone" in error.message:
             raise NotOffered(
                 f"AWS does not offer {instance_type} in zone {subnet.zone}: {error.message}",

@@ -88,19 +88,31 @@ def role_policy(config: AwsConfig, installation_id: str, node_role_arn: str) -> 
     groups = f"{elb}:targetgroup/hs-*"
     statements = [
         _allow("Describe", DESCRIBE, "*"),
-        _allow("LaunchTagged", ["ec2:RunInstances"], [f"{ec2}:{kind}/*" for kind in made], asked),
-        _allow("LaunchWith", ["ec2:RunInstances"], used),
+        # The latter two: what a head keeps.
+        _allow(
+            "LaunchTagged",
+            ["ec2:RunInstances", "ec2:CreateVolume", "ec2:CreateNetworkInterface"],
+            [f"{ec2}:{kind}/*" for kind in made],
+            asked,
+        ),
+        _allow("LaunchWith", ["ec2:RunInstances", "ec2:CreateNetworkInterface"], used),
+        _allow("LaunchWithKept", ["ec2:RunInstances"], f"{ec2}:network-interface/*", ours),
         _allow(
             "TagWhatIsLaunched",
             ["ec2:CreateTags"],
             [f"{ec2}:{kind}/*" for kind in made],
-            {"StringEquals": {"ec2:CreateAction": "RunInstances"}},
+            {"StringEquals": {"ec2:CreateAction": ["RunInstances", "CreateVolume", "CreateNetworkInterface"]}},
         ),
-        _allow("EndOurs", ["ec2:TerminateInstances", "ec2:GetConsoleOutput"], f"{ec2}:instance/*", ours),
         _allow(
-            "DeleteLeftovers",
-            ["ec2:DeleteVolume", "ec2:DeleteNetworkInterface"],
-            [f"{ec2}:volume/*", f"{ec2}:network-interface/*"],
+            "EndOurs",
+            [
+                "ec2:TerminateInstances",
+                "ec2:GetConsoleOutput",
+                "ec2:AttachVolume",
+                "ec2:DeleteVolume",
+                "ec2:DeleteNetworkInterface",
+            ],
+            [f"{ec2}:{kind}/*" for kind in made],
             ours,
         ),
         _allow(

@@ -1,16 +1,21 @@
 """What EC2 keeps beside machines: disks and network interfaces. Both end with their machine; what is left was taken off
-one by hand, or by a failure of EC2's own."""
+one by hand, or by a failure of EC2's own; or a head keeps it (``clouds.keeps``), and its cluster is over."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from clouds.aws.session import AwsSession
-from clouds.base import OWNER_TAG
+from clouds.base import CLUSTER_TAG, OWNER_TAG
+from clouds.keeps import KEPT_TAG
 from heliostat.errors import CloudError
+
+Old = tuple[dict[str, str], str, str, str]
+"""Tags, id, what deletes it, and that call's argument."""
 
 
 class Leftovers:
@@ -24,12 +29,15 @@ class Leftovers:
         self._session, self._clock = session, clock
         self._first_seen: dict[str, float] = {}
 
-    def clear(self, installation_id: str, older_than_s: float) -> list[str]:
+    def clear(self, installation_id: str, older_than_s: float, lives: Callable[[str], bool]) -> list[str]:
         """See ``Machines.leftovers``. Two lists, and a call for each."""
+        lives = functools.cache(lives)
         gone: list[str] = []
         failed: CloudError | None = None
-        for thing, operation, argument in [*self._volumes(installation_id, older_than_s),
-                                           *self._interfaces(installation_id, older_than_s)]:  # fmt: skip
+        for tags, thing, operation, argument in [*self._volumes(installation_id, older_than_s),
+                                                 *self._interfaces(installation_id, older_than_s)]:  # fmt: skip
+            if KEPT_TAG in tags and lives(tags.get(CLUSTER_TAG, "")):
+                continue
             try:
                 self._session.call("ec2", operation, thing, **{argument: thing})
                 gone.append(thing)
@@ -41,22 +49,26 @@ class Leftovers:
             raise failed
         return gone
 
-    def _volumes(self, installation_id: str, older_than_s: float) -> Iterator[tuple[str, str, str]]:
+    def _volumes(self, installation_id: str, older_than_s: float) -> Iterator[Old]:
         before = datetime.now(UTC) - timedelta(seconds=older_than_s)
         held = self._session.pages("ec2", "DescribeVolumes", "Volumes", Filters=_unattached(installation_id))
         for volume in held:
             if volume["CreateTime"] < before:
-                yield volume["VolumeId"], "DeleteVolume", "VolumeId"
+                yield _tags(volume.get("Tags", [])), volume["VolumeId"], "DeleteVolume", "VolumeId"
 
-    def _interfaces(self, installation_id: str, older_than_s: float) -> Iterator[tuple[str, str, str]]:
+    def _interfaces(self, installation_id: str, older_than_s: float) -> Iterator[Old]:
         filters = _unattached(installation_id)
         pages = self._session.pages("ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", Filters=filters)
-        held, now = [str(i["NetworkInterfaceId"]) for i in pages], self._clock()
+        held, now = {str(i["NetworkInterfaceId"]): _tags(i.get("TagSet", [])) for i in pages}, self._clock()
         self._first_seen = {i: self._first_seen.get(i, now) for i in held}
-        for interface in held:
+        for interface, tags in held.items():
             if now - self._first_seen[interface] >= older_than_s:
-                yield interface, "DeleteNetworkInterface", "NetworkInterfaceId"
+                yield tags, interface, "DeleteNetworkInterface", "NetworkInterfaceId"
 
 
 def _unattached(installation_id: str) -> list[dict[str, Any]]:
     return [{"Name": f"tag:{OWNER_TAG}", "Values": [installation_id]}, {"Name": "status", "Values": ["available"]}]
+
+
+def _tags(listed: list[dict[str, str]]) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in listed}

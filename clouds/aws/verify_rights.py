@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from clouds.aws import instances, rights
 from clouds.aws.images import Image
+from clouds.aws.keeps import Keeps
 from clouds.aws.session import AwsSession
 from clouds.base import MachineSpec
 from clouds.checklist import Checklist
+from clouds.keeps import Keep
 from heliostat.errors import CloudError
-from heliostat.models.clouds import AwsConfig
+from heliostat.models.clouds import AwsConfig, AwsSubnet
 from heliostat.models.clusters import NodeRole
 
 SIMULATED = (
     "EndOurs",
-    "DeleteLeftovers",
     "ServiceLinkedRoles",
     "MakeBalancers",
     "TagBalancersAsTheyAreMade",
@@ -25,6 +27,9 @@ SIMULATED = (
     "ChangeRules",
 )
 """Statements of ``rights.role_policy`` that nothing harmless tries."""
+
+
+_KEEP = Keep(volume_gib=1, mount_path="/mnt/head", address=True)
 
 
 def add_to_role(statements: list[dict[str, Any]]) -> str:
@@ -136,15 +141,40 @@ def launches(
         request = instances.request(config, _spec(installation_id), subnet.id, image, config.instance_type, {})
 
         def ask(request: dict[str, Any] = request) -> bool:
-            try:
-                session.call("ec2", "RunInstances", None, DryRun=True, **request)
-            except CloudError as e:
-                if e.details.get("code") != "DryRunOperation":
-                    raise
-            return True
+            return _pretended(lambda: session.call("ec2", "RunInstances", None, DryRun=True, **request))
 
         if found.ask(name, ask):
             found.ok(name, f"EC2 would launch a {config.instance_type} with our tags and the machines' role.")
+        _keeps(found, session, config, installation_id, subnet)
+
+
+def _keeps(found: Checklist, session: AwsSession, config: AwsConfig, installation_id: str, subnet: AwsSubnet) -> None:
+    """What heads may keep there."""
+    keeps, spec = Keeps(config, session, installation_id, {}), _spec(installation_id)
+    name = f"volume and address of a head in {subnet.id}"
+
+    def pretended() -> bool:
+        for ask in (
+            lambda: session.call("ec2", "CreateVolume", None, DryRun=True, **keeps.volume_request(spec, _KEEP, subnet)),
+            lambda: session.call(
+                "ec2", "CreateNetworkInterface", None, DryRun=True, **keeps.interface_request(spec, subnet)
+            ),
+        ):
+            _pretended(ask)
+        return True
+
+    if found.ask(name, pretended):
+        found.ok(name, "EC2 would make them with our tags.")
+
+
+def _pretended(ask: Callable[[], Any]) -> bool:
+    """That EC2 would do it, which it says by an error."""
+    try:
+        ask()
+    except CloudError as e:
+        if e.details.get("code") != "DryRunOperation":
+            raise
+    return True
 
 
 def _spec(installation_id: str) -> MachineSpec:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clouds.base import BadConfig
+from clouds.keeps import Keep
 
 OWNED = {
     "name": "by it a launch is repeated safely",
@@ -31,7 +32,11 @@ OWNED = {
 """Field → why it is ours, or what to give instead."""
 
 
-def check(advanced: Mapping[str, Any]) -> None:
+KEPT_DEVICE = "heliostat-kept"
+"""What the disk that a head keeps is attached as: ``/dev/disk/by-id/google-heliostat-kept``."""
+
+
+def check(advanced: Mapping[str, Any], keep: Keep | None = None) -> None:
     """Raises BadConfig that names the field."""
     if not advanced:
         return
@@ -51,6 +56,8 @@ def check(advanced: Mapping[str, Any]) -> None:
             raise _refused(f"disks.{i}.auto_delete", "a disk always goes with its machine")
         if "source" in disk:
             raise _refused(f"disks.{i}.source", "a disk of its own can't be in two machines")
+        if keep is not None and keep.volume_gib and disk.get("device_name") == KEPT_DEVICE:
+            raise _refused(f"disks.{i}.device_name", f"{KEPT_DEVICE} is the retained volume")
 
 
 def put_over(request: dict[str, Any], advanced: Mapping[str, Any]) -> dict[str, Any]:

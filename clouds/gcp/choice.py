@@ -14,7 +14,7 @@ _WITH_GPUS = ("a2-", "a3-", "a4-", "a4x-", "g2-", "g4-")
 def chosen(spec: MachineSpec, config: GcpConfig, types: Catalogue) -> MachineType:
     """The machine type. One that is named is taken as it is: CPUs and GPUs beside it are what Ray is told. Raises
     BadConfig."""
-    advanced.check(spec.advanced)
+    advanced.check(spec.advanced, spec.keep)
     refused = ""
     asks = spec.cpu or spec.memory or spec.gpu or spec.accelerator or spec.cpu_architecture
     if spec.zone is not None and spec.zone not in config.zones:

@@ -50,6 +50,7 @@ CODES: dict[str, type[CloudError]] = {
     "RESOURCE_ALREADY_EXISTS": Exists,
     "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE": InUse,
     "RESOURCE_NOT_READY": InUse,
+    "IP_IN_USE_BY_ANOTHER_RESOURCE": InUse,
     "CONDITION_NOT_MET": Changed,
     "UNSUPPORTED_OPERATION": BadConfig,
     "INVALID_FIELD_VALUE": BadConfig,

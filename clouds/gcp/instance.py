@@ -13,6 +13,7 @@ from typing import Any
 from clouds.base import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
 from clouds.gcp import advanced
 from clouds.gcp.catalogue import MachineType, parts
+from clouds.keeps import DEVICES
 from heliostat.models.clouds import GcpConfig, Market
 
 NAME = re.compile(r"hs-[0-9a-f]{32}")
@@ -21,6 +22,8 @@ MAX_USER_DATA_BYTES = 256 * 1024
 GENERATION_LABEL, TOKEN_LABEL = "heliostat-generation", "heliostat-token"
 REQUEST_LABEL = "heliostat-request"
 """Digest of the request, by which another one under the same token is known."""
+KEPT_DEVICES = f"/dev/disk/by-id/google-{advanced.KEPT_DEVICE}"
+"""Where the disk that a head keeps appears."""
 TAGS_KEY = "heliostat-tags"
 """Metadata item with the exact tags: labels have fewer letters."""
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
@@ -82,8 +85,22 @@ def labels(spec: MachineSpec, more: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def subnetwork(config: GcpConfig) -> str:
+    """Of machines, as a path."""
+    named = config.subnetwork
+    return named if "/" in named else f"regions/{config.region}/subnetworks/{named}"
+
+
 def request(
-    spec: MachineSpec, config: GcpConfig, kind: MachineType, zone: str, market: Market, more: Mapping[str, str]
+    spec: MachineSpec,
+    config: GcpConfig,
+    kind: MachineType,
+    zone: str,
+    market: Market,
+    more: Mapping[str, str],
+    *,
+    kept_disk: dict[str, Any] | None = None,
+    ip: str | None = None,
 ) -> dict[str, Any]:
     """The instance to insert, as fields of ``compute_v1.Instance``.
 
@@ -93,6 +110,7 @@ def request(
 
     Args:
         more: labels beside the node's.
+        kept_disk, ip: what a head has from the one before (``clouds.gcp.keeps``).
     """
     named = parts(kind.name)
     assert named is not None
@@ -113,14 +131,13 @@ def request(
     }
     if config.kms_key is not None:
         disk["disk_encryption_key"] = {"kms_key_name": config.kms_key}
-    shared = "/" in config.subnetwork
-    interface: dict[str, Any] = {
-        "subnetwork": config.subnetwork if shared else f"regions/{config.region}/subnetworks/{config.subnetwork}",
-    }
+    interface: dict[str, Any] = {"subnetwork": subnetwork(config)}
+    if ip is not None:
+        interface["network_i_p"] = ip
     if config.external_ip:
         interface["access_configs"] = [{"name": "External NAT", "type_": "ONE_TO_ONE_NAT"}]
     metadata = {
-        "startup-script": spec.user_data,
+        "startup-script": spec.user_data.replace(DEVICES, KEPT_DEVICES),
         TAGS_KEY: json.dumps(tags(spec), sort_keys=True),
         "block-project-ssh-keys": "TRUE",
         "enable-oslogin": "FALSE",
@@ -131,7 +148,7 @@ def request(
         "description": f"Heliostat node {spec.node_id} of {spec.cluster_id}",
         "machine_type": f"zones/{zone}/machineTypes/{machine_type}",
         "labels": ours,
-        "disks": [disk],
+        "disks": [disk, kept_disk] if kept_disk else [disk],
         "network_interfaces": [interface],
         "metadata": {"items": [{"key": key, "value": value} for key, value in metadata.items()]},
         "scheduling": _scheduling(config, kind, market),

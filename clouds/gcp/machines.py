@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from clouds.base import (
@@ -29,6 +29,7 @@ from clouds.gcp.catalogue import Catalogue, MachineType, shipped
 from clouds.gcp.choice import chosen
 from clouds.gcp.combined import Combined
 from clouds.gcp.history import NAMES_A_QUESTION, History, Story, done, reached
+from clouds.gcp.keeps import Keeps, Kept
 from clouds.gcp.session import Session, matching, name_of
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Capabilities, GcpConfig, Market
@@ -75,6 +76,7 @@ class GcpMachines:
         self._installation_id, self._poll_s, self._clock = installation_id, poll_s, clock
         self._types = (types or shipped()).only(config.instance_types)
         self._history = History(session)
+        self._keeps = Keeps(config, session, installation_id, self._tags, poll_s)
         self._listed = Combined(self._list_names, NAMES_A_QUESTION)
 
     def capabilities(self) -> Capabilities:
@@ -85,6 +87,7 @@ class GcpMachines:
             max_cpu_per_node=self._types.max_cpu,
             max_memory_per_node=self._types.max_memory,
             max_gpu_per_node=self._types.max_gpu,
+            keeps=True,
         )
 
     def launch(self, spec: MachineSpec) -> Machine:
@@ -98,7 +101,10 @@ class GcpMachines:
         deadline = time.monotonic() + LAUNCH_WAIT_S
         if story.insert is not None:
             return self._settled(spec, story.insert, deadline)
+        kept = self._keeps.prepare(spec, spec.keep) if spec.keep else None
         places = self._places(spec)
+        if kept is not None and spec.keep is not None and spec.keep.had and kept.zones:
+            places = [place for place in places if place[0] in kept.zones]
         tried = [_attempts(spec, place, story.failed) for place in places]
         refused: list[CloudError] = []
         for place, attempt in zip(places, tried, strict=True):
@@ -111,7 +117,7 @@ class GcpMachines:
                     resource=spec.node_id,
                 )
             try:
-                return self._settled(spec, self._insert(spec, kind, *place, attempt), deadline)
+                return self._settled(spec, self._insert(spec, kind, *place, attempt, kept), deadline)
             except errors.Exists:
                 return self._launched(spec)
             except (NoCapacity, QuotaExceeded) as e:
@@ -154,8 +160,17 @@ class GcpMachines:
         self._delete(stopped)
         return [i.name for i in stopped]
 
-    def leftovers(self, installation_id: str, older_than_s: float) -> list[str]:
-        return sweep.clear(self._session, installation_id, older_than_s, self._clock())
+    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
+        if machine_id is None:
+            self._keeps.release(cluster_id)
+        else:
+            self._keeps.attach(cluster_id, machine_id)
+
+    def leftovers(
+        self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
+    ) -> list[str]:
+        before = self._clock() - timedelta(seconds=older_than_s)
+        return sweep.clear(self._session, self._keeps, installation_id, before, lives)
 
     def console_output(self, machine_id: str) -> str:
         """The serial port's. Gone with the machine."""
@@ -180,15 +195,20 @@ class GcpMachines:
         markets = [Market.SPOT, Market.ON_DEMAND] if spec.market is Market.PREFER_SPOT else [spec.market]
         return [(zone, market) for market in markets for zone in zones]
 
-    def _insert(self, spec: MachineSpec, kind: MachineType, zone: str, market: Market, attempt: int) -> Any:
+    def _insert(
+        self, spec: MachineSpec, kind: MachineType, zone: str, market: Market, attempt: int, kept: Kept | None
+    ) -> Any:
         """The operation, which may be that of an earlier call."""
+        more: dict[str, Any] = {"ip": kept.ip} if kept is not None else {}
+        if kept is not None and spec.keep is not None and spec.keep.volume_gib:
+            more["kept_disk"] = self._keeps.disk(spec, spec.keep, kept, kind, zone)
         try:
             return self._session.call(
                 "Instances",
                 "insert_unary",
                 {
                     "zone": zone,
-                    "instance_resource": instance.request(spec, self._config, kind, zone, market, self._tags),
+                    "instance_resource": instance.request(spec, self._config, kind, zone, market, self._tags, **more),
                     "request_id": instance.request_id(spec.token, zone, market, attempt),
                 },
                 f"launch node {spec.node_id} ({kind.name}, {zone}, {market})",

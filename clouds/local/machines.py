@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,12 @@ class LocalMachines:
             for process in supervisor.strays(machine_id):
                 supervisor.kill(process)
 
-    def leftovers(self, installation_id: str, older_than_s: float) -> list[str]:
+    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
+        """Heads keep nothing here."""
+
+    def leftovers(
+        self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
+    ) -> list[str]:
         return []
 
     def console_output(self, machine_id: str) -> str:
@@ -216,6 +221,8 @@ class LocalMachines:
             refused = f"has no instance type {spec.instance_type!r}; leave it out or use {INSTANCE_TYPE!r}"
         elif spec.accelerator or spec.cpu_architecture or spec.advanced:
             refused = "is the machine that it is; leave accelerator, cpu_architecture and advanced_instance_config out"
+        elif spec.keep is not None:
+            refused = "has neither disks nor addresses to keep; leave retained_volume and fixed_address out"
         elif spec.gpu > can.max_gpu_per_node:
             refused = f"has {can.max_gpu_per_node} GPUs, not {spec.gpu}"
         elif spec.cpu is not None and can.max_cpu_per_node is not None and spec.cpu > can.max_cpu_per_node:

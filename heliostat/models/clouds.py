@@ -36,6 +36,8 @@ class Capabilities(Result):
     max_memory_per_node: int | None = None
     """Bytes."""
     max_gpu_per_node: int = 0
+    keeps: bool = False
+    """Whether a head may hand a disk and its private address on to the next one."""
 
 
 class AwsSubnet(Model):

@@ -162,8 +162,51 @@ class NodeConfig(Model):
         return self
 
 
+SYSTEM_FOLDERS = frozenset(
+    {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"}
+)
+"""A disk mounted there would hide what the machine runs by."""
+
+GIB = 2**30
+
+
+class RetainedVolume(Model):
+    """A disk that outlives the head's machine: the next head of the cluster has it again. It ends with the cluster."""
+
+    size: int = Field(ge=GIB, le=16 * 2**40)
+    """Bytes, or text such as ``"100Gi"``; made as whole GiB, rounded up."""
+    mount_path: str = Field(default="/mnt/head", max_length=200)
+    """Where it is found on the head, in its container too."""
+
+    @property
+    def gib(self) -> int:
+        return -(-self.size // GIB)
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        return parse_bytes(value) if isinstance(value, str) else value
+
+    @field_validator("mount_path")
+    @classmethod
+    def _mount_path(cls, value: str) -> str:
+        folders = value.split("/")[1:]
+        if not re.fullmatch(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+", value) or folders[0] in SYSTEM_FOLDERS:
+            raise ValueError(f"{value!r} is no place for a disk: give an absolute path outside of the system's folders")
+        return value
+
+
 class HeadNodeConfig(NodeConfig):
-    pass
+    retained_volume: RetainedVolume | None = None
+    fixed_address: bool = False
+    """Each head of the cluster has the same private address as the one before it."""
+
+    @property
+    def keeps(self) -> str:
+        """What one head hands on to the next one, in words for a person; "": nothing."""
+        volume = self.retained_volume
+        parts = [f"a disk of {volume.gib} GiB at {volume.mount_path}"] if volume else []
+        return " and ".join([*parts, *(["its private address"] if self.fixed_address else [])])
 
 
 class WorkerNodeGroupConfig(NodeConfig):
@@ -236,6 +279,10 @@ NOT_HONOURED = {
         "required_labels": "use labels or custom resources",
         "flags": "not supported per node group",
         "cloud_deployment": "name the cloud",
+    },
+    "WorkerNodeGroupConfig": {
+        "retained_volume": "only the head has one",
+        "fixed_address": "only the head has one",
     },
     "PhysicalResources": {
         "TPU": "TPUs are not supported",

@@ -25,6 +25,7 @@ from clouds import bootstrap
 from clouds.base import BadConfig
 from clouds.boot_stub import STUB
 from clouds.bootstrap import NodeEnvironment
+from clouds.keeps import DEVICES
 from clouds.local.balancer_tls import self_signed
 from heliostat.models.clouds import Provider
 
@@ -228,6 +229,71 @@ def test_the_registrys_password_comes_by_the_machines_role_and_is_nowhere_told(a
     assert vm.calls("docker")[0] == "login --username AWS --password-stdin 123456789012.dkr.ecr.us-west-2.amazonaws.com"
     assert (vm.folder / "password").read_text() == "s3cr3t-of-ecr"
     assert "s3cr3t" not in vm.log() + done.stderr + done.stdout + (vm.folder / "calls").read_text()
+
+
+def with_volume(vm: Vm, api: str, device: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    data = _fake_agent()
+    Api.answers = [(200, data)]
+    into = NodeEnvironment(provider=Provider.AWS, **environment)  # type: ignore[arg-type]
+    script = bootstrap.user_data(
+        api, "node_x", 2, TOKEN, hashlib.sha256(data).hexdigest(), environment=into, volume_path=str(vm.folder / "kept")
+    )
+    script = script.replace(DEVICES, f"{vm.folder}/none {device}").replace("VOLUME_S = 240", "VOLUME_S = 1")
+    script = script.replace("/var/lib/heliostat", str(vm.dir))
+    return _boot(script, vm.folder, PATH=str(vm.bin), HELIOSTAT_PYTHON="python3")
+
+
+def real(vm: Vm, *names: str) -> None:
+    """The system's own program."""
+    for name in names:
+        vm.shim(name, f'exec {shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")} "$@"')
+
+
+@pytest.mark.skipif(not shutil.which("mkfs.ext4", path=os.environ["PATH"] + ":/usr/sbin:/sbin"), reason="no e2fsprogs")
+def test_the_disk_that_a_head_keeps_is_formatted_once_and_mounted(api: str, vm: Vm) -> None:
+    """The device is a file, to which the real blkid and mkfs do what they do to a disk."""
+    device = vm.folder / "disk"
+    device.write_bytes(b"\0" * 2**22)
+    real(vm, "blkid", "mkfs.ext4")
+    vm.shim("mount", "")
+    vm.shim("docker", "")
+    done = with_volume(vm, api, device, container_image="rayproject/ray:2.60.0-py311")
+    kept = vm.folder / "kept"
+    assert vm.calls("mount") == [f"{device} {kept}"], done.stderr
+    assert kept.is_dir()
+    assert f"--volume {kept}:{kept}" in vm.calls("docker")[-1]
+    formatted = device.read_bytes()
+    assert formatted != b"\0" * 2**22
+    with_volume(vm, api, device)
+    assert vm.calls("mkfs.ext4") == [f"-q {device}"], "the next head finds what the one before has written"
+    assert device.read_bytes() == formatted
+
+
+@pytest.mark.parametrize(
+    ("blkid", "mount", "said"),
+    [
+        (0, 32, "can't be mounted"),
+        (8, 0, "can't be mounted"),
+        (127, 0, "can't be mounted"),
+        (None, 0, "did not appear"),
+    ],
+)
+def test_a_disk_that_can_not_be_had_ends_the_machine_and_says_why(
+    api: str, vm: Vm, blkid: int | None, mount: int, said: str
+) -> None:
+    """What is on it is not touched."""
+    device = vm.folder / "disk"
+    if blkid is not None:
+        device.write_bytes(b"x" * 100)
+        vm.shim("blkid", f"exit {blkid}")
+    vm.shim("mkfs.ext4", "")
+    vm.shim("mount", f"exit {mount}")
+    done = with_volume(vm, api, device)
+    assert done.stdout.splitlines() == ["SLEPT 900", "SHUTDOWN -h now"]
+    assert said in done.stderr
+    assert said in vm.log()
+    assert vm.calls("mkfs.ext4") == []
+    assert Api.asked == [], "the agent was not begun"
 
 
 def test_no_other_registry_is_given_what_the_machine_is(api: str, vm: Vm) -> None:

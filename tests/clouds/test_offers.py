@@ -34,9 +34,9 @@ def test_those_that_ship_are_used_where_there_is_no_other(tmp_path: Path) -> Non
     assert found["aws"].catalogue is aws.shipped()
     assert found["gcp"].catalogue is gcp.shipped()
     for provider in ("aws", "gcp"):
-        found[provider].check_advanced({})
+        found[provider].check_advanced({}, None)
         with pytest.raises(BadConfig, match="no such thing"):
-            found[provider].check_advanced({"nothing": 1})
+            found[provider].check_advanced({"nothing": 1}, None)
 
 
 def test_aws_is_asked_region_by_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

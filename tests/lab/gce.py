@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from tests.lab import gce_balancer, gce_project, gce_types, gcp_auth, gcs
+from tests.lab import gce_balancer, gce_disks, gce_project, gce_types, gcp_auth, gcs
 from tests.lab.gce_filter import Refused, Resource, fingerprint, public
 from tests.lab.gce_state import QUOTA, STOCKOUT, Fault, GceState, Key, Operation
 
@@ -88,7 +88,7 @@ class GceFake(GceState):
         if verb == "list":
             return self._page(collection, [r for _, r in self.found(collection, scope, query.get("filter", ""))], query)
         if verb == "get":
-            return public(self.held(key))
+            return public(gce_disks.shown(self, key, self.held(key)))
         if verb == "serialPort":
             contents = self.held(key)["_console"] if self.console is None else self.console(name)
             return {"contents": contents, "start": "0", "next": str(len(contents))}
@@ -104,6 +104,7 @@ class GceFake(GceState):
         found = self.held(key)
         if verb == "delete":
             gce_balancer.check_unused(self, key)
+            gce_disks.check_unused(self, key)
             if collection == "instances":
                 found["status"] = "STOPPING"
                 self.power_off(name)
@@ -120,11 +121,12 @@ class GceFake(GceState):
     def _insert_instance(self, key: Key, body: Resource, given: dict[str, str]) -> Operation:
         zone = key[0].partition("/")[2]
         self._check_instance(zone, body)
+        gce_disks.check(self, zone, body)
         short = self.fault(("stockout", "quota"), "insert", zone)
         if short is not None:
             return self.operate("insert", key, error=STOCKOUT if short.kind == "stockout" else QUOTA, **given)
         late = self.fault(("late",), "insert", zone)
-        self.add_instance(key, body)
+        self.add_instance(key, gce_disks.make(self, key, body))
         if late is None:
             return self.operate("insert", key, apply=lambda: self.started(key), **given)
         op = self.operate("insert", key, error=late.error, **given)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tests.lab import gce_disks
 from tests.lab.gce_filter import Refused, Resource, fingerprint
 from tests.lab.gce_state import Key, Operation
 
@@ -67,7 +68,8 @@ def made(state: GceState, key: Key, body: Resource) -> Resource:
     number = len(state.resources) + 1
     r = {**body, "id": str(10**18 + number), "creationTimestamp": state.stamp(), "selfLink": state.link(*key)}
     if key[1] == "addresses":
-        r |= {"address": f"203.0.113.{number % 250 + 1}", "status": "RESERVED"}
+        own = body.get("purpose") == "GCE_ENDPOINT"
+        r |= {"address": gce_disks.internal(state) if own else f"203.0.113.{number % 250 + 1}", "status": "RESERVED"}
     if key[1] == "forwardingRules":
         address = state.at(body["IPAddress"]) if "/" in body.get("IPAddress", "") else None
         r["IPAddress"] = address["address"] if address is not None else body["IPAddress"]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from tests.lab import gce_disks
 from tests.lab.gce_filter import Refused, Resource, fingerprint, matches, public
 
 Key = tuple[str, str, str]
@@ -209,8 +210,8 @@ class GceState:
 
     def add_instance(self, key: Key, body: Resource) -> None:
         scope = key[0]
-        number = next(self._addresses)
-        interface = {"networkIP": f"{self.network}.{number >> 8}.{number & 255}", "name": "nic0"}
+        asked = (body.get("networkInterfaces") or [{}])[0].get("networkIP")
+        interface = {"networkIP": asked or gce_disks.internal(self), "name": "nic0"}
         self.resources[key] = {
             **body,
             "kind": "compute#instance",
@@ -268,7 +269,7 @@ class GceState:
             every = [(key, r) for key, r in sorted(self.resources.items()) if key[1] == collection]
         for key, r in every:
             if scope in (None, key[0]) and matches(r, wanted):
-                yield key[0], public(r)
+                yield key[0], public(gce_disks.shown(self, key, r))
 
     def stamp(self) -> str:
         """RFC 3339 in Google's own time zone, as the real ones are."""

@@ -185,7 +185,7 @@ async def test_leftovers_are_deleted_with_the_newborns_spared_and_reported(tempo
     async with make_world(temporal, tmp_path, newborn_grace_s=77) as world:
         asked = []
 
-        def leftovers(installation_id: str, older_than_s: float) -> list[str]:
+        def leftovers(installation_id: str, older_than_s: float, _lives: object) -> list[str]:
             asked.append((installation_id, older_than_s))
             return ["vol-1"]
 

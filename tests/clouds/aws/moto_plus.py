@@ -5,6 +5,7 @@
 - Instances are pending, then running; shutting-down, then terminated.
 - AssumeRole asks the role's trust policy for its external id in every account, and knows when there is no such role.
 - RunInstances makes as many as MaxCount says; a machine may end by itself, and says why it ended.
+- Disks and network interfaces may outlive a machine (``moto_keeps``).
 - GetConsoleOutput gives what the machine printed.
 - Presigned URLs of S3 carry what they were signed for: method, host, path, query, signed headers, until they expire;
   other headers of AWS's are refused, and so are bytes with another checksum than the one that is announced.
@@ -17,6 +18,7 @@ Nothing of moto is changed on disk. Its classes are patched when this module is 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import threading
@@ -46,6 +48,7 @@ from moto.server import MotoRequestHandler
 from moto.sts.models import STSBackend
 from werkzeug.serving import make_server
 
+from tests.clouds.aws import moto_keeps
 from tests.clouds.aws.moto_faults import Fault, Faulty
 from tests.clouds.aws.moto_iam import holds
 
@@ -129,10 +132,18 @@ InstanceBackend.run_instances = _remembered  # type: ignore[method-assign]
 _init, _terminate = Instance.__init__, Instance.terminate
 
 
-def _become(instance: Instance, wait_s: float, before: str, name: str, code: int) -> None:
+def _become(
+    instance: Instance,
+    wait_s: float,
+    before: str,
+    name: str,
+    code: int,
+    then: Callable[[], None] = lambda: None,
+) -> None:
     def change() -> None:
         if instance._state.name == before:
             instance._state.name, instance._state.code = name, code
+            then()
 
     timer = threading.Timer(wait_s, change)
     timer.daemon = True
@@ -140,6 +151,7 @@ def _become(instance: Instance, wait_s: float, before: str, name: str, code: int
 
 
 def _starts(self: Instance, *args: Any, **kwargs: Any) -> None:
+    moto_keeps.place(args[0], kwargs)
     _init(self, *args, **kwargs)
     self._state.name, self._state.code = "pending", 0
 
@@ -147,9 +159,11 @@ def _starts(self: Instance, *args: Any, **kwargs: Any) -> None:
 def _stops(self: Instance) -> Any:
     if self._state.name in ("terminated", "shutting-down"):
         return copy.copy(self._state)
+    volumes = moto_keeps.hold(self)
     before = _terminate(self)
     self._state.name, self._state.code = "shutting-down", 32
-    _become(self, KNOBS.stop_s, "shutting-down", "terminated", 48)
+    let_go = functools.partial(moto_keeps.let_go, self, volumes)
+    _become(self, KNOBS.stop_s, "shutting-down", "terminated", 48, let_go)
     return before
 
 

@@ -64,7 +64,10 @@ class Account:
         """Forgets machines, load balancers and objects."""
         ec2, elb = (b[self.id][REGION] for b in (moto_plus.ec2_backends, moto_plus.elbv2_backends))
         ec2.reservations.clear()
+        ec2.volumes.clear()
+        ec2.enis.clear()
         ec2.__dict__.pop("_by_token", None)
+        ec2.__dict__.pop("_made_by_token", None)
         elb.load_balancers.clear()
         elb.target_groups.clear()
         if moto_plus.s3_backends[self.id]["aws"].buckets.pop(self.config.bucket, None) is not None:
@@ -134,6 +137,19 @@ def make_account(url: str, networks: tuple[str, str] = ("10.0.0.0/20", "10.0.16.
     policy = rights.role_policy(config, OURS, node_role.arn)
     iam.put_role_policy("heliostat", "heliostat", json.dumps(policy))
     return Account(url, account, config)
+
+
+@contextmanager
+def private_subnets(account: Account) -> Iterator[None]:
+    """Their machines get no public addresses, and have a way out all the same: a NAT gateway's."""
+    ec2 = moto_plus.ec2_backends[account.id][REGION]
+    for subnet in account.config.subnets:
+        ec2.modify_subnet_attribute(subnet.id, "map_public_ip_on_launch", "false")
+    try:
+        yield
+    finally:
+        for subnet in account.config.subnets:
+            ec2.modify_subnet_attribute(subnet.id, "map_public_ip_on_launch", "true")
 
 
 @contextmanager

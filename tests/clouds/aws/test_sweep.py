@@ -38,6 +38,7 @@ def test_what_is_ours_unattached_and_old_is_deleted(aws_account: Account) -> Non
     attached = volume()
     instance = ec2.run_instances(ImageId=aws_account.config.image, MinCount=1, MaxCount=1,
                                  SubnetId=aws_account.config.subnets[0].id)["Instances"][0]["InstanceId"]  # fmt: skip
+    ec2.get_waiter("instance_running").wait(InstanceIds=[instance], WaiterConfig={"Delay": 1})
     ec2.attach_volume(VolumeId=attached, InstanceId=instance, Device="/dev/sdf")
 
     assert machines.leftovers(OURS, HOUR) == [], "the newborn: a launch may be about to take them"
