@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("agent.head")
 
 
+def _gently() -> None:
+    """A second of CPU, which Ray, starting beside it, needs more."""
+    os.nice(19)
+
+
 class Unjudged(RayFailed):
     """Ray's reader did not say in time whether the config is good."""
 
@@ -129,7 +134,7 @@ class Head:
         env |= {"PYTHONPATH": str(Path(__file__).parent.parent), "RAY_AUTH_MODE": "disabled"}
         return subprocess.Popen(
             [sys.executable, "-m", "agent.validate_config", str(config), str(self._provider_dir)],
-            env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=_gently,
         )  # fmt: skip
 
     def _judge(self, check: subprocess.Popen[bytes]) -> None:
