@@ -32,8 +32,8 @@ log = logging.getLogger("agent.head")
 
 
 def _gently() -> None:
-    """A second of CPU, which Ray, starting beside it, needs more."""
-    os.nice(19)
+    """A second of CPU, which Ray, starting beside it, needs more. A little only: the head waits for it in the end."""
+    os.nice(5)
 
 
 class Unjudged(RayFailed):
