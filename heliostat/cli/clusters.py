@@ -204,6 +204,7 @@ def _get(cluster: Cluster) -> str:
             ("Reason", cluster.reason),
             ("Waits for", cluster.waits_for),
             ("Cloud", cluster.cloud),
+            ("Heads keep", cluster.compute_config.head_node.keeps),
             (
                 "Workers",
                 ", ".join(f"{g.name} {g.min_nodes}–{g.max_nodes}" for g in cluster.compute_config.worker_nodes),

@@ -94,6 +94,7 @@ def _get(version: ComputeConfigVersion) -> str:
             ("Compute config", f"{_ref(version)} ({version.id})"),
             ("Cloud", config.cloud or "the default one"),
             ("Head", _shape(config.head_node)),
+            ("Heads keep", config.head_node.keeps),
             ("Zones", ", ".join(config.zones or [])),
             (
                 "Idle",

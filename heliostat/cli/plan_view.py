@@ -24,6 +24,7 @@ def text(plan: Plan) -> str:
     ]
     lines = facts(
         [
+            ("Heads keep", plan.compute_config.head_node.keeps),
             ("In all", f"{_span(plan.min_nodes, plan.max_nodes, '')} nodes"),
             ("Price", _price(plan)),
             ("Not priced", ", ".join(plan.unpriced)),

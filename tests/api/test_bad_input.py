@@ -53,6 +53,23 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
     ("clusters", group(instance_type="a", instance_types=["b"]), 422, "invalid_request", W, "not both"),
     ("clusters", group(advanced_instance_config={"A": "x" * 9000}), 422, "invalid_request",
      f"{W}.advanced_instance_config", "8192 are the most"),
+    ("clusters", group(retained_volume={"size": "10Gi"}), 422, "not_honoured", f"{W}.retained_volume", "only the head"),
+    ("jobs", {**JOB, **group(fixed_address=True)}, 422, "not_honoured", f"{W}.fixed_address", "only the head"),
+    ("clusters", {"compute_config": {"head_node": {"fixed_address": True}}}, 422, "invalid_request",
+     "compute_config.head_node.fixed_address", "its private address"),
+    *(
+        ("clusters", {"compute_config": {"head_node": {"retained_volume": volume}}}, 422, "invalid_request",
+         f"compute_config.head_node.retained_volume{field}", words)
+        for volume, field, words in (
+            ({"size": "10Gi"}, "", "a disk of 10 GiB at /mnt/head"),
+            ({"size": "10Mi"}, ".size", "1073741824"),
+            ({"size": "17Ti"}, ".size", "17592186044416"),
+            ({"size": "much"}, ".size", "is not a size"),
+            ({}, ".size", "required"),
+            *(({"size": "1Gi", "mount_path": path}, ".mount_path", "no place for a disk")
+              for path in ("/", "/usr/data", "mnt", "/mnt/../etc", "/mnt/a b", "/mnt/", "/proc", "")),
+        )
+    ),
     ("clusters", {"compute_config": {"advanced_instance_config": {"A": 1}}}, 422, "invalid_request",
      "compute_config.head_node.advanced_instance_config", "no instance types"),
     (

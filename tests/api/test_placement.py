@@ -49,6 +49,7 @@ def cloud(provider: Provider, **can: Any) -> Cloud:
         "max_cpu_per_node": catalogue.max_cpu,  # type: ignore[attr-defined]
         "max_memory_per_node": catalogue.max_memory,  # type: ignore[attr-defined]
         "max_gpu_per_node": catalogue.max_gpu,  # type: ignore[attr-defined]
+        "keeps": True,
     }
     return Cloud(
         id="cld_1",
@@ -225,6 +226,42 @@ def test_a_cloud_without_types_refuses_what_chooses_among_them() -> None:
         with pytest.raises(InvalidRequest, match="no instance types") as caught:
             placed(ComputeConfig.model_validate({"head_node": node}), local, {})
         assert caught.value.field == f"compute_config.head_node.{field}"
+
+
+KEPT = {"retained_volume": {"size": "100Gi"}, "fixed_address": True}
+
+
+def test_what_heads_keep_goes_through_or_is_refused_before_anything_is_made() -> None:
+    for where in (AWS, GCP):
+        assert head(where, **KEPT).keeps == "a disk of 100 GiB at /mnt/head and its private address"
+    local = cloud(Provider.AWS, keeps=False).model_copy(update={"provider": Provider.LOCAL, "config": None})
+    for node, field in ((KEPT, "retained_volume"), ({"fixed_address": True}, "fixed_address")):
+        with pytest.raises(InvalidRequest, match="neither disk nor address") as caught:
+            placed(ComputeConfig.model_validate({"head_node": node}), local, {})
+        assert caught.value.field == f"compute_config.head_node.{field}"
+        assert f"Leave {field} out" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("where", "advanced", "field"),
+    [
+        (AWS, {"SecurityGroupIds": ["sg-0123abcd"]}, "SecurityGroupIds"),
+        (AWS, {"PrivateIpAddress": "10.0.0.9"}, "PrivateIpAddress"),
+        (AWS, {"NetworkInterfaces": []}, "NetworkInterfaces"),
+        (AWS, {"BlockDeviceMappings": [{"DeviceName": "/dev/sdp"}]}, "BlockDeviceMappings.0.DeviceName"),
+        (GCP, {"networkInterfaces": []}, "network_interfaces"),
+        (GCP, {"disks": [{"deviceName": "heliostat-kept"}]}, "disks.0.device_name"),
+    ],
+)
+def test_a_request_of_ones_own_does_not_take_the_place_of_what_is_kept(
+    where: Cloud, advanced: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        head(where, advanced_instance_config=advanced, **KEPT)
+    assert caught.value.field is not None
+    assert caught.value.field.endswith(f"advanced_instance_config.{field}")
+    others = {"SecurityGroupIds": ["sg-0123abcd"]} if where is AWS else {"disks": [{"deviceName": "more"}]}
+    assert head(where, advanced_instance_config=others, retained_volume={"size": "1Gi"}).advanced_instance_config
 
 
 def test_the_configs_that_every_cloud_has() -> None:

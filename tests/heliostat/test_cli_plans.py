@@ -53,6 +53,13 @@ def test_a_cluster(api: FakeApi, run: Any) -> None:
     assert Plan.model_validate(run("cluster", "create", "--dry-run", "-o", "json").json) == planned()
 
 
+def test_what_heads_keep_is_in_the_plan() -> None:
+    head = {"retained_volume": {"size": "99.5Gi", "mount_path": "/mnt/head"}, "fixed_address": True}
+    config = ComputeConfig.model_validate({"head_node": head})
+    assert "a disk of 100 GiB at /mnt/head and its private address" in text(planned(compute_config=config))
+    assert "keep" not in text(planned())
+
+
 def test_a_job_whose_code_is_packed_and_stays_here(api: FakeApi, run: Any, tmp_path: Path) -> None:
     api.plan = planned(kind="job")
     (tmp_path / "code").mkdir()

@@ -20,13 +20,17 @@ from activities.sweep import SweepResult
 from heliostat.models.agents import FactKind
 from heliostat.models.clusters import NodeRole, NodeState
 from heliostat.models.common import new_id
-from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
+from heliostat.models.compute_configs import ComputeConfig, HeadNodeConfig, RetainedVolume, WorkerNodeGroupConfig
 from tests.workflows.crashes import Crashes
 from tests.workflows.test_clusters_healing import silent
 from tests.workflows.world import RunPlan, World, make_world
 from workflows import ids
 
 CONFIG = ComputeConfig(worker_nodes=[WorkerNodeGroupConfig(name="w", min_nodes=1, max_nodes=2)])
+KEEPING = CONFIG.model_copy(
+    update={"head_node": HeadNodeConfig(retained_volume=RetainedVolume(size=2**30), fixed_address=True)}
+)
+"""Of odd seeds: a disk and an address go from head to head."""
 STRIKES = ("throttled", "no machines", "answer lost", "never calls", "machine dies", "job ended", "cluster ended",
            "cluster terminated by hand", "job terminated by hand", "sweep")  # fmt: skip
 LOSABLE = ("launch", "terminate", "describe", "find", "list_owned")
@@ -154,7 +158,7 @@ class Life:
         return found
 
     async def live(self) -> None:
-        self.job_id = await self.world.start_job(compute=CONFIG)
+        self.job_id = await self.world.start_job(compute=KEEPING if self.schedule.seed % 2 else CONFIG)
         deadline = time.monotonic() + LIFE_S
         seen: tuple[Any, ...] = ()
         while running := await self.running():
@@ -216,6 +220,9 @@ async def live_through(temporal: Client, folder: Path, seed: int) -> Life:
             twice = {token: n for token, n in world.machines.boots.items() if n > 1}
             assert not twice, f"launched twice: {twice}"
             assert not world.alive(), f"left after the sweep: {world.alive()}"
+            assert not world.machines.keeps.held, (
+                f"kept by heads of clusters that are over: {world.machines.keeps.held}"
+            )
             assert not life.owned_but_swept(), f"a sweep ended machines that somebody owned: {life.owned_but_swept()}"
             return life
     except BaseException as error:
