@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clouds.aws import advanced
 from clouds.aws.images import Image
 from clouds.base import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
-from clouds.keeps import DEVICES
+from clouds.keeps import DEVICES, KEPT_TAG
 from heliostat.models.clouds import AwsConfig, Market
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def request(
     }
     if kept is not None and kept.volume_id is not None:
         arguments["UserData"] = spec.user_data.replace(DEVICES, kept.devices)
+        of_instance = arguments["TagSpecifications"][0]
+        of_instance["Tags"] = [*of_instance["Tags"], {"Key": KEPT_TAG, "Value": kept.volume_id}]
     if kept is not None and kept.interface_id is not None:
         del arguments["SubnetId"], arguments["SecurityGroupIds"]  # they are the interface's; so are its tags
         arguments["NetworkInterfaces"] = [{"DeviceIndex": 0, "NetworkInterfaceId": kept.interface_id}]

@@ -81,18 +81,12 @@ class Keeps:
         if not volumes and not interfaces:
             return
         instance = self._running(machine_id)
-        zone = instance["Placement"]["AvailabilityZone"]
-        for volume in [v for v in volumes if v["AvailabilityZone"] == zone]:
-            holders = [a["InstanceId"] for a in volume.get("Attachments", [])]
-            if machine_id in holders:
-                continue
-            if holders:
-                raise CloudError(f"Volume {volume['VolumeId']} is still with {holders[0]}.", remedy="Try again.")
-            self._session.call("ec2", "AttachVolume", volume["VolumeId"], VolumeId=volume["VolumeId"],
-                               InstanceId=machine_id, Device=KEPT_DEVICE)  # fmt: skip
+        wanted = instances.tags_of(instance).get(KEPT_TAG)
+        if wanted is not None:
+            self._attach(next((v for v in volumes if v["VolumeId"] == wanted), None), wanted, machine_id)
         used = {i["NetworkInterfaceId"] for i in instance.get("NetworkInterfaces", [])}
         self._delete(
-            [v for v in volumes if v["AvailabilityZone"] != zone],
+            [v for v in volumes if v["VolumeId"] != wanted],
             [i for i in interfaces if i["NetworkInterfaceId"] not in used],
         )
 
@@ -122,6 +116,15 @@ class Keeps:
         }
 
     # -- inside
+
+    def _attach(self, volume: Found | None, volume_id: str, machine_id: str) -> None:
+        holders = [a["InstanceId"] for a in volume.get("Attachments", [])] if volume is not None else None
+        if holders is None or (holders and machine_id not in holders):
+            where = "with another machine" if holders else "not shown by EC2"
+            raise CloudError(f"Volume {volume_id} is {where}.", remedy="Try again.", resource=machine_id)
+        if not holders:
+            arguments = {"VolumeId": volume_id, "InstanceId": machine_id, "Device": KEPT_DEVICE}
+            self._session.call("ec2", "AttachVolume", volume_id, **arguments)
 
     def _where(
         self, spec: MachineSpec, keep: Keep, volumes: list[Found], interfaces: list[Found], subnets: list[AwsSubnet]

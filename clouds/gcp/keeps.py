@@ -36,11 +36,15 @@ def name_for(cluster_id: str) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a head's insert is to name."""
+    """What there is before a head's insert."""
 
+    keep: Keep
     ip: str | None = None
     zones: frozenset[str] = field(default_factory=frozenset)
-    """Where the disk is there already."""
+    """Of the disk."""
+
+    def may_be_in(self, zone: str) -> bool:
+        return zone in self.zones or not (self.keep.had and self.keep.volume_gib)
 
 
 class Keeps:
@@ -81,23 +85,12 @@ class Keeps:
             if found is None or not found.address:
                 raise CloudError(f"Google Cloud does not show address {name} yet.", remedy="Try again.")
             ip = str(found.address)
-        return Kept(ip, zones)
+        return Kept(keep, ip, zones)
 
-    def disk(self, spec: MachineSpec, keep: Keep, kept: Kept, kind: MachineType, zone: str) -> dict[str, Any]:
-        """Of the insert's ``disks``."""
-        name = name_for(spec.cluster_id)
-        ours: dict[str, Any] = {"boot": False, "auto_delete": False, "device_name": KEPT_DEVICE}
-        if zone in kept.zones:
-            return ours | {"source": f"projects/{self._session.project}/zones/{zone}/disks/{name}"}
-        ours["initialize_params"] = {
-            "disk_name": name,
-            "disk_size_gb": keep.volume_gib,
-            "disk_type": f"zones/{zone}/diskTypes/{self._config.root_volume_type or kind.disk}",
-            "labels": self._labels(spec),
-        }
-        if self._config.kms_key is not None:
-            ours["disk_encryption_key"] = {"kms_key_name": self._config.kms_key}
-        return ours
+    def for_insert(self, spec: MachineSpec, kept: Kept, kind: MachineType, zone: str) -> dict[str, Any]:
+        """Arguments of ``instance.request``."""
+        disk = self._disk(spec, kept, kind, zone) if kept.keep.volume_gib else None
+        return {"kept_disk": disk, "ip": kept.ip}
 
     def attach(self, cluster_id: str, machine_id: str) -> None:
         """See ``Machines.hand_over``: the machine has it since its insert; one list, which finds the others."""
@@ -123,6 +116,21 @@ class Keeps:
         self._parts.delete(ADDRESS, name)
 
     # -- inside
+
+    def _disk(self, spec: MachineSpec, kept: Kept, kind: MachineType, zone: str) -> dict[str, Any]:
+        name = name_for(spec.cluster_id)
+        ours: dict[str, Any] = {"boot": False, "auto_delete": False, "device_name": KEPT_DEVICE}
+        if zone in kept.zones:
+            return ours | {"source": f"projects/{self._session.project}/zones/{zone}/disks/{name}"}
+        ours["initialize_params"] = {
+            "disk_name": name,
+            "disk_size_gb": kept.keep.volume_gib,
+            "disk_type": f"zones/{zone}/diskTypes/{self._config.root_volume_type or kind.disk}",
+            "labels": self._labels(spec),
+        }
+        if self._config.kms_key is not None:
+            ours["disk_encryption_key"] = {"kms_key_name": self._config.kms_key}
+        return ours
 
     def _disks(self, name: str) -> list[Any]:
         """In all zones of the project; ours alone."""

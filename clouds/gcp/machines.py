@@ -102,9 +102,7 @@ class GcpMachines:
         if story.insert is not None:
             return self._settled(spec, story.insert, deadline)
         kept = self._keeps.prepare(spec, spec.keep) if spec.keep else None
-        places = self._places(spec)
-        if kept is not None and spec.keep is not None and spec.keep.had and kept.zones:
-            places = [place for place in places if place[0] in kept.zones]
+        places = [place for place in self._places(spec) if kept is None or kept.may_be_in(place[0])]
         tried = [_attempts(spec, place, story.failed) for place in places]
         refused: list[CloudError] = []
         for place, attempt in zip(places, tried, strict=True):
@@ -199,9 +197,7 @@ class GcpMachines:
         self, spec: MachineSpec, kind: MachineType, zone: str, market: Market, attempt: int, kept: Kept | None
     ) -> Any:
         """The operation, which may be that of an earlier call."""
-        more: dict[str, Any] = {"ip": kept.ip} if kept is not None else {}
-        if kept is not None and spec.keep is not None and spec.keep.volume_gib:
-            more["kept_disk"] = self._keeps.disk(spec, spec.keep, kept, kind, zone)
+        more = self._keeps.for_insert(spec, kept, kind, zone) if kept is not None else {}
         try:
             return self._session.call(
                 "Instances",

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from clouds.base import NoCapacity, NotOffered
+from clouds.base import MachineState, NoCapacity, NotOffered
 from clouds.keeps import DEVICES, Keep
+from heliostat.errors import CloudError
 from tests.clouds.aws.moto_plus import KNOBS, Fault
 from tests.clouds.aws.support import Account, aws_cloud, private_subnets
 from tests.clouds.support import OURS, Cloud
@@ -40,6 +41,7 @@ def test_both_are_encrypted_tagged_and_in_the_clouds_group(cloud: Cloud, aws_acc
     (attached,) = volume["Attachments"]
     assert (attached["InstanceId"], attached["Device"]) == (machine.machine_id, "/dev/sdp")
     (instance,) = ec2.describe_instances(InstanceIds=[machine.machine_id])["Reservations"][0]["Instances"]
+    assert {"Key": "heliostat-kept", "Value": volume["VolumeId"]} in instance["Tags"], "which one it is to be given"
     (interface,) = ec2.describe_network_interfaces(
         NetworkInterfaceIds=[instance["NetworkInterfaces"][0]["NetworkInterfaceId"]]
     )["NetworkInterfaces"]
@@ -81,6 +83,18 @@ def test_an_answer_that_was_lost_makes_none_twice(cloud: Cloud, aws_account: Acc
     assert cloud.machines.launch(spec).machine_id == machine.machine_id
     assert len(volumes(aws_account)) == 1
     assert len(cloud.machines.list_owned(OURS)) == 1
+
+
+def test_a_volume_that_ec2_does_not_show_yet_is_waited_for(cloud: Cloud, aws_account: Account) -> None:
+    nothing = '<DescribeVolumesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><volumeSet/></DescribeVolumesResponse>'
+    machine = cloud.machines.launch(head(cloud))
+    cloud.wait_for(machine.machine_id, MachineState.RUNNING)
+    KNOBS.faults.append(Fault("DescribeVolumes", answer=nothing))
+    with pytest.raises(CloudError, match="not shown"):
+        cloud.machines.hand_over("clu_1", machine.machine_id)
+    handed_over(cloud, machine)
+    (volume,) = volumes(aws_account)
+    assert [a["InstanceId"] for a in volume["Attachments"]] == [machine.machine_id]
 
 
 def test_no_fixed_address_where_the_way_out_is_a_public_one(aws_account: Account, tmp_path: Path) -> None:
