@@ -123,6 +123,7 @@ async def test_a_call_goes_through_the_load_balancer_to_this_very_head(served: S
         assert (counted["probes"], counted["requests"], counted["refused"]) == (4, 0, 0)
 
 
+@pytest.mark.long
 async def test_what_is_no_good_answer_is_told_with_its_reason(served: Served) -> None:
     served.writer.write(version_id="sv_2")
     assert "gRPC OK came from version sv_2" in await served.refusal()

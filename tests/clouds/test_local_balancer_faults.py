@@ -265,6 +265,7 @@ def test_a_traefik_that_cannot_start_is_told_with_its_reason(
     assert "/nowhere/traefik" in (world.folder / "output.log").read_text()
 
 
+@pytest.mark.long
 def test_a_port_that_another_program_has(world: LocalWorld) -> None:
     port = int(world.url.rpartition(":")[2])
     world.kill("supervisor")

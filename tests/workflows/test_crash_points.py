@@ -134,8 +134,8 @@ async def leaks(temporal: Client, folder: Path, seeds: list[int]) -> None:
 
 
 async def test_no_schedule_of_faults_leaks(temporal: Client, tmp_path: Path) -> None:
-    """Six lives; the long tests live 500."""
-    await leaks(temporal, tmp_path, [SEED - n for n in range(1, 7)])
+    """Three lives; the long tests live 500."""
+    await leaks(temporal, tmp_path, [SEED - n for n in range(1, 4)])
 
 
 @pytest.mark.long

@@ -301,6 +301,7 @@ async def test_canary_percent_zero_is_fit_but_has_nothing(services: ServiceWorld
     await world.until_finished(service_id, second)
 
 
+@pytest.mark.long
 async def test_a_deploy_during_a_rollout_supersedes_it(services: ServiceWorld) -> None:
     world = services
     service_id, first, second = await rolling(world, rules=LONG)

@@ -258,6 +258,7 @@ async def test_without_a_token_nothing_is_heard(world: World, http: httpx.AsyncC
     assert agent.token == ""
 
 
+@pytest.mark.long
 async def test_temporal_away_keeps_the_facts_with_the_agent(world: World, tmp_path: Path) -> None:
     """Killed and started again on the same file: the agent's repeats arrive, in order; reports went on."""
     args: dict[str, Any] = {
