@@ -1,8 +1,8 @@
 """What every part of ServiceWorkflow stands on: its state, its tasks, its one timer, and how it is told to the records.
 
-``ServiceWorkflow`` is one class in four files, each on top of the one before: this one, ``service_clusters`` (clusters,
-Serve and the endpoint), ``service_rollouts`` (the passage from one version to the next), ``services`` (messages and the
-life).
+``ServiceWorkflow`` is one class in five files, each on top of the one before: this one, ``service_clusters`` (clusters,
+Serve and the endpoint), ``service_notices`` (heads that are to be taken back), ``service_rollouts`` (the passage from
+one version to the next), ``services`` (messages and the life).
 """
 
 from __future__ import annotations

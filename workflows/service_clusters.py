@@ -31,6 +31,9 @@ with workflow.unsafe.imports_passed_through():
 HOPELESS = ("bad_config", "denied")
 """Ends of a cluster after which another one would end the same way."""
 
+NOTICES = "notices"
+"""Patch: a service acts on what the cloud announces for its heads' machines."""
+
 UNHEALTHY = ServiceVersionState.UNHEALTHY
 ENDING = (ClusterState.TERMINATING, ClusterState.TERMINATED, ClusterState.FAILED)
 
@@ -45,6 +48,11 @@ class ServiceClusters(ServiceBase):
             return
         version, slot = found
         was_ready = slot.ready
+        if said.notice != slot.notice:
+            slot.notice = said.notice
+            if said.notice and workflow.patched(NOTICES):
+                text = f"{version.spec.name}: cluster {slot.number} ({slot.cluster_id}): {said.notice}"
+                self._event("head_notice", text, level=EventLevel.WARNING)
         slot.revision, slot.state, slot.reason, slot.ready = said.revision, said.state, said.reason, said.ready
         if said.head_node_id != slot.head_node_id and (said.ready or said.head_node_id is None):
             if slot.head_node_id is not None:
@@ -181,17 +189,17 @@ class ServiceClusters(ServiceBase):
 
     def _tend(self, now: datetime) -> None:
         for version in self.s.versions.values():
-            for slot in version.slots:
+            for slot in version.tended:
                 if version.state in LIVING:
                     self._tend_slot(version, slot, now)
                 elif version.state == UNHEALTHY and slot.ready and slot.taken and slot.gate != self.s.gate_key:
                     # It is kept, and can be reached for inspection: a token that was deleted opens it no more.
-                    self._start(f"tokens of {_task(version, slot)}", partial(self._set_gate, version, slot))
+                    self._start(f"tokens of {task_of(version, slot)}", partial(self._set_gate, version, slot))
             if version.state in LIVING:
                 self._tell_checklist(version)
 
     def _tend_slot(self, version: VersionData, slot: Slot, now: datetime) -> None:
-        name = _task(version, slot)
+        name = task_of(version, slot)
         if slot.open and slot.gate not in (self.s.gate_key, "draining"):  # whatever else it is busy with
             self._start(f"tokens of {name}", partial(self._set_gate, version, slot))
         if slot.failed and version.state == ServiceVersionState.RUNNING:
@@ -417,11 +425,14 @@ class ServiceClusters(ServiceBase):
         if version.recalled:
             return
         version.releasing = True
-        for slot in version.slots:
+        if version.leaving:
+            await workflow.wait_condition(lambda: not version.leaving)
+        for slot in version.tended:
             # A cluster that is being asked for could come to be after its release.
-            await workflow.wait_condition(partial(self._is_still, _task(version, slot)))
-            await self._release(version, slot)
-        version.slots, version.capacity, version.releasing, version.had_traffic = [], None, False, False
+            await workflow.wait_condition(partial(self._is_still, task_of(version, slot)))
+            await self._release(version, slot, version.reason)
+        version.slots, version.relief = [], []
+        version.capacity, version.releasing, version.had_traffic = None, False, False
         version.ended_at = workflow.now()
         self._enter_version(version, ServiceVersionState.TERMINATED, version.reason)
 
@@ -429,7 +440,13 @@ class ServiceClusters(ServiceBase):
         return task not in self._tasks
 
     async def _drain(self, version: VersionData, slot: Slot) -> None:
-        if not slot.ready or not slot.http or version.recalled:
+        """Of a version that ends, which may be recalled; or of one cluster that was relieved, which is not."""
+        relieved = slot in version.leaving
+
+        def recalled() -> bool:
+            return version.recalled and not relieved
+
+        if not slot.ready or not slot.http or recalled():
             return
         limit = version.spec.rollout.drain_timeout_s
         if self.s.terminate is not None:
@@ -441,11 +458,11 @@ class ServiceClusters(ServiceBase):
                 CommandKind.SERVE_DRAIN,
                 {"timeout_s": limit},
                 timedelta(seconds=limit) + policies.DRAIN_ANSWER,
-                until=lambda: version.recalled or self._ends_since(policies.TERMINATE_DRAIN),
+                until=lambda: recalled() or self._ends_since(policies.TERMINATE_DRAIN),
             )
         except CommandOff:
             # Its head is gone, and all that was to be drained; or it is wanted again; or the service ends by now.
-            if self._ends_since(policies.TERMINATE_DRAIN) and not version.recalled:
+            if self._ends_since(policies.TERMINATE_DRAIN) and not recalled():
                 self._event("drain_deadline", f"{version.spec.name}: the service ends", level=EventLevel.WARNING)
             return
         except ActivityError as error:
@@ -461,7 +478,7 @@ class ServiceClusters(ServiceBase):
                 level=EventLevel.WARNING,
             )
 
-    async def _release(self, version: VersionData, slot: Slot) -> None:
+    async def _release(self, version: VersionData, slot: Slot, reason: str) -> None:
         """The cluster ends by itself once its lease is given back. Never given up."""
         if not slot.cluster_id:  # not asked by ``made``: a start that gave no answer may have begun all the same
             return
@@ -472,7 +489,7 @@ class ServiceClusters(ServiceBase):
                     ReleaseLease(
                         cluster_id=slot.cluster_id,
                         release=Release(
-                            holder=self.input.service_id, end=True, reason=f"{version.spec.name}: {version.reason}"
+                            holder=self.input.service_id, end=True, reason=f"{version.spec.name}: {reason}"
                         ),
                     ),
                     summary=f"release cluster {slot.cluster_id}",
@@ -492,7 +509,7 @@ class ServiceClusters(ServiceBase):
         for version in self.s.versions.values():
             if version.state not in LIVING:
                 continue
-            for slot in version.slots:
+            for slot in version.tended:
                 if not slot.made and slot.not_before is not None:
                     found.append((slot.not_before, f"back-off before cluster {slot.number} of {version.spec.name}"))
                 if slot.failed and slot.not_before is not None:
@@ -504,5 +521,5 @@ class ServiceClusters(ServiceBase):
         return found
 
 
-def _task(version: VersionData, slot: Slot) -> str:
+def task_of(version: VersionData, slot: Slot) -> str:
     return f"cluster {slot.number} of {version.spec.name}"

@@ -1,4 +1,4 @@
-"""ServiceWorkflow, third part: the passage from one version to the next.
+"""ServiceWorkflow, fourth part: the passage from one version to the next.
 
 A rollout is one coroutine that is guarded by ``RolloutData`` alone: it may be left at any await (a pause,
 continue-as-new) and goes on from what the state says. Traffic moves only to versions that are fit, and every way
@@ -19,11 +19,11 @@ with workflow.unsafe.imports_passed_through():
     from runtime.messages import DeployRequest
     from workflows import policies
     from workflows.service_base import let_go
-    from workflows.service_clusters import ServiceClusters
+    from workflows.service_notices import ServiceNotices
     from workflows.service_state import RolloutData, RolloutKind, Slot, VersionData
 
 
-class ServiceRollouts(ServiceClusters):
+class ServiceRollouts(ServiceNotices):
     # --- beginning ----------------------------------------------------------------------------------------
 
     def _begin(self, deploy: DeployRequest, *, back: bool = False) -> None:

@@ -59,6 +59,10 @@ class Slot(Result):
     """The head on which it was found fit for traffic: it keeps its traffic while it is updated in place."""
     gate: str = ""
     """The tokens (``gate_key``) that its proxies go by; "draining" after a drain."""
+    notice: str = ""
+    """What the cloud has announced for its present head's machine: that it will be taken back."""
+    relieves: int = 0
+    """Of a relief: the number of the slot that it is to take the place of."""
 
     def wanted(self, version_id: str, capacity: int | None) -> str:
         """What Serve on the present head should be given."""
@@ -94,6 +98,7 @@ class Slot(Result):
 
     def lose_cluster(self) -> None:
         self.lose_head()
+        self.notice = ""
         self.cluster_id, self.made, self.ready, self.revision = "", False, False, 0
         self.head_node_id, self.state, self.asked_at = None, ClusterState.STARTING, None
 
@@ -104,6 +109,11 @@ class VersionData(Result):
     reason: str = ""
     state_since: datetime
     slots: list[Slot] = []
+    relief: list[Slot] = []
+    """Clusters that come up beside these, each for one whose head's machine is to be taken back: see
+    ``service_notices``. The version is fit, or not, without them."""
+    leaving: list[Slot] = []
+    """Clusters that were relieved: out of the load balancer, to be drained and released."""
     capacity: int | None = None
     """Serve's target capacity, percent; None: all of it."""
     checklist: dict[str, Condition] = {}
@@ -116,6 +126,16 @@ class VersionData(Result):
     replaced_by: str = ""
     """The version that took its clusters over in place."""
     ended_at: datetime | None = None
+
+    @property
+    def tended(self) -> list[Slot]:
+        """What is given the version."""
+        return [*self.slots, *self.relief]
+
+    @property
+    def held(self) -> list[Slot]:
+        """What may have a cluster."""
+        return [*self.slots, *self.relief, *self.leaving]
 
     @property
     def fit(self) -> bool:
@@ -275,7 +295,7 @@ class ServiceData(Result):
 
     def slot_of(self, cluster_id: str) -> tuple[VersionData, Slot] | None:
         for version in self.versions.values():
-            for slot in version.slots:
+            for slot in version.held:
                 if slot.cluster_id == cluster_id:
                     return version, slot
         return None
@@ -299,16 +319,17 @@ class ServiceData(Result):
         for version in self.versions.values():
             if self.terminate is not None or version.state == ServiceVersionState.TERMINATING:
                 continue  # without even a health check, whose connections a drain would wait for
-            for slot in version.slots:
+            for slot in version.tended:
                 if slot.ready and slot.http and (slot.taken or slot.open):
+                    # One that was drained and is wanted again may still turn idle connections away.
+                    may = slot.open and slot.gate != "draining" and not slot.relieves
                     found.append(
                         Backend(
                             id=slot.cluster_id,
                             version_id=version.spec.id,
                             http=slot.http,
                             grpc=slot.grpc,
-                            # One that was drained and is wanted again may still turn idle connections away.
-                            weight=self.weights.get(version.spec.id, 0) if slot.open and slot.gate != "draining" else 0,
+                            weight=self.weights.get(version.spec.id, 0) if may else 0,
                         )
                     )
         return sorted(found, key=lambda b: b.id)

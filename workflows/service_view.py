@@ -73,7 +73,7 @@ def version_resource(arg: ServiceInput, s: ServiceData, v: VersionData) -> Servi
         weight=now.get(v.spec.id, 0),
         target_weight=target,
         config=NO_CONFIG,
-        clusters=[_cluster(s, slot) for slot in v.slots if slot.cluster_id],
+        clusters=[_cluster(s, slot) for slot in v.held if slot.cluster_id],
         checklist=list(v.checklist.values()),
         created_by=v.spec.created_by,
         created_at=v.spec.created_at,
@@ -88,7 +88,7 @@ def _cluster(s: ServiceData, slot: Slot) -> ServiceCluster:
         cluster_id=slot.cluster_id,
         state=str(slot.state),
         ready=any(b.id == slot.cluster_id and b.weight for b in s.backends),
-        message=slot.message or slot.reason,
+        message=slot.notice or slot.message or slot.reason,
     )
 
 
@@ -108,10 +108,13 @@ def service_details(arg: ServiceInput, s: ServiceData) -> str:
     for v in versions:  # a list each, as the UI has no lists in lists and its tables no space between the columns
         if v.ended_at is not None:
             continue
-        clusters = ", ".join(f"`{slot.cluster_id}` {slot.state}" for slot in v.slots if slot.cluster_id)
+        clusters = ", ".join(f"`{slot.cluster_id}` {slot.state}" for slot in v.held if slot.cluster_id)
         share = f"{s.weights.get(v.spec.id, 0)} % of the traffic"
         lines += ["", f"#### {v.spec.name} {v.state}, {share}", "", _flat(v.reason), ""]
         lines += [f"- cluster {clusters}"] if clusters else []
+        lines += [f"- head of cluster {s.number} to be taken back: {_flat(s.notice)}" for s in v.slots if s.notice]
+        lines += [f"- cluster {s.number} comes up to take the place of cluster {s.relieves}" for s in v.relief]
+        lines += [f"- cluster {s.number} is drained, then ended: another one has taken its place" for s in v.leaving]
         lines += [
             f"- {'✓' if c.status else '…'} {c.type} since {c.since:%H:%M:%S}: {_flat(c.message or c.reason)}"
             for c in v.checklist.values()

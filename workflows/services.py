@@ -184,7 +184,7 @@ class ServiceWorkflow(ServiceRollouts):
 
     @workflow.query(description="Clusters that this workflow holds")
     def owned(self) -> list[str]:
-        return [slot.cluster_id for v in self.s.versions.values() for slot in v.slots if slot.cluster_id]
+        return [slot.cluster_id for v in self.s.versions.values() for slot in v.held if slot.cluster_id]
 
     # --- the life -----------------------------------------------------------------------------------------
 
@@ -228,6 +228,7 @@ class ServiceWorkflow(ServiceRollouts):
             self._end()
         else:
             self._take_up()
+            self._tend_notices()
             self._tend(now)
             self._tend_endpoint()
             r = self.s.rollout
@@ -240,6 +241,7 @@ class ServiceWorkflow(ServiceRollouts):
             self._check_idle(now)
             self._say_waits()
         self._tend_retired()
+        self._tend_leaving()
 
     def _take_up(self) -> None:
         """The newest deploy counts: what is under way makes room for it, those before it are passed over."""

@@ -7,14 +7,17 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from temporalio.client import Client
 
+from heliostat.models.clusters import ClusterState
 from heliostat.models.services import ServiceVersionState
 from tests.workflows.crashes import Crashes
 from tests.workflows.service_world import AT_ONCE, ServiceWorld, make_service_world
+from tests.workflows.test_services_notices import announce, until_told
 
 RULES = AT_ONCE.model_copy(update={"steps": [50, 100]})
 AT_ONE_TIME = 8
@@ -22,8 +25,13 @@ AT_ONE_TIME = 8
 LIMIT_S = 90
 
 
-async def lifecycle(temporal: Client, folder: Path, plan: dict[int, str], *, cold: bool, die: bool) -> Crashes:
-    """See ``test_crash_points.lifecycle``."""
+Life = Callable[[ServiceWorld], Awaitable[None]]
+
+
+async def lifecycle(
+    temporal: Client, folder: Path, plan: dict[int, str], *, cold: bool, die: bool, life: Life | None = None
+) -> Crashes:
+    """See ``test_crash_points.lifecycle``. ``life``: what is done in it; default: ``live``."""
     crashes = Crashes(plan)
     folder.mkdir()
     cached = 1 if cold else 100
@@ -33,7 +41,7 @@ async def lifecycle(temporal: Client, folder: Path, plan: dict[int, str], *, col
         if die:
             crashes.restart = world.restart_worker
         try:
-            await live(world)
+            await (life or live)(world)
         except Exception as error:
             error.add_note(f"plan {plan}, cold={cold}, die={die}; crashed {crashes.crashed}; steps {crashes.names}")
             raise
@@ -67,15 +75,39 @@ async def live(world: ServiceWorld) -> None:
     assert "WORKFLOW_EXECUTION_FAILED" not in await world.events_of(service_id)
 
 
-async def many(temporal: Client, folder: Path, plans: list[tuple[dict[int, str], bool, bool]]) -> list[Crashes]:
+async def live_on(world: ServiceWorld) -> None:
+    """Its cloud takes the head's machine back."""
+    world.people.per_s = 200
+    service_id = await world.new_service()
+    version = world.version(service_id, rollout=RULES)
+    await world.deploy(service_id, version)
+    await world.until_finished(service_id, version, LIMIT_S)
+    (head,) = world.heads_of(version)
+    await announce(world, head.cluster_id)
+    await until_told(world, service_id, "released", timeout_s=LIMIT_S)
+    await world.until_cluster(head.cluster_id, ClusterState.TERMINATED, LIMIT_S)
+    await world.until_finished(service_id, version, LIMIT_S)
+    await world.terminate(service_id)
+    await world.nothing_left(service_id, LIMIT_S)
+    assert len(await world.clusters_of(service_id)) == 2
+    assert sum(world.machines.boots.values()) == 2
+    assert not world.people.lost
+    kinds = await world.kinds(service_id)
+    assert [kinds.count(kind) for kind in ("head_notice", "relief", "relieved", "released")] == [1] * 4
+    assert "WORKFLOW_EXECUTION_FAILED" not in await world.events_of(service_id)
+
+
+async def many(
+    temporal: Client, folder: Path, plans: list[tuple[dict[int, str], bool, bool]], life: Life | None = None
+) -> list[Crashes]:
     gate = asyncio.Semaphore(AT_ONE_TIME)
 
     async def one(number: int, plan: dict[int, str], cold: bool, die: bool) -> Crashes:
         async with gate:
             began = time.monotonic()
-            life = await lifecycle(temporal, folder / f"{number}", plan, cold=cold, die=die)
-            print(f"LIFE {time.monotonic() - began:.1f} s: {life.crashed}, cold={cold}, die={die}")
-            return life
+            lived = await lifecycle(temporal, folder / f"{number}", plan, cold=cold, die=die, life=life)
+            print(f"LIFE {time.monotonic() - began:.1f} s: {lived.crashed}, cold={cold}, die={die}")
+            return lived
 
     found = await asyncio.gather(*(one(n, *p) for n, p in enumerate(plans)), return_exceptions=True)
     failed = [f for f in found if isinstance(f, BaseException)]
@@ -97,6 +129,15 @@ async def test_at_some_steps(temporal: Client, tmp_path: Path) -> None:
     plans = [({k: "after" if k % 8 else "before"}, False, k % 24 == 0) for k in range(0, steps, 12)]
     found = await many(temporal, tmp_path, plans)
     assert sum(len(c.crashed) for c in found) >= len(plans) - 2, "steps are not quite the same in each life"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_while_a_head_is_relieved(temporal: Client, tmp_path: Path) -> None:
+    """Every step, before and after, dying or going on."""
+    steps = (await lifecycle(temporal, tmp_path / "dry", {}, cold=False, die=False, life=live_on)).step
+    plans = [({k: mode}, k % 2 == 0, k % 3 == 0) for k in range(steps) for mode in ("before", "after")]
+    await many(temporal, tmp_path, plans, live_on)
 
 
 @pytest.mark.long

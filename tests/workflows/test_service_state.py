@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from workflows.service_state import RolloutData, RolloutKind, shares
+from heliostat.models.compute_configs import ComputeConfig
+from runtime.messages import VersionSpec
+from workflows.service_state import RolloutData, RolloutKind, ServiceData, Slot, VersionData, shares
 
 BEGAN = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -58,6 +60,21 @@ def test_the_next_step(percent: int, stop_at: int | None, step: int | None) -> N
 )
 def test_what_is_measured_against_the_versions_before(more: dict[str, Any], canaried: bool) -> None:
     assert rollout(**more).canaried is canaried
+
+
+def test_a_relief_is_a_backend_without_traffic_and_one_that_was_relieved_is_none() -> None:
+    def slot(number: int, **more: Any) -> Slot:
+        up: dict[str, Any] = {"ready": True, "taken": True, "http": f"10.0.0.{number}:8000", "head_node_id": "nd"}
+        return Slot(number=number, cluster_id=f"cl_{number}", open_on="nd", **(up | more))
+
+    spec = VersionSpec(id="sv", name="v1", number=1, compute_config=ComputeConfig(), created_by="ann", created_at=BEGAN)
+    version = VersionData(spec=spec, state_since=BEGAN, slots=[slot(2)], relief=[slot(3, relieves=2)])
+    version.leaving.append(slot(1))
+    held = ServiceData(state_since=BEGAN, versions={"sv": version}, weights={"sv": 100})
+    held = ServiceData.model_validate(held.model_dump(mode="json"))  # as continue-as-new carries it
+    assert {b.id: b.weight for b in held.wanted_backends()} == {"cl_2": 100, "cl_3": 0}
+    assert [held.slot_of(f"cl_{n}") is not None for n in (1, 2, 3, 4)] == [True, True, True, False]
+    assert held.versions["sv"].serves is False, "by the slots alone"
 
 
 def test_weights_sum_to_the_whole() -> None:
