@@ -34,6 +34,7 @@ from tests.workflows.test_clusters_healing import silent
 from tests.workflows.test_clusters_scaling import limits, until_running
 from tests.workflows.test_continue_as_new import runs_of_workflow
 from tests.workflows.test_schedules import apply, until_jobs
+from tests.workflows.test_services_notices import announce, until_told
 from tests.workflows.test_services_rollout import LONG, is_paused
 from tests.workflows.test_sweep import stray, sweep
 from tests.workflows.world import NodePlan, RunPlan, World, make_world, temporal_server
@@ -245,6 +246,27 @@ async def service_in_trouble(world: ServiceWorld) -> Saved:
     return {"service": service_id}
 
 
+async def service_whose_heads_are_taken(world: ServiceWorld) -> Saved:
+    """A head is announced and relieved; the next one is taken before its relief is up, which then is not needed."""
+    service_id, version = await world.running_service()
+    (head,) = world.heads_of(version)
+    await announce(world, head.cluster_id)
+    await until_told(world, service_id, "released")
+    await world.until_cluster(head.cluster_id, ClusterState.TERMINATED)
+    await world.until_finished(service_id, version)
+    (head,) = world.heads_of(version)
+    cluster_id = head.cluster_id
+    world.fleet.node_plan = lambda spec: NodePlan(register=spec.cluster_id == cluster_id)
+    await announce(world, cluster_id)
+    await until_told(world, service_id, "relief", 2)
+    await world.lose_head(cluster_id)
+    await until_told(world, service_id, "released", 2)
+    await world.until_finished(service_id, version)
+    await world.terminate(service_id)
+    await world.nothing_left(service_id)
+    return {"service": service_id}
+
+
 async def service_continued_as_new(world: ServiceWorld) -> Saved:
     """On a server that suggests it after few events; the second run begins within a rollout that is paused."""
     service_id, _ = await world.running_service()
@@ -272,6 +294,7 @@ SCENARIOS: list[Callable[[Any], Awaitable[Saved]]] = [
     continued_as_new,
     service_steered,
     service_in_trouble,
+    service_whose_heads_are_taken,
     service_continued_as_new,
 ]
 
