@@ -48,7 +48,8 @@ class Keeps:
     def __init__(self, config: AwsConfig, session: AwsSession, installation_id: str, tags: Mapping[str, str]) -> None:
         self._config, self._session, self._installation_id, self._tags = config, session, installation_id, tags
         self._lock = threading.Lock()
-        self._public: dict[str, bool] = {}
+        self._private: set[str] = set()
+        """Subnets that were looked at."""
 
     def prepare(self, spec: MachineSpec, keep: Keep, subnets: list[AwsSubnet]) -> tuple[AwsSubnet, Kept]:
         """Where this head goes, and with what; makes what is not there. Two lists, and a call for each that is made.
@@ -148,13 +149,15 @@ class Keeps:
         """EC2 gives one to an interface that it makes with the machine, never to one that is there already
         (https://docs.aws.amazon.com/vpc/latest/userguide/vpc-ip-addressing.html): the head would have no way out."""
         with self._lock:
-            if subnet.id not in self._public:
-                answer = self._session.call("ec2", "DescribeSubnets", subnet.id, SubnetIds=[subnet.id])
-                self._public[subnet.id] = bool(answer["Subnets"][0]["MapPublicIpOnLaunch"])
-            public = self._public[subnet.id]
+            if subnet.id in self._private:
+                return
+        answer = self._session.call("ec2", "DescribeSubnets", subnet.id, SubnetIds=[subnet.id])
+        public = bool(answer["Subnets"][0]["MapPublicIpOnLaunch"])
         if public:
             why = f"subnet {subnet.id} gives machines public addresses, which one with a fixed address can't have"
             self._elsewhere(spec, subnet, why)
+        with self._lock:
+            self._private.add(subnet.id)
 
     def _elsewhere(self, spec: MachineSpec, subnet: AwsSubnet, why: str) -> NoReturn:
         raise NotOffered(
