@@ -176,6 +176,22 @@ class SweepActivities:
                     )
                 )
             )
+            # Made for a job that was settled before it knew of its cluster: the lease would be looked at in two hours.
+            forsaken = list(
+                await conn.execute(
+                    select(clusters.c.id, clusters.c.job_id)
+                    .join(jobs, jobs.c.id == clusters.c.job_id)
+                    .where(
+                        clusters.c.ended_at.is_(None),
+                        clusters.c.started.is_(True),
+                        clusters.c.state != ClusterState.TERMINATING,
+                        jobs.c.ended_at < before,
+                    )
+                )
+            )
+        for cluster_id, job_id in forsaken:
+            activity.heartbeat(cluster_id)
+            await self._signal(cluster_id, "release", Release(holder=job_id, end=True, reason="its job has ended"))
         for cluster_id in cluster_ids:
             activity.heartbeat(cluster_id)
             if await self._has_ended(cluster_id):

@@ -134,8 +134,9 @@ async def leaks(temporal: Client, folder: Path, seeds: list[int]) -> None:
 
 
 async def test_no_schedule_of_faults_leaks(temporal: Client, tmp_path: Path) -> None:
-    """Three lives; the long tests live 500."""
-    await leaks(temporal, tmp_path, [SEED - n for n in range(1, 4)])
+    """Three lives, of which one went wrong once: its job was ended by hand before it knew of its cluster. The long tests
+    live 500."""
+    await leaks(temporal, tmp_path, [SEED - 1, SEED - 2, 20261320])
 
 
 @pytest.mark.long
