@@ -134,8 +134,8 @@ async def leaks(temporal: Client, folder: Path, seeds: list[int]) -> None:
 
 
 async def test_no_schedule_of_faults_leaks(temporal: Client, tmp_path: Path) -> None:
-    """Three lives, of which one went wrong once: its job was ended by hand before it knew of its cluster. The long tests
-    live 500."""
+    """Three lives, of which one went wrong once (its job was ended by hand before it knew of its cluster); the long
+    tests live 500."""
     await leaks(temporal, tmp_path, [SEED - 1, SEED - 2, 20261320])
 
 
