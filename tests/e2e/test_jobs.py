@@ -198,7 +198,8 @@ def test_terminate_while_running_ends_every_process_of_it(stack: Stack, warm: st
         "stopped",
     )
     assert not entrypoints(token)
-    assert not processes_with(f"HELIOSTAT_RUN_ID={run_id}")
+    # Ray's own supervisor of the run is told last, and takes a moment to go.
+    until("Ray's supervisor to go too", lambda: not processes_with(f"HELIOSTAT_RUN_ID={run_id}"), 15)
     assert stack.cluster(warm)["state"] == "RUNNING"
 
 
