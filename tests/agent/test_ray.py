@@ -202,6 +202,7 @@ print("NODES", len(set(ray.get([work.remote() for _ in range(3)]))))
 """
 
 
+@pytest.mark.long
 def test_the_cluster_grows_by_demand_and_shrinks_when_idle(cluster: Cluster) -> None:
     mark = len(cluster.plane.facts)
     began = time.monotonic()

@@ -127,6 +127,7 @@ async def test_traefik_is_killed_under_load(world: LocalWorld) -> None:
     assert failed <= under_way + 10, load.answers
 
 
+@pytest.mark.long
 async def test_a_supervisor_is_killed_under_load(world: LocalWorld) -> None:
     """Nobody notices; `ensure` gives Traefik a new one, and that one starts the next Traefik."""
     traefik = world.pids("traefik")
@@ -253,6 +254,7 @@ def test_a_traefik_that_hangs_is_replaced(world: LocalWorld, monkeypatch: pytest
     assert world.pids("traefik") != [hung]
 
 
+@pytest.mark.long
 def test_a_traefik_that_cannot_start_is_told_with_its_reason(
     world: LocalWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

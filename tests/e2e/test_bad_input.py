@@ -122,6 +122,7 @@ def test_api_down(stack: Stack) -> None:
         refused(stack, 2, url, "make up", command=("job", "submit", "--", "true"), env=env)
 
 
+@pytest.mark.long
 def test_entry_point_that_does_not_exist(stack: Stack, warm: str) -> None:
     done = stack.cli(
         *("job", "submit", "--cluster", warm, "--max-retries", "0", "--wait", "-n", "typo", "--", "./mian.py", "--fast")

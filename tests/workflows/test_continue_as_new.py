@@ -47,6 +47,7 @@ async def runs_of_workflow(world: World, id: str) -> list[str]:
         runs.append(attributes.new_execution_run_id)
 
 
+@pytest.mark.long
 async def test_a_whole_life_over_many_runs(forgetful: World) -> None:
     world = forgetful
     cluster_id = await world.running_cluster(CONFIG)

@@ -398,6 +398,7 @@ class Outage:
         return write
 
 
+@pytest.mark.long
 async def test_records_that_are_away_for_a_while_lose_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     outage = Outage().install(monkeypatch)
     world.fleet.run_plans = [RunPlan(hold=True)]

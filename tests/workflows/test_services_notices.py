@@ -177,6 +177,7 @@ async def test_where_nothing_extra_may_exist_it_waits_for_the_rollouts_end(servi
 
 
 @pytest.mark.parametrize("how", ["deploy", "in place", "terminate"])
+@pytest.mark.long
 async def test_what_ends_the_version_ends_its_relief(services: ServiceWorld, how: str) -> None:
     world = services
     service_id, version = await world.running_service()
