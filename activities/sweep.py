@@ -34,6 +34,9 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+LIVES_S = 30.0
+"""Temporal says within milliseconds whether a cluster's workflow runs; without a word the sweep is tried again."""
+
 
 class SweepResult(Model):
     machines: int = 0
@@ -108,7 +111,7 @@ class SweepActivities:
         loop = asyncio.get_running_loop()
 
         def lives(cluster_id: str) -> bool:
-            return asyncio.run_coroutine_threadsafe(self._lives(cluster_id), loop).result()
+            return asyncio.run_coroutine_threadsafe(self._lives(cluster_id), loop).result(LIVES_S)
 
         grace_s = self._settings.newborn_grace_s
         left = await asyncio.to_thread(cloud.leftovers, self._installation_id, grace_s, lives)

@@ -183,8 +183,9 @@ class Scaling:
         found = [{"id": self._boot.node_id, "ip": self._boot.ip, "running": True, "tags": head}]
         with self._lock:
             self._show()
+            unseen = self._ended | self._lost | self._hidden.keys()
             for node_id, node in self._nodes.items():
-                if node["state"] not in LISTED or node_id in self._ended | self._lost | self._hidden.keys():
+                if node["state"] not in LISTED or node_id in unseen:
                     continue
                 tags = {"ray-node-type": "worker", "ray-user-node-type": node["group"], "ray-node-name": node_id,
                         "ray-node-status": "up-to-date" if node["state"] == "RUNNING" else "setting-up",
@@ -201,10 +202,10 @@ class Scaling:
                 log.error("Ray asks for %d of the unknown group %r; ignored", count, group)
                 return
             waiting = [(r, t) for r, t in self._waiting(group) if not request or r != request]
+            unseen = self._ended | self._lost | self._hidden.keys()
             live = sum(
                 1 for i, n in self._nodes.items()
-                if n["group"] == group and n["state"] in LISTED and not n.get("leaving")
-                and i not in self._ended | self._lost | self._hidden.keys()
+                if n["group"] == group and n["state"] in LISTED and not n.get("leaving") and i not in unseen
             )  # fmt: skip
             vacancies = max(0, self.desired[group] - live - len(waiting))
             most = int(self.groups[group].get("max_nodes") or 0)

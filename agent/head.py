@@ -168,8 +168,12 @@ class Head:
             return
         spare = self.scaling.spare(answer["nodes"])
         if spare != self._spare and self._node.ray_up and not self._setting_bounds:
-            self._spare = spare
-            write_config(self._config_file, self._autoscaling(self.groups))
+            before, self._spare = self._spare, spare
+            try:
+                write_config(self._config_file, self._autoscaling(self.groups))
+            except OSError as error:
+                self._spare = before
+                log.warning("Ray's maxima wait for the next report: %s", error)
         self.scaling.update(answer["nodes"], answer.get("desired"))
         groups = answer.get("groups")
         if groups is None or groups == self.groups or groups == self._refused:

@@ -274,8 +274,12 @@ class Facts:
         try:
             await told(call, SIGNAL_S)  # False: nobody is left whom it concerns
         except InvalidRequest as e:
-            kinds, ids = [f.kind for f in facts], [f.id for f in facts]
-            log.error("facts can never be delivered", node_id=node.id, kinds=kinds, fact_ids=ids, error=str(e))
+            if len(facts) > 1:  # one of them: none is lost for another
+                for fact in facts:
+                    if not await self._signal(node, [fact]):
+                        return False
+                return True
+            log.error("fact can never be delivered", node_id=node.id, kind=first.kind, fact_id=first.id, error=str(e))
         except Unavailable as e:
             self._away_until = time.monotonic() + AWAY_S
             log.warning("Temporal takes no facts; agents keep them", error=str(e))

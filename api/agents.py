@@ -23,7 +23,7 @@ from api.agent_messages import told
 from api.agent_nodes import ENDED, Fleet, gone, maximum_uptime_at, sha256, worker_groups
 from api.agent_reports import Facts, Reports, base_interval_s, check_protocol
 from api.serve_metrics import TOTALS
-from heliostat.errors import NotFound, Unauthenticated, Unavailable
+from heliostat.errors import InvalidRequest, NotFound, Unauthenticated, Unavailable
 from heliostat.models.agents import NodeConfigAnswer, RegisterRequest
 from heliostat.models.clusters import Cluster, NodeRole, NodeState
 from runtime.keys import Keys
@@ -177,8 +177,9 @@ class Registrations:
     async def _run(self, cluster_id: str) -> None:
         handle = self._temporal.get_workflow_handle(cluster_id)
         while waiting := self._waiting.pop(cluster_id, []):
-            for start in range(0, len(waiting), REGISTRATIONS_MAX):
-                batch = waiting[start : start + REGISTRATIONS_MAX]
+            batches = [waiting[i : i + REGISTRATIONS_MAX] for i in range(0, len(waiting), REGISTRATIONS_MAX)]
+            while batches:
+                batch = batches.pop(0)
                 messages = [message for message, _ in batch]
                 call = (
                     handle.signal("node_registered", messages[0], rpc_timeout=timedelta(seconds=SIGNAL_S))
@@ -188,6 +189,9 @@ class Registrations:
                 try:
                     heard = await told(call, SIGNAL_S)
                 except Exception as error:  # noqa: BLE001 - each of those who wait raises it
+                    if isinstance(error, InvalidRequest) and len(batch) > 1:  # one of them: none pays for another
+                        batches[:0] = [[one] for one in batch]
+                        continue
                     for _, future in batch:
                         if not future.done():  # a caller that has gone has cancelled its own
                             future.set_exception(error)

@@ -8,8 +8,10 @@ import httpx
 import pytest
 from sqlalchemy import select
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 
 from api.agents import Registrations
+from heliostat.errors import InvalidRequest
 from heliostat.models.agents import NodeConfigAnswer, RegisterRequest
 from heliostat.models.clusters import ClusterState, NodeRole, NodeState
 from heliostat.models.common import utcnow
@@ -91,6 +93,35 @@ async def test_who_comes_while_a_message_is_under_way_goes_with_the_next(world: 
     events = [e async for e in world.temporal.get_workflow_handle(cluster.id).fetch_history_events()]
     names = [e.workflow_execution_signaled_event_attributes.signal_name for e in events]
     assert [n for n in names if n] == ["nodes_registered"]
+
+
+async def test_a_message_that_temporal_never_takes_costs_nobody_but_its_own(world: World) -> None:
+    heard: list[list[str]] = []
+    passing = asyncio.Event()
+
+    class Handle:
+        async def signal(self, name: str, said: Any, **more: Any) -> None:
+            await passing.wait()
+            ids = [m.node_id for m in (said if isinstance(said, list) else [said])]
+            if "nd_bad" in ids:
+                raise RPCError("blob size exceeds limit", RPCStatusCode.INVALID_ARGUMENT, b"")
+            heard.append(ids)
+
+    class Temporal:
+        def get_workflow_handle(self, id: str) -> Handle:
+            return Handle()
+
+    registrations = Registrations(cast(Client, Temporal()))
+
+    def body(node_id: str) -> RegisterRequest:
+        return RegisterRequest(protocol=1, node_id=node_id, generation=1, bootstrap_token="", ip="127.0.9.1")
+
+    told = [asyncio.create_task(registrations.tell("cl_1", body(id))) for id in ("nd_1", "nd_bad", "nd_2")]
+    await asyncio.sleep(0.05)
+    passing.set()
+    answers = await asyncio.gather(*told, return_exceptions=True)
+    assert [type(a) for a in answers] == [type(None), InvalidRequest, type(None)]
+    assert heard == [["nd_1"], ["nd_2"]]
 
 
 async def test_many_at_once(world: World, http: httpx.AsyncClient) -> None:

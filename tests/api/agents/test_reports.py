@@ -4,19 +4,20 @@ import asyncio
 import contextlib
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from sqlalchemy import select, update
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import WorkflowEnvironment
 
 from api.agent_nodes import CallingNode, Fleet
-from api.agent_reports import FACTS_MAX, MAX_REPORTS_PER_S, WORKER_FACTOR, Reports, interval_s
+from api.agent_reports import FACTS_MAX, MAX_REPORTS_PER_S, WORKER_FACTOR, Facts, Reports, interval_s
 from heliostat.errors import Unavailable
-from heliostat.models.agents import ReportRequest
+from heliostat.models.agents import Fact, ReportRequest
 from heliostat.models.clusters import NodeRole, NodeState
 from heliostat.models.common import utcnow
 from store.database import Database
@@ -151,6 +152,27 @@ async def test_what_a_head_tells_of_many_workers_is_few_messages(world: World, h
     heard = [said.split()[1] for said in (await world.heard(cluster.id))[1:]]
     assert heard == [f"{head.node.id}/{f['id']}" for f in told if f["data"].get("node_id") != "nd_of_another"]
     assert await world.temporal.get_workflow_handle(cluster.id).query(Recorder.of_several) == 2
+
+
+async def test_a_fact_that_temporal_never_takes_costs_no_other(world: World) -> None:
+    heard: list[str] = []
+
+    class Handle:
+        async def signal(self, name: str, said: Any, **more: Any) -> None:
+            facts = said if isinstance(said, list) else [said]
+            if any(f.data.get("bad") for f in facts):
+                raise RPCError("blob size exceeds limit", RPCStatusCode.INVALID_ARGUMENT, b"")
+            heard.extend(f.event_id for f in facts)
+
+    class Temporal:
+        def get_workflow_handle(self, id: str) -> Handle:
+            return Handle()
+
+    facts = Facts(world.db, cast(Client, Temporal()), Fleet(world.db))
+    node = CallingNode("nd_1", "cl_1", NodeRole.HEAD, 1, "b", True, None, 0.0)
+    told = [Fact.model_validate(fact("ray_ready", bad=n == 1)) for n in range(3)]
+    assert await facts.deliver(node, told) == [f.id for f in told]
+    assert heard == [f"nd_1/{told[0].id}", f"nd_1/{told[2].id}"]
 
 
 async def test_a_repeated_fact_keeps_its_event_id(world: World, http: httpx.AsyncClient) -> None:
