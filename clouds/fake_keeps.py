@@ -18,9 +18,12 @@ class FakeKept:
     made_at: datetime
     volume: str | None
     ip: str | None
-    holder: str | None = None
-    """The machine that it was handed over to last."""
     holders: list[str] = field(default_factory=list)
+    """Machines that it was handed over to."""
+
+    @property
+    def holder(self) -> str | None:
+        return self.holders[-1] if self.holders else None
 
 
 @dataclass
@@ -65,7 +68,6 @@ class FakeKeeps:
         kept = here[zone]
         if kept.holder != machine_id:
             self._must_be_free(kept)
-            kept.holder = machine_id
             kept.holders.append(machine_id)
         self.held[spec.cluster_id] = {zone: kept}
 

@@ -80,12 +80,7 @@ def register(
         cloud = client.clouds.register(request)
         note(f"Cloud {cloud.name} is registered: {cloud.id}")
         found = client.clouds.verify(cloud.id) if verify else None
-    show(
-        {"cloud": cloud.model_dump(mode="json"), "verification": found and found.model_dump(mode="json")},
-        lambda: (_checklist(found.checks) + "\n" if found else "") + _next(cloud, found),
-    )
-    if found is not None and not found.ok:
-        raise typer.Exit(FAILED)
+    _tell(cloud, found)
 
 
 @app.command()
@@ -104,19 +99,19 @@ def update(
 
     with options.connect() as client:
         before = client.clouds.get(ref)
-        given = {"is_default": default or None}
         fields = {"name": before.name, "provider": before.provider.value} | yaml_files.load(file)
-        request = yaml_files.cloud(fields | {k: v for k, v in given.items() if v is not None}, str(file))
+        request = yaml_files.cloud(fields | ({"is_default": True} if default else {}), str(file))
         cloud = client.clouds.update(before.id, request)
         changed = _changed(before, cloud)
         note(f"Cloud {cloud.name} ({cloud.id}): " + (f"changed {', '.join(changed)}." if changed else "as it was."))
         found = client.clouds.verify(cloud.id) if verify else None
+    _tell(cloud, found, changed=changed)
+
+
+def _tell(cloud: Cloud, found: Verification | None, **more: list[str]) -> None:
+    """Exits with 1 when the verification failed."""
     show(
-        {
-            "cloud": cloud.model_dump(mode="json"),
-            "changed": changed,
-            "verification": found and found.model_dump(mode="json"),
-        },
+        {"cloud": cloud.model_dump(mode="json"), **more, "verification": found and found.model_dump(mode="json")},
         lambda: (_checklist(found.checks) + "\n" if found else "") + _next(cloud, found),
     )
     if found is not None and not found.ok:
