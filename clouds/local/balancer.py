@@ -165,7 +165,7 @@ class LocalBalancer:
         write_private(part / "backends.json", Wanted().model_dump_json(indent=1))
         part.rename(folder)
 
-    def _routes(self, place: Place, wanted: Wanted) -> tuple[dict[str, str], str]:
+    def _routes(self, place: Place, wanted: Wanted) -> tuple[dict[str, str], list[str]]:
         return balancer_config.routes(wanted.backends, grpc=place.grpc, certificate=self._certificate.files)
 
     def _static(self, folder: Path, place: Place) -> str:

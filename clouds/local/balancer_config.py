@@ -42,7 +42,9 @@ replicas on a busy machine: with a timeout of 1 s such backends lost their traff
 ROUTES = ("routes.yml", "spare.yml")
 """The same routes twice, in the order in which Traefik reads them, of which the first count. What Traefik can't parse
 it passes over whole, and goes on by what it has; but an empty file is a good one to it, which routes nothing:
-somebody's editor, or a full disk, would end the service."""
+somebody's editor, or a full disk, would end the service.
+
+Traefik may read one before we write both and the other after it, so each has a path of its own that tells it."""
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _ADDRESS = re.compile(r"([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
@@ -88,10 +90,10 @@ def static(folder: Path, host: str, port: int, metrics_port: int) -> str:
     return json.dumps(config, indent=1) + "\n"
 
 
-def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path]) -> tuple[dict[str, str], str]:
-    """The watched files' texts by name, to be written in this order, and the path that answers 418 once Traefik goes by
-    exactly these (and by these certificate files as they are now: another path is another text, so that Traefik reads
-    them again). The last text alone has that path: while Traefik has only one of them, it does not answer.
+def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path]) -> tuple[dict[str, str], list[str]]:
+    """The watched files' texts by name, to be written in this order, and the paths that all answer 418 once Traefik
+    goes by exactly these (and by these certificate files as they are now: another path is another text, so that Traefik
+    reads them again).
 
     Raises:
         BadConfig: an id or an address that can't stand in a rule, one cluster twice, or two weights (but for 0) of one
@@ -122,14 +124,14 @@ def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path
         rules.append((f"PathPrefix(`/`){more}", 1 + above, kind if weights else "none"))
     tls = dict(zip(("certFile", "keyFile"), map(str, certificate), strict=True))
     changed = [(str(path), path.stat().st_mtime_ns) for path in certificate]
-    digest = hashlib.sha256(json.dumps([_dynamic(rules, services, tls, ""), changed]).encode()).hexdigest()
-    loaded = f"{ROUTES_PATH}/{digest[:32]}"
-    first, last = (_dynamic(rules, services, tls, path) for path in ("", loaded))
-    return {name: json.dumps(d, indent=1) + "\n" for name, d in zip(ROUTES, (first, last), strict=True)}, loaded
+    digest = hashlib.sha256(json.dumps([_dynamic(rules, services, tls, {}), changed]).encode()).hexdigest()
+    loaded = {name: f"{ROUTES_PATH}/{digest[:32]}/{name}" for name in ROUTES}
+    dynamic = {name: _dynamic(rules, services, tls, {name: path}) for name, path in loaded.items()}
+    return {name: json.dumps(d, indent=1) + "\n" for name, d in dynamic.items()}, list(loaded.values())
 
 
 def _dynamic(
-    rules: list[tuple[str, int, str]], services: dict[str, Any], tls: dict[str, str], loaded: str
+    rules: list[tuple[str, int, str]], services: dict[str, Any], tls: dict[str, str], loaded: dict[str, str]
 ) -> dict[str, Any]:
     plain = _routers(rules, loaded)
     routers = plain | {f"{name}-tls": router | {"tls": {}} for name, router in plain.items()}
@@ -164,13 +166,13 @@ def _dynamic(
     }
 
 
-def _routers(rules: list[tuple[str, int, str]], loaded: str) -> dict[str, dict[str, Any]]:
+def _routers(rules: list[tuple[str, int, str]], loaded: dict[str, str]) -> dict[str, dict[str, Any]]:
     routers: dict[str, dict[str, Any]] = {
         f"r{number}": {"rule": rule, "priority": priority, "service": service, "middlewares": ["retry", "connect"]}
         for number, (rule, priority, service) in enumerate(rules)
     }
-    if loaded:
-        routers["loaded"] = {"rule": f"Path(`{loaded}`)", "priority": 10_000, "service": "noop@internal"}  # 418
+    for name, path in loaded.items():
+        routers[f"loaded-{name}"] = {"rule": f"Path(`{path}`)", "priority": 10_000, "service": "noop@internal"}  # 418
     # Our question before these routes are there: no backend must see it.
     routers["not-loaded"] = {"rule": f"PathPrefix(`{ROUTES_PATH}`)", "priority": 9_999, "service": "none"}
     return {name: router | {"entryPoints": [ENTRY_POINT]} for name, router in routers.items()}

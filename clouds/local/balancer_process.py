@@ -25,11 +25,11 @@ ASK_S = 2.0
 """For one request to Traefik itself."""
 
 
-def goes_by(place: Place, loaded: str) -> bool:
-    """Whether Traefik answers on the endpoint's port and has taken these routes up."""
+def goes_by(place: Place, loaded: list[str]) -> bool:
+    """Whether Traefik answers on the endpoint's port and has taken these routes up (``balancer_config.routes``)."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(place.host, place.host)  # noqa: S104
     try:
-        return ask(host, place.port, loaded, place.service_id)[0] == 418
+        return all(ask(host, place.port, path, place.service_id)[0] == 418 for path in loaded)
     except CloudError:
         return False
 

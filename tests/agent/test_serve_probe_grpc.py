@@ -149,7 +149,8 @@ async def test_what_is_no_good_answer_is_told_with_its_reason(served: Served) ->
 async def test_a_cluster_without_a_backend_is_not_taken_for_another(served: Served, tmp_path: Path) -> None:
     with balanced(tmp_path / "home", served.port) as url:
         LocalBalancer(tmp_path / "home").set_backends(SERVICE, 2, [])
-        assert "gRPC UNAVAILABLE came from something that is not this service's proxy" in await served.refusal(url)
+        # UNAVAILABLE by the answer's 503, or UNKNOWN where its text comes in first: gRPC's own race.
+        assert "came from something that is not this service's proxy" in await served.refusal(url)
     assert served.seen == []
 
 

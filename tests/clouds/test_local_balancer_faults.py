@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -198,6 +199,23 @@ def test_no_request_fails_by_a_damaged_file(world: LocalWorld, name: str, damage
         assert world.request()[0] == 200
     world.balancer.set_backends(SERVICE, 2, [world.backend("cl_b")])
     assert world.request() == (200, "cl_b")
+
+
+def test_routes_of_which_traefik_has_read_only_the_last_file_do_not_count(
+    world: LocalWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads one after the other, and both may have been written in between: the old first with the new last, until
+    it has heard of the change."""
+    publish, late = world.balancer._publish, threading.Event()
+
+    def half(folder: Path, texts: dict[str, str]) -> None:
+        publish(folder, {ROUTES[1]: texts[ROUTES[1]]})
+        threading.Timer(0.5, lambda: (late.set(), publish(folder, texts))).start()
+
+    monkeypatch.setattr(world.balancer, "_publish", half)
+    world.balancer.set_backends(SERVICE, 2, [world.backend("cl_b")])
+    assert late.is_set(), "it returned while requests went by the old routes"
+    assert {world.request()[1] for _ in range(10)} == {"cl_b"}
 
 
 def test_routes_that_were_removed_are_written_anew(world: LocalWorld) -> None:
