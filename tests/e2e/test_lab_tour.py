@@ -96,8 +96,9 @@ def test_a_terminated_instance_is_a_power_cut(lab: Lab, served: Host) -> None:
     began = time.monotonic()
     lab.aws.account.client("ec2").terminate_instances(InstanceIds=[served.identity.id])
     until("the power cut", lambda: not served.alive, every_s=0.01)
-    assert time.monotonic() - began < 2
-    assert not served.processes()
+    assert time.monotonic() - began < 5
+    # Killed they all are by then; the kernel takes them in one by one.
+    until("the last of its processes to be gone", lambda: not served.processes(), within_s=10)
     assert served.cable not in network.cables()
     ended = until("its end", lambda: (i := state(lab, instance))["State"]["Name"] == "terminated" and i)
     assert ended["StateReason"]["Code"] == "Client.UserInitiatedShutdown"
