@@ -48,6 +48,16 @@ def free_block(size: int = 20) -> int:
     raise AssertionError("no free block of ports")
 
 
+@contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """A free port for a gRPC server of this user, which shares it (SO_REUSEPORT): between its choice and the server's
+    start no other test process is given it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("", 0))
+        yield held.getsockname()[1]
+
+
 _blocks = itertools.count()
 _hosts = itertools.count(2)
 
@@ -115,15 +125,18 @@ class Nodes:
     def start(
         self, node_id: str, role: str = "head", group: str = "head", isolate: bool = False,
         constants: dict[str, Any] | None = None, python: list[str] | None = None, told: dict[str, Any] | None = None,
-        **config: Any,
+        files: dict[str, str] | None = None, **config: Any,
     ) -> AgentNode:  # fmt: skip
-        """``told``: in the boot file beside what is always there. ``config``: of the node's registration."""
+        """``told``: in the boot file beside what is always there. ``files``: what stands in the node's directory before
+        the agent starts. ``config``: of the node's registration."""
         ip = f"{self.host}.{next(self._node)}"
         bootstrap = self.plane.add_node(node_id, role, group, **config)
         if role == "worker":
             self.plane.listed[node_id] = {"id": node_id, "group": group, "state": "REGISTERED", "ip": ip}
         folder = self.folder / node_id
         folder.mkdir(parents=True)
+        for name, text in (files or {}).items():
+            (folder / name).write_text(text)
         boot = {"api_url": self.plane.url, "node_id": node_id, "generation": 1, "bootstrap_token": bootstrap,
                 "constants": FAST | (constants or {}), **(told or {})}  # fmt: skip
         (folder / "boot.json").write_text(json.dumps(boot))
@@ -156,7 +169,7 @@ class Nodes:
             processes.kill(node.marked())
 
 
-def until(what: Any, timeout_s: float = 10.0, why: str = "") -> Any:
+def until(what: Any, timeout_s: float = 30.0, why: str = "") -> Any:
     """For conditions on processes and files, which nobody announces."""
     deadline = time.monotonic() + timeout_s
     while not (value := what()):

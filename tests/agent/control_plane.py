@@ -108,9 +108,14 @@ class ControlPlane:
 
         return self.wait(find, timeout_s, f"fact {kind} {data}")
 
+    def objects(self) -> dict[str, bytes]:
+        """What is in the bucket now; agents put more into it meanwhile."""
+        with self.changed:
+            return dict(self.bucket)
+
     def log(self, node_id: str, stream: str) -> bytes:
         prefix = f"logs/cl_1/{node_id}/{stream}/"
-        parts = sorted((k, v) for k, v in self.bucket.items() if k.startswith(prefix))
+        parts = sorted((k, v) for k, v in self.objects().items() if k.startswith(prefix))
         text = b""
         for key, data in parts:
             assert int(key.removeprefix(prefix)) == len(text), f"chunks of {stream} do not meet"

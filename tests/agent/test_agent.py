@@ -267,18 +267,18 @@ def test_a_token_that_died_is_replaced_by_registering_again(start: Any, plane: C
 
 
 def test_410_ends_ray_and_the_machine_at_once(start: Any, plane: ControlPlane) -> None:
-    head = start(constants={"ray_stop_s": 60.0})
+    head = start(constants={"ray_stop_s": 120.0})
     plane.do("submit_run", run_id="j-1", entrypoint="trap '' TERM; setsid sleep 4321 & sleep 4321")
     plane.fact("run_running")
     plane.nodes["nd_head"]["gone"] = True
-    assert head.process.wait(10) == 0
+    assert head.process.wait(30) == 0
     everything_gone(head)
 
 
 def test_sigterm_ends_in_order_with_the_log_shipped(start: Any, plane: ControlPlane) -> None:
-    head = start()
+    head = start(constants={"final_flush_s": 30.0})
     plane.fact("ray_ready")
-    assert head.end() == 0
+    assert head.end(60) == 0
     everything_gone(head)
     assert b"ending: told to end by a signal" in plane.log("nd_head", "node/agent.log")
     assert plane.log("nd_head", "node/agent.log").count(b"fake ray starts") == 1
@@ -293,9 +293,10 @@ def test_kill_9_of_the_agent_leaves_nothing(start: Any, plane: ControlPlane, iso
     until(lambda: sum(processes.command(p) == "sleep 4321" for p in head.pids()) == 2)
     before = head.pids()
     os.kill(head.agent_pid(), signal.SIGKILL)
-    head.process.wait(10)
+    head.process.wait(30)
     everything_gone(head)
-    assert not [p for p in before if processes.alive(p)]
+    # One that just ends has no environment any more, by which the line above would have found it.
+    until(lambda: not [p for p in before if processes.alive(p)], why="nothing left of those that there were")
     assert not (head.folder / "ray").exists()
 
 
@@ -307,7 +308,7 @@ def test_the_same_command_after_a_crash_of_the_agent_does_not_run_twice(
     plane.do("submit_run", run_id="j-1", entrypoint="sleep 4321")
     plane.fact("run_running")
     os.kill(head.agent_pid(), signal.SIGKILL)
-    head.process.wait(10)
+    head.process.wait(30)
     plane.nodes["nd_head"] |= {"authenticated": False}
     import subprocess
 
@@ -328,7 +329,7 @@ def test_a_ray_that_dies_fails_the_node(start: Any, plane: ControlPlane) -> None
     failed = plane.fact("node_failed")
     assert "exit code 7" in failed["data"]["reason"]
     assert "SomeError" in failed["data"]["reason"]
-    assert head.process.wait(10) == 1
+    assert head.process.wait(30) == 1
     everything_gone(head)
 
 
@@ -339,12 +340,12 @@ def test_a_worker_whose_raylet_ended_waits_for_its_end_and_then_goes(start: Any,
     raylet = until(
         lambda: next((p for p in worker.pids() if processes.command(p).endswith("raylet --node_id=abc123")), None)
     )
-    plane.wait(lambda: plane.nodes["nd_w1"]["reports"][-1]["ray_up"])
+    plane.wait(lambda: any(report["ray_up"] for report in plane.nodes["nd_w1"]["reports"]))
     os.kill(raylet, signal.SIGTERM)
     stopping = plane.fact("stopping")
     assert stopping["node_id"] == "nd_w1"
     assert "drained" in stopping["data"]["reason"]
-    assert worker.process.wait(15) == 0
+    assert worker.process.wait(30) == 0
 
 
 def test_no_ray_in_the_image_is_told_in_words(start: Any, plane: ControlPlane, fake_python: list[str]) -> None:
@@ -355,7 +356,7 @@ def test_no_ray_in_the_image_is_told_in_words(start: Any, plane: ControlPlane, f
     try:
         head = start()
         assert "HELIOSTAT_PYTHON" in plane.fact("node_failed")["data"]["reason"]
-        assert head.process.wait(10) == 1
+        assert head.process.wait(30) == 1
     finally:
         hidden.rename(ray)
         os.environ["PATH"] = path
@@ -366,15 +367,17 @@ def test_the_dead_man_switch_ends_an_idle_node_and_spares_a_busy_one(start: Any,
     idle = start("nd_idle", deadman_s=1.5, constants=quick)
     plane.fact("activity", activity="idle")
     plane.down = True
-    assert idle.process.wait(20) == 0
+    assert idle.process.wait(30) == 0
     everything_gone(idle)
     plane.down = False
     busy = start("nd_busy", deadman_s=1.5, constants=quick)
-    plane.do("submit_run", run_id="j-1", entrypoint="sleep 4")
+    enough = busy.folder / "enough"
+    plane.do("submit_run", run_id="j-1", entrypoint=f"while [ ! -e {enough} ]; do sleep 0.1; done")
     plane.fact("run_running")
     plane.down = True
     time.sleep(3)  # twice the limit: time has to pass for nothing to happen
     assert busy.process.poll() is None
+    enough.touch()
     assert busy.process.wait(30) == 0  # once the run is over
 
 
@@ -389,10 +392,12 @@ def test_maximum_uptime_ends_a_busy_node_and_is_told(start: Any, plane: ControlP
 
 
 def test_a_wrong_bootstrap_token_ends_the_machine(start: Any, plane: ControlPlane) -> None:
-    plane.failing = 3  # first the API is not even there
+    plane.failing = 1000  # first the API is not even there
     head = start()
     plane.nodes["nd_head"]["bootstrap"] = "another"
-    until(lambda: head.process.poll() is not None, 10)
+    until(lambda: plane.failing < 998, why="it asks again")
+    plane.failing = 0
+    until(lambda: head.process.poll() is not None)
     assert "registration refused" in head.log()
 
 

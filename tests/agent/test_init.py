@@ -28,6 +28,7 @@ def agent():
     # a double fork that forgot its environment
     subprocess.run(["sh", "-c", "setsid sleep 1234 &"], env=bare)
     subprocess.Popen(["sleep", "1234"], env=env)
+    {first}
     Path({folder!r}, "ready").touch()
     {body}
 sys.exit(init.run(boot, agent))
@@ -35,10 +36,13 @@ sys.exit(init.run(boot, agent))
 
 
 class Started:
-    def __init__(self, folder: Path, isolate: bool, body: str = "time.sleep(1000)", supervised: bool = False) -> None:
+    def __init__(
+        self, folder: Path, isolate: bool, body: str = "time.sleep(1000)", supervised: bool = False, first: str = ""
+    ) -> None:
+        """``first``: what the agent does before it is ready; ``body``: afterwards."""
         self.tag = f"{os.getpid()}_{os.urandom(3).hex()}"
         script = folder / "agent_script.py"
-        script.write_text(AGENT.format(folder=str(folder), tag=self.tag, body=body))
+        script.write_text(AGENT.format(folder=str(folder), tag=self.tag, body=body, first=first))
         prefix = UNSHARE if isolate else []
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         if supervised:  # by a process with the same mark, as on the local cloud
@@ -60,7 +64,7 @@ class Started:
 
     def close(self) -> None:
         processes.kill([p for p in [self.process.pid, self.init, self.agent, *self.sleeps] if processes.alive(p)])
-        self.process.wait(5)
+        self.process.wait(30)
 
 
 @pytest.fixture(params=["namespace", "process"])
@@ -75,7 +79,7 @@ def test_kill_9_of_the_agent_ends_everything_below(tmp_path: Path, isolate: bool
     try:
         os.kill(started.agent, signal.SIGKILL)
         started.gone()
-        assert started.process.wait(5) == 128 + signal.SIGKILL
+        assert started.process.wait(30) == 128 + signal.SIGKILL
     finally:
         started.close()
 
@@ -92,12 +96,12 @@ def test_kill_9_of_init_ends_the_agent(tmp_path: Path, isolate: bool) -> None:
 
 
 def test_sigterm_reaches_the_agent_and_its_exit_code_comes_back(tmp_path: Path, isolate: bool) -> None:
-    body = "import signal; signal.signal(signal.SIGTERM, lambda *_: os._exit(5)); time.sleep(1000)"
-    started = Started(tmp_path, isolate, body)
+    handler = "import signal; signal.signal(signal.SIGTERM, lambda *_: os._exit(5))"
+    started = Started(tmp_path, isolate, first=handler)
     try:
         os.kill(started.init, signal.SIGTERM)
         started.gone()
-        assert started.process.wait(5) == 5
+        assert started.process.wait(30) == 5
     finally:
         started.close()
 
@@ -140,6 +144,6 @@ def test_a_supervisor_with_the_nodes_mark_is_spared_and_hears_the_end(tmp_path: 
     try:
         os.kill(started.agent, signal.SIGKILL)
         started.gone()
-        assert started.process.wait(5) == 128 + signal.SIGKILL  # said by the supervisor itself, not killed by signal 9
+        assert started.process.wait(30) == 128 + signal.SIGKILL  # said by the supervisor itself, not killed by signal 9
     finally:
         started.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from agent import serve_gate
 from agent.serve_gate import GateFile, Stats
+from tests.agent.conftest import held_port
 from tests.agent.gate import PROBE, TOKEN, GateWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -143,23 +143,22 @@ async def serving(folder: Path, monkeypatch: pytest.MonkeyPatch, functions: list
     writer, stats, proxy = GateWriter(folder / "gate.json"), Stats(), Proxy()
     monkeypatch.setattr(serve_gate, "FILE_OF_PROCESS", GateFile(str(writer.path)))
     monkeypatch.setattr(serve_gate, "STATS", stats)
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    options = SimpleNamespace(port=port, grpc_servicer_func_callable=functions, enable_reflection=True)
-    task, server = await start_grpc_server(
-        proxy.service_handler_factory,
-        options,
-        event_loop=asyncio.get_running_loop(),
-    )
-    served = Served(port, writer, stats, proxy)
-    try:
-        yield served
-    finally:
-        proxy.go.set()
-        await served.channel.close()
-        await server.stop(None)
-        await asyncio.wait_for(task, WAIT_S)
+    with held_port() as port:
+        options = SimpleNamespace(port=port, grpc_servicer_func_callable=functions, enable_reflection=True)
+        task, server = await start_grpc_server(
+            proxy.service_handler_factory,
+            options,
+            event_loop=asyncio.get_running_loop(),
+            enable_so_reuseport=True,
+        )
+        served = Served(port, writer, stats, proxy)
+        try:
+            yield served
+        finally:
+            proxy.go.set()
+            await served.channel.close()
+            await server.stop(None)
+            await asyncio.wait_for(task, WAIT_S)
 
 
 @pytest.fixture(params=["first", "last", "twice", "last, old grpcio"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import socket
 import ssl
 import sys
 import urllib.parse
@@ -26,6 +25,7 @@ from agent.serve_gate import GateFile, Stats
 from agent.serve_probe import Prober
 from clouds.base import Backend
 from clouds.local.balancer import LocalBalancer
+from tests.agent.conftest import held_port
 from tests.agent.gate import PROBE, GateWriter, sha256
 from tests.clouds.balancer_support import SERVICE, spec
 
@@ -58,19 +58,24 @@ class Served:
 
         return unary
 
-    async def probe(self, url: str = "", *, good: int = 2, give_up_s: float = WAIT_S, **how: Any) -> dict[str, Any]:
+    async def probe(
+        self, url: str = "", *, good: int = 2, give_up_s: float = WAIT_S, look: Any = None, **how: Any
+    ) -> dict[str, Any]:
+        """``look``: what Serve says of its health; as a rule that it is well."""
         args = {
             "url": url or f"http://127.0.0.1:{self.port}", "cluster_id": CLUSTER, "version_id": "sv_1",
             "give_up_s": give_up_s, "probes": [{"application": "gRPC", "grpc": True, "timeout_s": 10} | how],
         }  # fmt: skip
         constants = Constants(serve_probe_pause_s=0.01, serve_probes_good=good)
-        prober = Prober(args, PROBE.decode(), constants, lambda: ("sv_1", True, False, ""), list)
-        return await asyncio.to_thread(prober.run)
+        look = look or (lambda: ("sv_1", True, False, ""))
+        return await asyncio.to_thread(Prober(args, PROBE.decode(), constants, look, list).run)
 
     async def refusal(self, url: str = "", **how: Any) -> str:
-        found = await self.probe(url, give_up_s=1.0, **how)
+        """What is said of the only call, which fails: at the second look Serve has given it up."""
+        given_up = iter([False, True])
+        found = await self.probe(url, look=lambda: ("sv_1", True, next(given_up), ""), **how)
         assert found["healthy"] is False
-        return str(found["message"])
+        return str(found["applications"]["gRPC"]["message"])
 
 
 @pytest.fixture
@@ -80,17 +85,18 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     writer, stats = GateWriter(tmp_path / "gate.json"), Stats()
     monkeypatch.setattr(serve_gate, "FILE_OF_PROCESS", GateFile(str(writer.path)))
     monkeypatch.setattr(serve_gate, "STATS", stats)
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    served = Served(port, writer, stats)
-    options = SimpleNamespace(port=port, grpc_servicer_func_callable=[serve_gate.guard_grpc], enable_reflection=False)
-    task, server = await start_grpc_server(served.factory, options, event_loop=asyncio.get_running_loop())
-    try:
-        yield served
-    finally:
-        await server.stop(None)
-        await asyncio.wait_for(task, WAIT_S)
+    with held_port() as port:
+        served = Served(port, writer, stats)
+        functions = [serve_gate.guard_grpc]
+        options = SimpleNamespace(port=port, grpc_servicer_func_callable=functions, enable_reflection=False)
+        task, server = await start_grpc_server(
+            served.factory, options, event_loop=asyncio.get_running_loop(), enable_so_reuseport=True
+        )
+        try:
+            yield served
+        finally:
+            await server.stop(None)
+            await asyncio.wait_for(task, WAIT_S)
 
 
 @contextlib.contextmanager
@@ -156,14 +162,15 @@ async def test_a_cluster_without_a_backend_is_not_taken_for_another(served: Serv
 
 async def test_http_and_grpc_of_one_service_are_both_asked(served: Served) -> None:
     args = {
-        "url": f"http://127.0.0.1:{served.port}", "cluster_id": CLUSTER, "version_id": "sv_1", "give_up_s": 1.0,
+        "url": f"http://127.0.0.1:{served.port}", "cluster_id": CLUSTER, "version_id": "sv_1", "give_up_s": WAIT_S,
         "probes": [{"application": "gRPC", "grpc": True}, {"application": "web", "path": "/", "timeout_s": 5}],
     }  # fmt: skip
     constants = Constants(serve_probe_pause_s=0.01, serve_probes_good=1)
-    prober = Prober(args, PROBE.decode(), constants, lambda: ("sv_1", True, False, ""), list)
+    given_up = iter([False, True])
+    prober = Prober(args, PROBE.decode(), constants, lambda: ("sv_1", True, next(given_up), ""), list)
     found = await asyncio.to_thread(prober.run)
     assert (found["healthy"], found["applications"]["gRPC"]["message"]) == (False, "")
-    assert "application web" in found["message"]
+    assert "the request failed" in found["applications"]["web"]["message"]
 
 
 async def test_a_head_without_grpc_says_so_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

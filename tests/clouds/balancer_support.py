@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,13 +32,17 @@ class Process:
     """A backend as a process; its name is the cluster's id."""
 
     name: str
-    port: int = 0
 
     def __post_init__(self) -> None:
+        # Bound for all its life and never listening: the port is nobody else's while the process is dead.
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self.port: int = self._held.getsockname()[1]
         self.start()
 
     def start(self) -> None:
-        """On the same port as before, if it has had one."""
+        """On the same port as before."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.clouds.balancer_backend", self.name, str(self.port)],
             cwd=ROOT,
@@ -45,7 +50,7 @@ class Process:
             text=True,
         )
         assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
+        assert int(self._process.stdout.readline()) == self.port
 
     def kill(self) -> None:
         """-9."""
@@ -56,6 +61,7 @@ class Process:
         self.kill()
         assert self._process.stdout is not None
         self._process.stdout.close()
+        self._held.close()
 
     def sicken(self, sick: bool) -> None:
         """Its health check fails from now on; it answers all else."""

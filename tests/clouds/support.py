@@ -25,7 +25,7 @@ MODES = ("namespace", "process")
 OURS = "installation-of-this-test"
 
 
-def eventually(what: Callable[[], Any], timeout_s: float = 20) -> Any:
+def eventually(what: Callable[[], Any], timeout_s: float = 60) -> Any:
     """Waits for a condition; gives its value."""
     deadline = time.monotonic() + timeout_s
     while not (value := what()):

@@ -52,12 +52,17 @@ def world(backends: dict[str, Process], tmp_path: Path) -> Iterator[LocalWorld]:
 
 
 def test_a_stream_is_not_held_back(shared: LocalWorld) -> None:
-    arrived = []
-    with shared.client.stream("GET", f"{shared.url}/stream") as answer:
-        for piece in answer.iter_raw():
-            arrived.append((time.monotonic(), piece))
-    assert b"".join(piece for _, piece in arrived) == b"0\n1\n2\n3\n4\n"
-    assert arrived[-1][0] - arrived[0][0] > 0.4, "the backend takes 0.8 s from its first piece to its last"
+    def took_s() -> float:
+        """From the first piece to the last."""
+        arrived = []
+        with shared.client.stream("GET", f"{shared.url}/stream") as answer:
+            for piece in answer.iter_raw():
+                arrived.append((time.monotonic(), piece))
+        assert b"".join(piece for _, piece in arrived) == b"0\n1\n2\n3\n4\n"
+        return arrived[-1][0] - arrived[0][0]
+
+    # Where we are late to read, the first piece comes with later ones: one that is held back comes so each time.
+    assert any(took_s() > 0.4 for _ in range(5)), "the backend takes 0.8 s from its first piece to its last"
 
 
 def test_websockets_pass(shared: LocalWorld) -> None:
@@ -252,11 +257,11 @@ def test_a_certificate_that_is_none_is_refused(tmp_path: Path, given: dict[str, 
 
 def test_ports_come_from_the_range_that_is_set(tmp_path: Path, backends: dict[str, Process]) -> None:
     with socket.socket() as taken, socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # free for who says so too, and nobody else's
         for one in (taken, free):
             one.bind(("127.0.0.1", 0))
         first, last = sorted((taken.getsockname()[1], free.getsockname()[1]))
         free_port = free.getsockname()[1]
-        free.close()
         taken.listen()
         # The range between two ports may hold others that are free: only its ends are asked about.
         balancer = LocalBalancer(tmp_path, ports=f"{free_port}-{free_port}")
