@@ -114,10 +114,15 @@ def test_a_cloud_that_this_worker_does_not_serve(nodes: NodeActivities) -> None:
 
 def test_ending_returns_only_when_the_cloud_says_gone(cloud: FakeMachines, nodes: NodeActivities) -> None:
     machine = cloud.launch(spec(nodes, cloud))
-    cloud.stop_s = 0.3
+    cloud.stop_s = 3600
     beats: list[object] = []
+
+    def beat(*details: object) -> None:
+        beats.append(details)
+        cloud.stop_s = 0  # gone by now
+
     env = ActivityEnvironment()
-    env.on_heartbeat = lambda *details: beats.append(details)
+    env.on_heartbeat = beat
     env.run(nodes.end_machines, EndNodes(cloud_id="cloud_1", machine_ids=[machine.machine_id]))
     assert cloud.describe([machine.machine_id])[0].state == MachineState.GONE
     assert beats

@@ -81,7 +81,7 @@ async def test_clouds_are_listed_and_found(world: World) -> None:
 async def test_ready_means_records_temporal_and_hearing(world: World, temporal: Client, absent: Client) -> None:
     async with world.client(None) as http:
         assert (await http.get("/healthz")).json() == {"status": "ok"}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await http.get("/readyz")).status_code != 200:  # the first note of our hearing takes a moment
                 await asyncio.sleep(0.05)
         world.app.state.temporal = absent

@@ -98,7 +98,7 @@ async def test_a_revoked_token_dies_at_the_other_api_too(two: tuple[World, World
         async with two[1].client(made["secret"]) as b:
             assert (await b.get("/v1/whoami")).status_code == 200
             assert (await a.delete(f"/v1/tokens/{made['id']}")).status_code == 204
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while (await b.get("/v1/whoami")).status_code != 401:
                     await asyncio.sleep(0.1)
 

@@ -307,7 +307,7 @@ def serving() -> Iterator[Door]:
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
-    assert started.wait(10), "the fake API did not start"
+    assert started.wait(60), "the fake API did not start"
     try:
         yield door
     finally:

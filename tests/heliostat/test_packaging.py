@@ -42,7 +42,9 @@ def build(root: Path, tree: dict[tuple[str, ...], tuple[bytes, bool]]) -> dict[s
     return written
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(TREES, st.randoms(use_true_random=False))
 def test_the_same_content_gives_the_same_bytes(tree, random) -> None:  # type: ignore[no-untyped-def]
     with tempfile.TemporaryDirectory() as scratch:

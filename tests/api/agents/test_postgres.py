@@ -33,7 +33,7 @@ async def test_two_apis_serve_one_cluster(postgres_world: World) -> None:
         assert len(await world.heard(run_id.rpartition("-")[0])) == 2
         stranger = await world.joined(await world.cluster(), NodeRole.HEAD, second)
         assert (await stranger.post("/logs/sign", sign)).status_code == 403
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 async with world.db.read() as conn:
                     seen = {r.node_id: r.seq for r in await conn.execute(select(reports))}

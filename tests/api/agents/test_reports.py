@@ -25,7 +25,7 @@ from store.tables import followers, hearing, log_streams, nodes, reports
 from tests.api.agents.conftest import TEMPORAL, Agent, Recorder, World, fact
 
 
-async def seen(condition: Any, seconds: float = 10) -> Any:
+async def seen(condition: Any, seconds: float = 30) -> Any:
     """Waits for an awaitable condition to be true."""
     async with asyncio.timeout(seconds):
         while not (value := await condition()):
@@ -81,7 +81,7 @@ async def test_a_head_sees_its_workers_and_what_is_wanted_a_worker_does_not(
         answer = (await head.report()).json()
         return answer if answer["desired"] == {"small": 2} else None
 
-    answer = await seen(news, 2)
+    answer = await seen(news)
     assert answer["nodes"] == [
         {"id": worker.node.id, "group": "small", "state": "RUNNING", "ip": "127.0.9.2", "leaving": True}
     ]
@@ -97,7 +97,7 @@ async def test_somebody_follows(world: World, http: httpx.AsyncClient) -> None:
     head = await world.joined(cluster, NodeRole.HEAD, http)
     assert (await head.report()).json()["follow"] is False
     async with world.db.begin() as conn:
-        await conn.execute(followers.insert().values(cluster_id=cluster.id, until=utcnow() + timedelta(seconds=1.5)))
+        await conn.execute(followers.insert().values(cluster_id=cluster.id, until=utcnow() + timedelta(minutes=5)))
 
     async def follow() -> bool:
         return bool((await head.report()).json()["follow"])
@@ -105,8 +105,10 @@ async def test_somebody_follows(world: World, http: httpx.AsyncClient) -> None:
     async def no_more() -> bool:
         return not await follow()
 
-    await seen(follow, 1.4)
-    await seen(no_more, 4)
+    await seen(follow)
+    async with world.db.begin() as conn:
+        await conn.execute(update(followers).values(until=utcnow()))
+    await seen(no_more)
 
 
 async def test_facts_reach_the_workflow_that_owns_the_thing(world: World, http: httpx.AsyncClient) -> None:
@@ -328,9 +330,9 @@ async def test_temporal_away_keeps_the_facts_with_the_agent(world: World, tmp_pa
         await env.shutdown()
 
 
-async def test_temporal_never_reached(world: World, unused_tcp_port: int) -> None:
+async def test_temporal_never_reached(world: World) -> None:
     """The API starts before Temporal does: its client is lazy."""
-    absent = await Client.connect(f"127.0.0.1:{unused_tcp_port}", lazy=True, data_converter=pydantic_data_converter)
+    absent = await Client.connect("127.0.0.1:1", lazy=True, data_converter=pydantic_data_converter)
     async with world.api() as http:
         cluster = await world.cluster()
         head = await world.joined(cluster, NodeRole.HEAD, http)
@@ -351,7 +353,7 @@ async def test_two_apis_share_the_records(world: World, http: httpx.AsyncClient)
         head.http = second
         assert (await head.report(gcs_address="127.0.9.1:1")).status_code == 200
         worker = await world.joined(cluster, NodeRole.WORKER, http)
-        assert (await worker.get("/head", wait=5)).json()["gcs_address"] == "127.0.9.1:1"
+        assert (await worker.get("/head", wait=20)).json()["gcs_address"] == "127.0.9.1:1"
         # Registered anew at one: the other stops taking the old token after its cache's time.
         old = head.headers
         head.http = http
@@ -378,13 +380,14 @@ async def test_hearing_starts_anew_after_a_gap(world: World) -> None:
     assert (await heard())[0] == since
     assert (await heard())[1] > last
     old = utcnow() - timedelta(minutes=10)
-    for gap, continues in ((timedelta(seconds=4), True), (timedelta(seconds=6), False)):
+    for gap, continues in ((timedelta(seconds=1), True), (timedelta(seconds=6), False)):
+        before = utcnow()
         async with world.db.begin() as conn:
-            await conn.execute(update(hearing).values(since=old, last=utcnow() - gap))
+            await conn.execute(update(hearing).values(since=old, last=before - gap))
         await flusher.flush()
         since, last = await heard()
         assert (since == old) is continues
-        assert utcnow() - last < timedelta(seconds=2)
+        assert last >= before
 
 
 async def test_the_api_hears_without_any_node(world: World, http: httpx.AsyncClient) -> None:
@@ -397,7 +400,7 @@ async def test_the_api_hears_without_any_node(world: World, http: httpx.AsyncCli
     async def later() -> bool:
         return await beats() > first
 
-    await seen(later, 3)
+    await seen(later)
 
 
 async def test_reports_wait_for_the_records(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
