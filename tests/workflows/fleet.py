@@ -290,7 +290,7 @@ class FakeFleet:
             hearing = [h.node_id for h in self.heads.values() if h.up and not h.deaf]
             for command in await open_commands(self.db, hearing) if hearing else []:
                 agent = self.agents.get(command.node_id)
-                if agent is not None and (agent.node_id, command.id) not in self._taken:
+                if agent is not None and not agent.deaf and (agent.node_id, command.id) not in self._taken:
                     self._taken.add((agent.node_id, command.id))
                     self.spawn(agent.carry_out(command))
             await asyncio.sleep(LOOK_S)

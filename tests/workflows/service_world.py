@@ -186,6 +186,7 @@ class ServiceWorld(World):
     async def lose_head(self, cluster_id: str) -> None:
         """The head's machine loses its power, and the monitor says that it is silent."""
         head = await self.node(cluster_id)
+        await self.until_machine_known(cluster_id, head.id)
         await self.kill_machine(head)
         silence = HeadSilent(
             event_id=f"{head.id}/silent", node_id=head.id, since=utcnow() - timedelta(seconds=30), silent_s=30
@@ -233,6 +234,14 @@ class ServiceWorld(World):
 
     async def until_state(self, service_id: str, state: ServiceState, timeout_s: float = WAIT_S) -> Service:
         return await self.until_service(service_id, state, lambda s: s.state == state, timeout_s)
+
+    async def until_was(self, service_id: str, state: ServiceState) -> None:
+        """It is, or has been, in this state, which may last for moments."""
+
+        async def look() -> bool:
+            return any(e.kind == "state" and e.message.startswith(f"{state}:") for e in await self.story(service_id))
+
+        await self.until(look, f"{service_id} to be {state}, if only for a moment")
 
     async def until_version(
         self, service_id: str, version: VersionSpec, state: ServiceVersionState, timeout_s: float = WAIT_S

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
 from temporalio.client import WorkflowExecutionStatus
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError
 
+from activities import nodes
+from heliostat.errors import CloudError
 from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import Activity, ClusterState, NodeState
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
 from runtime.messages import LeaseAnswer, LeaseRequest, LimitsUpdate, Release
-from tests.workflows.world import NodePlan, RunPlan, World
+from tests.workflows.world import WAIT_S, NodePlan, RunPlan, World
 from workflows import policies
 
 TWO_WORKERS = [WorkerNodeGroupConfig(name="w", min_nodes=2, max_nodes=3)]
@@ -41,7 +46,9 @@ async def asked(world: World) -> str:
 
 
 async def launching(world: World) -> str:
-    world.machines.latency_s = {"launch": 0.3}
+    """Goes on for a moment after it was seen, for as long as it takes until then."""
+    seen = threading.Event()
+    world.machines.latency_s, world.machines.sleep = {"launch": WAIT_S}, lambda seconds: void(seen.wait(seconds))
     cluster_id = await asked(world)
 
     async def under_way() -> bool:
@@ -49,7 +56,12 @@ async def launching(world: World) -> str:
         return any(a.activity_type.name == "launch_node" for a in d.raw_description.pending_activities)
 
     await world.until(under_way, "a launch under way")
+    asyncio.get_running_loop().call_later(0.3, seen.set)
     return cluster_id
+
+
+def void(_: object) -> None:
+    return None
 
 
 async def throttled(world: World) -> str:
@@ -134,10 +146,11 @@ async def test_cancel_in_the_ui_is_a_terminate(world: World, phase: Callable[[Wo
 
 async def test_terminating_twice_and_leasing_an_ending_cluster(world: World) -> None:
     cluster_id = await running(world)
-    world.machines.stop_s = 0.2
+    world.machines.stop_s = 3600  # it can't be over before all was said
     await world.terminate(cluster_id, "first")
     await world.terminate(cluster_id, "second")
     await world.handle(cluster_id).cancel()
+    world.machines.stop_s = 0
     await ended_clean(world, cluster_id)
     assert (await world.cluster(cluster_id)).reason == "first"
 
@@ -331,7 +344,13 @@ async def test_a_head_that_stops_its_machine_by_itself_ends_the_cluster(world: W
 # --- what a lost answer or a slow neighbour hides -------------------------------------------------------------------
 
 
-async def test_a_launch_in_back_off_is_not_tried_again_once_nobody_wants_it(world: World) -> None:
+async def test_a_launch_in_back_off_is_not_tried_again_once_nobody_wants_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_minutes(error: CloudError) -> ApplicationError:
+        return ApplicationError(str(error), type=error.code, next_retry_delay=timedelta(minutes=10))
+
+    monkeypatch.setattr(nodes, "as_failure", in_minutes)
     cluster_id = await throttled(world)
     tried = world.machines.calls["launch"]
     await world.terminate(cluster_id)
@@ -342,7 +361,7 @@ async def test_a_launch_in_back_off_is_not_tried_again_once_nobody_wants_it(worl
 async def test_a_machine_whose_launch_was_never_answered_is_ended_by_its_token(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(policies.LAUNCH, "schedule_to_close_timeout", timedelta(seconds=0.5))
+    monkeypatch.setitem(policies.LAUNCH, "retry_policy", RetryPolicy(maximum_attempts=1))
     world.fleet.node_plan = lambda spec: NodePlan(register=False)
     world.machines.lose_answers(None)
     cluster_id = await world.start_cluster()
@@ -351,7 +370,7 @@ async def test_a_machine_whose_launch_was_never_answered_is_ended_by_its_token(
         return "launch_failed" in await world.kinds(cluster_id)
 
     await world.until(given_up, "the launch to be given up")
-    assert sum(world.machines.boots.values()) == 1
+    assert set(world.machines.boots.values()) == {1}
     await world.terminate(cluster_id)
     await ended_clean(world, cluster_id)
 

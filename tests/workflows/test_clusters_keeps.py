@@ -124,10 +124,13 @@ async def test_a_disk_that_is_not_free_yet_is_waited_for(world: World) -> None:
     def hand_over(cluster_id: str, machine_id: str | None) -> None:
         nonlocal times
         times += 1
-        real(cluster_id, machine_id)
+        try:
+            real(cluster_id, machine_id)
+        finally:
+            world.machines.boot_s = 0  # it runs from now on
 
     real, world.machines.hand_over = world.machines.hand_over, hand_over  # type: ignore[method-assign]
-    world.machines.boot_s = 0.3
+    world.machines.boot_s = 3600
     cluster_id = await world.running_cluster(CONFIG)
     await world.until_quiet(cluster_id)
     (found,) = kept(world, cluster_id).values()
@@ -147,6 +150,7 @@ async def test_the_sweep_spares_it_while_the_cluster_lives_and_deletes_it_after(
     await world.until_gone()
     assert (await sweep(world)).leftovers == [], "between two heads it belongs to no machine"
     assert kept(world, cluster_id) == {"zone-a": before}
+    await world.until_quiet(cluster_id)  # no launch is under way, which would make it anew
     await world.handle(cluster_id).terminate("by hand")
     assert (await sweep(world)).leftovers == [before.volume]
     assert kept(world, cluster_id) == {}

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from clouds.base import MachineSpec, NotOffered, QuotaExceeded
 from heliostat.models.agents import FactKind
 from heliostat.models.clouds import Market
-from heliostat.models.clusters import ClusterState, NodeRole, NodeState
+from heliostat.models.clusters import Cluster, ClusterState, NodeRole, NodeState
 from heliostat.models.compute_configs import ComputeConfig, HeadNodeConfig, WorkerNodeGroupConfig
 from tests.workflows.world import NodePlan, World
 from workflows.cluster_state import ClusterData, Place
@@ -73,11 +73,12 @@ async def test_a_shortage_that_stays_is_in_sight_and_has_a_deadline(world: World
     world.machines.no_capacity()
     cluster_id = await world.start_cluster(ComputeConfig(head_node=HEAD, zones=["zone-a"]))
 
-    async def waits() -> bool:
-        return "next try" in (await world.cluster(cluster_id)).waits_for
+    async def waits() -> Cluster | None:
+        cluster = await world.cluster(cluster_id)
+        return cluster if "next try" in cluster.waits_for else None
 
-    await world.until(waits, "the back-off")
-    cluster = await world.cluster(cluster_id)
+    cluster = await world.until(waits, "the back-off")
+    assert cluster is not None
     assert "bigger in zone-a (ON_DEMAND)" in cluster.waits_for
     assert "trying big in zone-a (ON_DEMAND) at " in cluster.waits_for
     await world.skip(cluster_id, 901)

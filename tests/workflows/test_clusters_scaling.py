@@ -116,13 +116,18 @@ async def test_set_limits_scales_and_shows_the_newest_bounds_where_the_head_is_t
 async def test_bounds_that_cannot_be_are_refused(world: World, bounds: dict[str, int], type_: str, words: str) -> None:
     cluster_id = await world.running_cluster(UP_TO_3)
     await world.until_quiet(cluster_id)
-    before = await world.events_of(cluster_id)
+
+    async def trace() -> list[str]:
+        """But for the tasks in which it was asked: a slow worker's leave one."""
+        return [e for e in await world.events_of(cluster_id) if not e.startswith("WORKFLOW_TASK_")]
+
+    before = await trace()
     with pytest.raises(WorkflowUpdateFailedError) as failure:
         await limits(world, cluster_id, **bounds)  # type: ignore[arg-type]
     assert isinstance(failure.value.cause, ApplicationError)
     assert failure.value.cause.type == type_
     assert words in failure.value.cause.message
-    assert await world.events_of(cluster_id) == before, "a refusal leaves no trace"
+    assert await trace() == before, "a refusal leaves no trace"
 
 
 async def test_bounds_that_were_changed_while_there_was_no_head_hold(world: World) -> None:

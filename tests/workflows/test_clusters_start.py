@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+
 from sqlalchemy import Table
 
-from clouds.base import MachineSpec
+from clouds.base import Machine, MachineSpec
 from heliostat.models.agents import FactKind
 from heliostat.models.clouds import Market
-from heliostat.models.clusters import ClusterState, NodeRole, NodeState
+from heliostat.models.clusters import Cluster, ClusterState, NodeRole, NodeState
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
 from runtime.messages import Limits, start_cluster
 from store.tables import clusters
-from tests.workflows.world import NodePlan, World
+from tests.workflows.world import WAIT_S, NodePlan, World
 
 SANDBOXED = True
 
@@ -57,11 +59,12 @@ async def test_no_capacity_waits_in_sight_and_starts_when_there_is_some(world: W
     world.machines.no_capacity(2)
     cluster_id = await world.start_cluster()
 
-    async def waiting() -> bool:
-        return "no_capacity" in (await world.cluster(cluster_id)).waits_for
+    async def waiting() -> Cluster | None:
+        cluster = await world.cluster(cluster_id)
+        return cluster if "no_capacity" in cluster.waits_for else None
 
-    await world.until(waiting, "the wait to be visible")
-    cluster = await world.cluster(cluster_id)
+    cluster = await world.until(waiting, "the wait to be visible")
+    assert cluster is not None
     assert cluster.state == ClusterState.STARTING
     assert "next try" in cluster.waits_for
     capacity = next(c for c in cluster.conditions if c.type == "CapacityAvailable")
@@ -166,9 +169,9 @@ async def test_a_machine_that_pulls_its_image_has_longer_to_register_and_ray_has
         await world.until(is_there, f"generation {generation} {state}")
 
     await reaches(1, NodeState.LAUNCHED)
-    await world.skip(cluster_id, 890)
+    await world.skip(cluster_id, 800)
     assert [n.state for n in await world.nodes(cluster_id)] == [NodeState.LAUNCHED], "900 s are not over"
-    await world.skip(cluster_id, 11)
+    await world.skip(cluster_id, 101)
     await reaches(2, NodeState.REGISTERED)
     assert (await world.cluster(cluster_id)).state == ClusterState.STARTING, "the cluster has as much longer"
     await world.skip(cluster_id, 301)
@@ -202,6 +205,15 @@ async def test_zones_and_then_the_market_fall_back(world: World) -> None:
     )
     world.machines.no_capacity(market=Market.SPOT)
     world.machines.no_capacity(zone="zone-a")
+    launch, head_up = world.machines.launch, threading.Event()
+
+    def after_the_head(spec: MachineSpec) -> Machine:
+        assert spec.role == NodeRole.HEAD or head_up.wait(WAIT_S)
+        machine = launch(spec)
+        head_up.set()
+        return machine
+
+    world.machines.launch = after_the_head  # type: ignore[method-assign]
     specs: list[MachineSpec] = []
     world.fleet.node_plan = lambda spec: specs.append(spec) or NodePlan()  # type: ignore[func-returns-value]
     cluster_id = await world.running_cluster(config)

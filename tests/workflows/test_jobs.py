@@ -121,10 +121,14 @@ async def test_the_infrastructures_failures_never_use_up_retries(world: World) -
         RunPlan(error="driver_lost"),
     ]
     job_id = await world.start_job(await world.running_cluster(), max_retries=1)
-    for number in (3, 4, 5):
-        if number == 3:
-            await until_waits(world, job_id, "before the next attempt")
+
+    async def third() -> bool:
+        if "before the next attempt" in (await world.job(job_id)).waits_for:
             await world.skip(job_id, 3)
+        return f"{job_id}-3" in world.fleet.started
+
+    await world.until(third, "the run after the back-off")
+    for number in (4, 5):
         await world.until_run(job_id, number)
     job = await world.until_job(job_id, JobState.SUCCEEDED)
     i, a = RunCause.INFRASTRUCTURE, RunCause.APPLICATION
@@ -239,10 +243,16 @@ async def test_a_head_that_refuses_is_an_infrastructure_failure(world: World) ->
 async def test_a_submission_without_answer_is_stopped_before_the_next_run(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policies, "SUBMIT_TIMEOUT", timedelta(seconds=0.5))
     world.fleet.run_plans = [RunPlan(silent=True)]
     cluster_id = await world.running_cluster()
-    job_id = await world.start_job(cluster_id)
+    with monkeypatch.context() as short:
+        short.setattr(policies, "SUBMIT_TIMEOUT", timedelta(seconds=2))
+        job_id = await world.start_job(cluster_id)
+
+        async def given() -> bool:
+            return not world.fleet.run_plans
+
+        await world.until(given, "the submission that is not answered")
     job = await world.until_job(job_id, JobState.SUCCEEDED)
     assert runs_of(job) == [(RunState.FAILED, RunCause.INFRASTRUCTURE), (RunState.SUCCEEDED, None)]
     kinds = [(c.kind, c.args["run_id"][-1]) for c in world.head(cluster_id).commands]
@@ -337,13 +347,14 @@ async def test_a_given_cluster_that_has_ended_fails_the_job(world: World) -> Non
 
 
 async def test_a_job_waits_for_a_given_cluster_that_is_starting(world: World) -> None:
-    world.machines.no_capacity(1)
+    world.machines.no_capacity()
     cluster_id = await world.start_cluster()
     job_id = await world.start_job(cluster_id)
     await until_waits(world, job_id, f"cluster {cluster_id} to be ready")
     assert not (await world.job(job_id)).state.settled
+    world.machines.restock()
     await world.until_quiet(cluster_id)
-    await world.skip(cluster_id, 5)
+    await world.skip(cluster_id, 60)
     await world.until_job(job_id, JobState.SUCCEEDED)
 
 

@@ -139,7 +139,7 @@ async def test_it_starts_what_was_accepted_and_forgotten(world: World) -> None:
     old = utcnow() - timedelta(minutes=1)
     cluster = world.cluster_input(created_at=old)
     job = world.job_input().model_copy(update={"created_at": old})
-    fresh = world.job_input()
+    fresh = world.job_input().model_copy(update={"created_at": utcnow() + timedelta(hours=1)})
     await world.accept_cluster(cluster)
     await world.accept_job(job)
     await world.accept_job(fresh)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from temporalio.client import (
@@ -131,7 +132,11 @@ async def test_cancel_other_ends_the_job_before_with_its_cluster(world: World) -
     job = await world.until_job(first, JobState.TERMINATED)
     assert "cancelled in Temporal" in job.reason
     run_id = await world.until_run(second)
-    assert len(world.alive()) == 1, "the first job's cluster is gone"
+
+    async def alone() -> bool:
+        return len(world.alive()) == 1
+
+    await world.until(alone, "the first job's cluster to be gone")
     await world.head((await world.job(second)).cluster_id or "").end_run(run_id)
     await world.until_job(second, JobState.SUCCEEDED)
     await handle.delete()
@@ -154,8 +159,12 @@ async def test_a_turn_terminated_by_hand_leaves_its_job_running(world: World) ->
     await handle.trigger()
     (job_id,) = await until_jobs(world, schedule_id, 1)
     run_id = await world.until_run(job_id)
-    running = (await handle.describe()).info.running_actions
-    await world.client.get_workflow_handle(running[0].workflow_id).terminate("by hand")  # type: ignore[union-attr]
+
+    async def turn() -> list[Any]:
+        return list((await handle.describe()).info.running_actions)
+
+    running = await world.until(turn, "the turn to be shown")
+    await world.client.get_workflow_handle(running[0].workflow_id).terminate("by hand")
     await world.head((await world.job(job_id)).cluster_id or "").end_run(run_id)
     await world.until_job(job_id, JobState.SUCCEEDED)
     await handle.delete()

@@ -85,7 +85,7 @@ async def test_the_only_head_is_lost_and_comes_back(services: ServiceWorld) -> N
     service_id, version = await world.running_service()
     (head,) = world.heads_of(version)
     await world.lose_head(head.cluster_id)
-    await world.until_state(service_id, ServiceState.UNHEALTHY)
+    await world.until_was(service_id, ServiceState.UNHEALTHY)
     await world.until_finished(service_id, version)
     (after,) = world.heads_of(version)
     assert after is not head

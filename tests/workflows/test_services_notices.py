@@ -133,8 +133,8 @@ async def test_a_head_that_is_taken_before_its_relief_is_up_is_relieved_all_the_
     world = services
     service_id, version = await world.running_service()
     (head,) = world.heads_of(version)
-    plans = [NodePlan(ready=False)]
-    world.fleet.node_plan = lambda spec: plans.pop() if plans else NodePlan(register=False)
+    lost = head.cluster_id
+    world.fleet.node_plan = lambda s: NodePlan(register=False) if s.cluster_id == lost else NodePlan(ready=False)
     await announce(world, head.cluster_id)
     relief = await world.until(lambda: newest(world, service_id, 2), "the relief")
     await world.lose_head(head.cluster_id)

@@ -54,7 +54,7 @@ from worker import make_worker
 
 TEMPORAL = Path(sys.executable).parent / "temporal"
 KEYS = Keys(b"k" * 32)
-WAIT_S = 30.0
+WAIT_S = 60.0
 T = TypeVar("T")
 
 FLAGS = {
@@ -315,22 +315,43 @@ class World:
         return result
 
     async def until_quiet(self, *ids: str) -> None:
-        """The agents have said all, and no workflow task or activity of these is under way; but for the watch over a
-        canary, which lasts as long as a pause."""
+        """The agents have said all, no workflow task or activity of these is under way, and no word of one to another;
+        but for the watch over a canary, which lasts as long as a pause. All at one moment, so looked at twice: while
+        one is looked at, another that was quiet before may be woken."""
 
-        async def said() -> bool:
-            return self.fleet.said_all()
+        async def rest() -> list[tuple[str, int] | None]:
+            return [await self._at_rest(id) for id in ids] if self.fleet.said_all() else [None]
 
-        await self.until(said, "the agents to have said all")
-        for id in ids:
+        async def look() -> bool:
+            seen = await rest()
+            if None in seen or any([await self._signals_under_way(id) for id in ids]):
+                return False
+            return await rest() == seen
 
-            async def look(id: str = id) -> bool:
-                d = await self.handle(id).describe()
-                raw = d.raw_description
-                busy = [a for a in raw.pending_activities if a.activity_type.name != "watch_canary"]
-                return not raw.HasField("pending_workflow_task") and not busy
+        await self.until(look, f"{', '.join(ids) or 'the agents'} to be quiet")
 
-            await self.until(look, f"{id} to be quiet")
+    async def _at_rest(self, id: str) -> tuple[str, int] | None:
+        """Its run and the length of its history; None: something is under way."""
+        raw = (await self.handle(id).describe()).raw_description
+        busy = [a for a in raw.pending_activities if a.activity_type.name != "watch_canary"]
+        if raw.HasField("pending_workflow_task") or busy:
+            return None
+        info = raw.workflow_execution_info
+        return info.execution.run_id, info.history_length
+
+    async def _signals_under_way(self, id: str) -> bool:
+        """It has said something to another workflow, and has not heard yet that this has it."""
+        events = await self.events_of(id)
+        over = ("EXTERNAL_WORKFLOW_EXECUTION_SIGNALED", "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED")
+        return events.count("SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED") > sum(map(events.count, over))
+
+    async def until_machine_known(self, cluster_id: str, node_id: str) -> None:
+        """The launch's answer has reached the workflow: the node's agent may be up before. Another's node: at once."""
+
+        async def look() -> bool:
+            return all(n.machine_id is not None for n in await self.nodes(cluster_id) if n.id == node_id)
+
+        await self.until(look, f"the machine of {node_id} to be known")
 
     async def until_gone(self) -> None:
         async def look() -> bool:
