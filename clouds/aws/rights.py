@@ -33,6 +33,15 @@ DESCRIBE = (
     "elasticloadbalancing:DescribeRules",
     "elasticloadbalancing:DescribeTags",
 )
+ASKED_BY_ELB = (
+    "ec2:DescribeAccountAttributes",
+    "ec2:DescribeAddresses",
+    "ec2:DescribeInternetGateways",
+    "ec2:DescribeVpcs",
+)
+"""Of EC2, in our name: ELB refuses to make load balancers and groups, and to register targets, for who may not look at
+these (https://docs.aws.amazon.com/elasticloadbalancing/latest/userguide/elb-api-permissions.html; the rest of what that
+page wants is in ``DESCRIBE``)."""
 MAKE_BALANCERS = (
     "elasticloadbalancing:CreateLoadBalancer",
     "elasticloadbalancing:CreateTargetGroup",
@@ -133,7 +142,8 @@ def role_policy(config: AwsConfig, installation_id: str, node_role_arn: str) -> 
             "ListObjects",
             ["s3:ListBucket"],
             f"arn:{partition}:s3:::{config.bucket}",
-            {"StringLike": {"s3:prefix": f"{config.bucket_prefix}*"}},
+            # No condition where all of the bucket is ours: with one, S3 says 403 of each object that is not there.
+            {"StringLike": {"s3:prefix": f"{config.bucket_prefix}*"}} if config.bucket_prefix else None,
         ),
         # For `cloud verify` alone, as well.
         _allow("WhereTheBucketIs", ["s3:GetBucketLocation"], f"arn:{partition}:s3:::{config.bucket}"),
@@ -156,6 +166,7 @@ def role_policy(config: AwsConfig, installation_id: str, node_role_arn: str) -> 
         statements.append(_allow("LookAtCertificate", ["acm:DescribeCertificate"], config.balancer_certificate))
     if config.balancer_subnets:
         statements += [
+            _allow("LookAsElbDoes", ASKED_BY_ELB, "*"),
             _allow("MakeBalancers", MAKE_BALANCERS, [listeners[0], groups], asked),
             _allow(
                 "TagBalancersAsTheyAreMade",

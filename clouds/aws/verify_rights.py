@@ -58,9 +58,15 @@ def _describes(found: Checklist, session: AwsSession, config: AwsConfig) -> None
                 lambda: session.call("elbv2", "DescribeTargetGroups", PageSize=1),
             ),
         ]
+        asked += [(action, _pretend(session, action)) for action in rights.ASKED_BY_ELB]
     for action, ask in asked:
         if found.ask(f"right {action}", ask) is not None:
             found.ok(f"right {action}")
+
+
+def _pretend(session: AwsSession, action: str) -> Callable[[], bool]:
+    service, _, operation = action.partition(":")
+    return lambda: _pretended(lambda: session.call(service, operation, None, DryRun=True))
 
 
 def _simulated(found: Checklist, session: AwsSession, policy: rights.Policy) -> None:

@@ -61,16 +61,36 @@ def test_every_call_has_its_right(config: AwsConfig) -> None:
     needed = {"s3:PutObject" if operation in parts else action_of(service, operation) for service, operation in made}
     granted = rights.actions(rights.role_policy(config, OURS, NODE_ROLE))
     assert needed <= granted
-    beside = {"ec2:CreateTags", "iam:PassRole", "iam:CreateServiceLinkedRole"}
+    beside = {"ec2:CreateTags", "iam:PassRole", "iam:CreateServiceLinkedRole", *rights.ASKED_BY_ELB}
     assert granted <= needed | beside, "and nothing more"
+
+
+def test_what_elb_asks_of_ec2_in_our_name_may_be_asked(config: AwsConfig) -> None:
+    """By https://docs.aws.amazon.com/elasticloadbalancing/latest/userguide/elb-api-permissions.html."""
+    vpcs, subnets = {"ec2:DescribeInternetGateways", "ec2:DescribeVpcs"}, {"ec2:DescribeSubnets"}
+    of_calls = {
+        "CreateLoadBalancer": {"ec2:DescribeAccountAttributes", "ec2:DescribeAddresses", "ec2:DescribeSecurityGroups"}
+        | vpcs
+        | subnets,
+        "CreateTargetGroup": vpcs,
+        "RegisterTargets": {"ec2:DescribeInstances"} | vpcs | subnets,
+    }
+    granted = rights.actions(rights.role_policy(config, OURS, NODE_ROLE))
+    for call, wanted in of_calls.items():
+        assert ("elbv2", call) in calls()
+        assert wanted | {"iam:CreateServiceLinkedRole"} <= granted
+    without = rights.role_policy(config.model_copy(update={"balancer_subnets": []}), OURS, NODE_ROLE)
+    assert rights.actions(without).isdisjoint(rights.ASKED_BY_ELB), "nothing that no service needs"
 
 
 def test_what_can_be_scoped_is(config: AwsConfig) -> None:
     policy = rights.role_policy(config, OURS, NODE_ROLE)
     wide = [s["Sid"] for s in policy["Statement"] if s["Resource"] == "*"]
-    assert wide == ["Describe"]
+    assert wide == ["Describe", "LookAsElbDoes"]
     text = json.dumps(policy)
-    assert len(json.dumps(policy, separators=(",", ":"))) < 6144, "a managed policy may have so many characters"
+    assert len(json.dumps(policy, separators=(",", ":"))) < 10240, (
+        "inline policies of a role may have so many characters"
+    )
     assert "*:*" not in text
     assert f'"aws:ResourceTag/heliostat-installation": "{OURS}"' in text
     assert "arn:aws:s3:::team-heliostat/heliostat/*" in text

@@ -94,6 +94,16 @@ def test_a_role_that_anybody_can_name(broken: Account, condition: dict[str, Any]
     assert json.dumps({"StringEquals": {"sts:ExternalId": broken.config.external_id}}) in found["external id"].remedy
 
 
+def test_a_right_that_elb_uses_in_our_name(account: Account) -> None:
+    KNOBS.faults.append(Fault("DescribeInternetGateways", "UnauthorizedOperation", 403, times=1e9))
+    try:
+        found = lines(account)
+    finally:
+        KNOBS.faults.clear()
+    assert wrong(found) - ELSEWHERE == {"right ec2:DescribeInternetGateways"}
+    assert '"ec2:DescribeInternetGateways"' in found["right ec2:DescribeInternetGateways"].remedy
+
+
 @long
 def test_a_clock_that_is_wrong(account: Account) -> None:
     for off, state in ((100, CheckState.WARNING), (-600, CheckState.FAILED), (5, CheckState.OK)):
