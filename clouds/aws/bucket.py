@@ -8,7 +8,7 @@ from typing import Any
 
 from clouds.aws.errors import BotoCoreError, classify, translated
 from clouds.aws.session import AwsSession
-from clouds.base import Gone, StoredObject
+from clouds.base import Denied, Gone, StoredObject
 from clouds.local.signed_urls import checked
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig
@@ -53,7 +53,7 @@ class AwsBucket:
     def get(self, key: str) -> bytes:
         checked(key)
         try:
-            body: bytes = self._call("GetObject", key)["Body"].read()
+            body: bytes = self._read("GetObject", key)["Body"].read()
         except Gone:
             raise Gone(f"Object {key} does not exist.", remedy="It may have been pruned.", resource=key) from None
         except BotoCoreError as e:  # the connection broke while the object came
@@ -63,7 +63,7 @@ class AwsBucket:
     def stat(self, key: str) -> StoredObject | None:
         checked(key)
         try:
-            found = self._call("HeadObject", key)
+            found = self._read("HeadObject", key)
         except Gone:
             return None
         return StoredObject(key=key, size=found["ContentLength"], modified_at=found["LastModified"])
@@ -129,6 +129,23 @@ class AwsBucket:
             except CloudError:
                 pass  # the first error is the one to tell; a lifecycle rule of the bucket ends what is left
             raise
+
+    def _read(self, operation: str, key: str) -> dict[str, Any]:
+        """S3 says 403 of an object that is not there to a role that may not list the bucket
+        (https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html), and one that may list below a prefix
+        alone is such a role, since a read names no prefix. So that is looked at before a right is called missing."""
+        try:
+            return self._call(operation, key)
+        except Denied:
+            if self._is_there(key):
+                raise
+            raise Gone(f"Object {key} does not exist.", resource=key) from None
+
+    def _is_there(self, key: str) -> bool:
+        name = self._prefix + key  # the first of all names that begin with it
+        arguments = {"Bucket": self._bucket, "Prefix": name, "MaxKeys": 1}
+        answer = self._session.call("s3", "ListObjectsV2", self._bucket, **arguments)
+        return any(found["Key"] == name for found in answer.get("Contents", []))
 
     def _call(self, operation: str, key: str, **arguments: Any) -> dict[str, Any]:
         return self._session.call("s3", operation, key, Bucket=self._bucket, Key=self._prefix + key, **arguments)

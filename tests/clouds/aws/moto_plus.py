@@ -9,6 +9,7 @@
 - GetConsoleOutput gives what the machine printed.
 - Presigned URLs of S3 carry what they were signed for: method, host, path, query, signed headers, until they expire;
   other headers of AWS's are refused, and so are bytes with another checksum than the one that is announced.
+- What is not there is forbidden to who may not list the bucket (``moto_s3``).
 - A load balancer's name is there once; targets' health is what the test says, and ``unused`` where no rule names them.
 - Faults: codes, delays and lost answers, by action and argument (``moto_faults``); ``after_boot`` is told of machines.
 
@@ -43,7 +44,6 @@ from moto.elbv2.exceptions import DuplicateLoadBalancerName
 from moto.elbv2.models import ELBv2Backend, FakeTargetGroup, elbv2_backends
 from moto.iam.models import iam_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from moto.s3.models import s3_backends
 from moto.server import MotoRequestHandler
 from moto.sts.models import STSBackend
 from werkzeug.serving import make_server
@@ -51,6 +51,7 @@ from werkzeug.serving import make_server
 from tests.clouds.aws import moto_keeps
 from tests.clouds.aws.moto_faults import Fault, Faulty
 from tests.clouds.aws.moto_iam import holds
+from tests.clouds.aws.moto_s3 import s3_backends
 
 __all__ = [
     "KNOBS",

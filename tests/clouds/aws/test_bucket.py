@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 import pytest
+from moto.s3.exceptions import S3AccessDeniedError
 
 from clouds.aws import bucket as buckets
+from clouds.aws import rights
 from clouds.aws.session import DURATION_S, SIGNER_S
-from clouds.base import BadConfig, Denied
+from clouds.base import BadConfig, Denied, Gone
 from heliostat.errors import InvalidRequest
-from tests.clouds.aws.support import Account
+from tests.clouds.aws.moto_iam import iam_backends
+from tests.clouds.aws.support import Account, make_account
+from tests.clouds.support import OURS
 
 pytestmark = pytest.mark.long  # hundreds of calls to the fake of the whole cloud
 
@@ -111,6 +117,35 @@ def test_prefixes_keep_installations_apart(aws_account: Account) -> None:
     assert one.list("") == []
     listed = aws_account.client("s3").list_objects_v2(Bucket=aws_account.config.bucket)["Contents"]
     assert [o["Key"] for o in listed] == ["heliostat/two/a/b"]
+
+
+def test_what_is_not_there_below_a_prefix_is_no_missing_right(moto_url: str) -> None:
+    """A role that may list below a prefix alone is told 403 of it; a first upload asks whether it is there."""
+    account = make_account(moto_url)
+    below = account.config.model_copy(update={"bucket_prefix": "heliostat/"})
+    policy = json.dumps(rights.role_policy(below, OURS, f"arn:aws:iam::{account.id}:role/heliostat-node"))
+    iam_backends[account.id]["aws"].put_role_policy("heliostat", "heliostat", policy)
+    bucket = account.bucket(bucket_prefix="heliostat/")
+    bucket.put("a/b.zip", b"x")
+    assert httpx.get(bucket.presign_get("a/b", 60)).status_code == 403, "as S3 says it"
+    assert bucket.stat("a/b") is None
+    with pytest.raises(Gone, match="a/b does not exist"):
+        bucket.get("a/b")
+    assert bucket.get("a/b.zip") == b"x"
+
+
+def test_a_missing_right_on_what_is_there_is_told(aws_account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = aws_account.bucket()
+    bucket.put("a/b", b"x")
+
+    def denied(*_: Any, **__: Any) -> Any:
+        raise S3AccessDeniedError
+
+    monkeypatch.setattr("moto.s3.responses.S3Response.head_object", denied)
+    with pytest.raises(Denied) as caught:
+        bucket.stat("a/b")
+    assert caught.value.details["action"] == "s3:GetObject"
+    assert bucket.stat("a") is None
 
 
 def test_lists_have_pages_and_deletes_batches(aws_account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
