@@ -25,7 +25,8 @@ _ROWS: tuple[tuple[type[CloudError], str], ...] = (
     (
         NoCapacity,
         # Addresses: a subnet is of one zone, so another zone is another subnet.
-        r"Insufficient\w*Capacity\w*|Insufficient\w*Address\w*|SpotMaxPriceTooLow",
+        r"Insufficient\w*Capacity\w*|Insufficient\w*Address\w*|SpotMaxPriceTooLow|UnfulfillableCapacity"
+        r"|ReservationCapacityExceeded",
     ),
     (
         QuotaExceeded,
@@ -45,12 +46,13 @@ _ROWS: tuple[tuple[type[CloudError], str], ...] = (
     (
         Denied,
         r"UnauthorizedOperation|Client\.UnauthorizedOperation|AccessDenied\w*|AuthFailure[\w.]*|Blocked|OptInRequired"
-        r"|InvalidClientTokenId|UnrecognizedClientException|InvalidAccessKeyId|AllAccessDisabled|403",
+        r"|InvalidClientTokenId|UnrecognizedClientException|InvalidAccessKeyId|AllAccessDisabled|403"
+        r"|RegionDisabled\w*",
     ),
     (
         BadConfig,
         r"Invalid\w*[.\w]*|Malformed[.\w]*|MissingParameter|UnknownParameter\w*|Unsupported\w*|VPCIdNotSpecified"
-        r"|VcpuLimitNotSupported|IdempotentParameterMismatch|ParameterNotFound|ParameterVersionNotFound|NoSuchBucket|NoSuchEntity"
+        r"|VcpuLimitNotSupported|Idempotent\w+|ParameterNotFound|ParameterVersionNotFound|NoSuchBucket|NoSuchEntity"
         r"|ValidationError|Duplicate\w+|SubnetNotFound|SubnetsNotFound|CertificateNotFound|IncompatibleProtocols"
         r"|PermanentRedirect|AuthorizationHeaderMalformed|EntityToo\w+|BadDigest|ResourceNotFoundException|400",
     ),
@@ -76,6 +78,8 @@ _REMEDIES: dict[type[CloudError], str] = {
     BadConfig: "Change the cloud's or the compute config.",
 }
 
+_OURS_NOT_TAKEN = ("InvalidClientTokenId", "UnrecognizedClientException", "RegionDisabledException")
+"""Of AssumeRole: not the role refuses, but the region knows no caller of ours."""
 _NOT_AUTHORIZED = re.compile(r"not authorized to perform: (?P<action>[\w-]+:\w+)(?: on resource: (?P<resource>\S+))?")
 _ENCODED = re.compile(r"\s*Encoded authorization failure message: \S+")
 
@@ -156,6 +160,15 @@ def _not_assumed(error: ClientError, role_arn: str) -> CloudError:
         return Throttled(f"AWS takes no more calls of sts:AssumeRole now ({code}).", remedy="Try again later.")
     if classify(code) is not Denied:
         return _said(error, "sts", "AssumeRole", role_arn)
+    if code in _OURS_NOT_TAKEN:
+        return Denied(
+            f"AWS does not take the control plane's own credentials in this region ({code}).",
+            remedy="Are they valid? A region that AWS does not enable by itself must be enabled in the control plane's "
+            "account as well as in the role's (https://docs.aws.amazon.com/IAM/latest/UserGuide/"
+            "id_credentials_temp_enable-regions.html).",
+            resource=role_arn,
+            details={"code": code, "action": "sts:AssumeRole"},
+        )
     return Denied(
         f"AWS does not let the control plane assume {role_arn} ({code}).",
         remedy="In the role's trust policy the principal must be the control plane's account or role, and the "

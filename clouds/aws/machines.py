@@ -137,12 +137,11 @@ class AwsMachines:
             for m in known.values()
             if m.state is not MachineState.GONE and m.tags.get(OWNER_TAG) == self._installation_id
         ]
-        for some in _batches(ours):
-            self._end(some)
         with self._lock:  # launched here, so ours, though EC2 does not show it yet
             hidden = [i for i in wanted if i in self._fresh and i not in known]
-        for one in hidden:
-            self._end([one])
+        failed = [e for some in [*_batches(ours), *([i] for i in hidden)] for e in self._end(some)]
+        if failed:
+            raise failed[0]
 
     def prune(self, older_than_s: float) -> list[str]:
         """EC2 forgets by itself: instances after an hour or so, tokens a day after their instance."""
@@ -219,7 +218,7 @@ class AwsMachines:
     def _refused(self, spec: MachineSpec, subnet: AwsSubnet, instance_type: str, error: BadConfig) -> Machine:
         """What EC2 refuses for good, looked at again; raises, or gives the machine that there is."""
         code = error.details.get("code")
-        if code == "IdempotentParameterMismatch":
+        if code in ("IdempotentParameterMismatch", "IdempotentInstanceTerminated"):
             return self._under_the_same_token(spec, error)
         if code in ("InvalidNetworkInterface.InUse", "InvalidNetworkInterfaceID.NotFound") and spec.keep:
             raise CloudError(error.message, remedy="Try again: the head before has it, or EC2 does not show it yet.",
@@ -240,7 +239,7 @@ class AwsMachines:
 
     def _under_the_same_token(self, spec: MachineSpec, error: BadConfig) -> Machine:
         """The token was used with other arguments: by another request of ours, or by this one before the cloud's
-        config changed, or the AMI that a parameter names. The latter is the same machine."""
+        config changed, or the AMI that a parameter names. The latter is the same machine. Or its machine has ended."""
         instance = next(iter(self._instances([_filter(f"tag:{TOKEN_TAG}", spec.token)])), None)
         if instance is None:
             raise CloudError(
@@ -258,13 +257,18 @@ class AwsMachines:
 
     # -- asking EC2
 
-    def _end(self, machine_ids: list[str]) -> None:
-        """One by one where EC2 does not know one of them, which refuses all."""
+    def _end(self, machine_ids: list[str]) -> list[CloudError]:
+        """Why some could not be ended. One by one where EC2 refuses all of them for one: it does not know that one, or
+        somebody has protected it (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_TerminateInstances.html).
+        """
         try:
             self._session.call("ec2", "TerminateInstances", machine_ids[0], InstanceIds=machine_ids)
-        except Gone:
-            for machine_id in machine_ids if len(machine_ids) > 1 else []:
-                self._end([machine_id])
+        except CloudError as e:
+            gone = isinstance(e, Gone)
+            if len(machine_ids) > 1 and (gone or e.details.get("code") == "OperationNotPermitted"):
+                return [failed for machine_id in machine_ids for failed in self._end([machine_id])]
+            return [] if gone else [e]
+        return []
 
     def _described(self, machine_ids: list[str]) -> list[Machine]:
         # By a filter: asked for by id, one that EC2 does not know would refuse all.

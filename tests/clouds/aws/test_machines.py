@@ -150,10 +150,28 @@ def test_a_repeat_of_long_ago_gives_the_state_of_now(aws_account: Account, monke
     assert "does not know it" in again.reason
 
 
+def test_a_token_whose_machine_has_ended_gives_that_machine(aws_account: Account) -> None:
+    """EC2 may say so by a code of its own, and not by the answer of then."""
+    machines, asked = aws_account.machines(), spec()
+    first = machines.launch(asked)
+    machines.terminate([first.machine_id])
+    eventually(lambda: machines.describe([first.machine_id])[0].state is MachineState.GONE)
+    KNOBS.faults.append(Fault("RunInstances", "IdempotentInstanceTerminated", times=3))
+    again = aws_account.machines().launch(asked)
+    assert (again.machine_id, again.state) == (first.machine_id, MachineState.GONE)
+    with pytest.raises(BadConfig, match="same token"):
+        machines.launch(asked.model_copy(update={"user_data": "#!/bin/sh\n"}))
+    KNOBS.faults.append(Fault("DescribeInstances", answer=NOTHING))
+    with pytest.raises(CloudError, match="does not show it") as caught:
+        machines.launch(asked)
+    assert type(caught.value) is CloudError, "it may be tried again"
+
+
 @pytest.mark.parametrize(
     ("code", "status", "expected"),
     [
         ("InsufficientInstanceCapacity", 500, NoCapacity),
+        ("UnfulfillableCapacity", 400, NoCapacity),
         ("InsufficientFreeAddressesInSubnet", 400, NoCapacity),
         ("SpotMaxPriceTooLow", 400, NoCapacity),
         ("VcpuLimitExceeded", 400, QuotaExceeded),
@@ -246,6 +264,18 @@ def test_one_that_vanishes_does_not_save_the_others(aws_account: Account) -> Non
     KNOBS.faults.append(Fault("TerminateInstances", "InvalidInstanceID.NotFound", match={"InstanceId.1": a}))
     machines.terminate([a, b])
     eventually(lambda: machines.describe([b])[0].state is MachineState.GONE)
+
+
+def test_one_that_somebody_protects_does_not_save_the_others(aws_account: Account) -> None:
+    """EC2 then ends none of the same zone, and says why."""
+    machines = aws_account.machines()
+    a, b, c = (machines.launch(spec()).machine_id for _ in range(3))
+    aws_account.client("ec2").modify_instance_attribute(InstanceId=a, DisableApiTermination={"Value": True})
+    with pytest.raises(CloudError, match=f"{a}.* may not be terminated") as caught:
+        machines.terminate([a, b, c])
+    assert caught.value.resource == a
+    eventually(lambda: {m.state for m in machines.describe([b, c])} == {MachineState.GONE})
+    assert machines.describe([a])[0].state is MachineState.RUNNING
 
 
 def test_a_machine_that_ec2_does_not_show_yet_is_pending_and_can_be_ended(aws_account: Account) -> None:

@@ -96,6 +96,16 @@ def test_no_credentials_of_our_own(aws_account: Account, monkeypatch: pytest.Mon
         session.call("ec2", "DescribeVpcs")
 
 
+@pytest.mark.parametrize("code", ["InvalidClientTokenId", "RegionDisabledException"])
+def test_a_region_that_our_own_account_has_not_enabled(aws_account: Account, code: str) -> None:
+    """STS says it so; the role's trust is not at fault."""
+    KNOBS.faults.append(Fault("AssumeRole", code, 403, "The security token included in the request is invalid."))
+    with pytest.raises(Denied, match="own credentials in this region") as caught:
+        aws_account.session().call("ec2", "DescribeVpcs")
+    assert "enabled in the control plane's account" in caught.value.remedy
+    assert "trust policy" not in caught.value.remedy
+
+
 def test_an_expired_session_is_renewed_once(aws_account: Account) -> None:
     session, since = aws_account.session(), len(KNOBS.calls)
     session.call("ec2", "DescribeVpcs")
