@@ -89,10 +89,15 @@ class SweepActivities:
             seen = await asyncio.to_thread(cloud.describe, [m.machine_id for m in orphans])
             there = {m.machine_id for m in seen if m.state != MachineState.GONE}
             orphans = [m for m in orphans if m.machine_id in there]
+        failed: CloudError | None = None
         if orphans:
             for machine in orphans:
                 log.error("ending a machine that nobody owns", machine=machine.machine_id, cluster=machine.cluster_id)
-            await asyncio.to_thread(cloud.terminate, [m.machine_id for m in orphans])
+            failed = await self._end(cloud, [m.machine_id for m in orphans])
+            if failed is not None:  # that one, which somebody protects, keeps nothing else from being swept
+                seen = await asyncio.to_thread(cloud.describe, [m.machine_id for m in orphans])
+                lives_on = {m.machine_id for m in seen if m.state in (MachineState.PENDING, MachineState.RUNNING)}
+                orphans = [m for m in orphans if m.machine_id not in lives_on]
             SWEEP_FOUND.labels(cloud=self._cloud_names.get(cloud_id, cloud_id)).inc(len(orphans))
             await projection.add_events(self._db, [self._event(m) for m in orphans if m.cluster_id])
         ended = [m.machine_id for m in orphans]
@@ -117,7 +122,17 @@ class SweepActivities:
         left = await asyncio.to_thread(cloud.leftovers, self._installation_id, grace_s, lives)
         if left:
             log.error("deleted what belonged to no machine", cloud=cloud_id, things=left)
+        if failed is not None:
+            raise failed
         return SweepResult(machines=len(held), ended=ended, leftovers=left)
+
+    async def _end(self, cloud: Machines, machine_ids: list[str]) -> CloudError | None:
+        """Why one of them could not be ended; the others were."""
+        try:
+            await asyncio.to_thread(cloud.terminate, machine_ids)
+        except CloudError as error:
+            return error
+        return None
 
     def _is_orphan(self, machine: Machine, owned: Mapping[str, set[str] | None]) -> bool:
         if machine.cluster_id is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from temporalio.client import Client, WorkflowFailureError
 from activities.sweep import SweepResult
 from clouds.base import Denied, MachineSpec, MachineState
 from clouds.fake import FakeMachines
+from heliostat.errors import CloudError
 from heliostat.models.clusters import ClusterState, NodeRole, NodeState
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
 from heliostat.models.jobs import JobState
@@ -117,6 +119,32 @@ async def test_a_cloud_out_of_reach_keeps_the_others_clean_and_shows_red(world: 
         await sweep(world)
     assert orphan not in world.alive()
     assert broken.calls["list_owned"] == 3
+
+
+async def test_an_orphan_that_somebody_protects_keeps_nothing_else_from_being_swept(world: World) -> None:
+    orphan, protected = stray(world.machines), stray(world.machines, number=2)
+    end, cleared = world.machines.terminate, []
+
+    def terminate(machine_ids: Iterable[str]) -> None:
+        ids = set(machine_ids)
+        end(ids - {protected})
+        if protected in ids:
+            raise CloudError(f"{protected} may not be terminated.")
+
+    def leftovers(*_: object) -> list[str]:
+        cleared.append(True)
+        return []
+
+    world.machines.terminate = terminate  # type: ignore[method-assign]
+    world.machines.leftovers = leftovers  # type: ignore[method-assign]
+    with pytest.raises(WorkflowFailureError) as failure:
+        await sweep(world)
+    assert "may not be terminated" in str(failure.value.cause.cause)  # type: ignore[union-attr]
+    assert world.alive() == [protected]
+    assert cleared
+    async with world.db.read() as conn:
+        rows = list(await conn.execute(sweeps.select()))
+    assert [row.ended for row in rows if row.ended] == [[orphan]], "what is told is what was ended"
 
 
 async def test_a_cluster_terminated_in_the_ui_is_swept_settled_and_its_holder_told(world: World) -> None:
