@@ -39,6 +39,8 @@ FINAL = (NoCapacity, QuotaExceeded, BadConfig, Denied)
 """What another try of the same request does not cure: the workflow decides what to ask for next."""
 
 
+LOOK_S = 5.0
+"""Between two looks at machines that are being ended, at most."""
 CONSOLE_TAIL = 4096
 """Characters of a console that are kept: some sixty lines, of which the last ones tell why."""
 
@@ -215,12 +217,15 @@ class NodeActivities:
                 return
             cloud.terminate(wanted)
             wait = 0.02  # a local machine is gone in milliseconds; a remote one in minutes
-            while left := [m.machine_id for m in cloud.describe(wanted) if m.state != MachineState.GONE]:
-                activity.heartbeat(left)
+            while left := [m for m in cloud.describe(wanted) if m.state != MachineState.GONE]:
+                activity.heartbeat([m.machine_id for m in left])
                 if activity.is_worker_shutdown():
                     raise ApplicationError("the worker is shutting down", type="worker_shutdown")
                 time.sleep(wait)
-                wait = min(wait * 1.5, 5.0)
+                wait = min(wait * 1.5, LOOK_S)
+                untold = [m.machine_id for m in left if m.state in (MachineState.PENDING, MachineState.RUNNING)]
+                if untold and wait == LOOK_S:  # the cloud did not know them yet when it was asked to end them
+                    cloud.terminate(untold)
         except CloudError as error:
             # Even "denied" is tried again: an operator may restore the right, and the machine costs money until then.
             raise ApplicationError(str(error), type=error.code) from error
