@@ -102,6 +102,8 @@ _PERMISSION = re.compile(
     r"Required '(?P<a>[\w.]+)' permission|Permission '(?P<b>[\w.]+)' denied|does not have (?P<c>[\w.]+\.[\w.]+) access"
     r"|does not have permission '?(?P<d>[\w.]+\.[\w.]+)"
 )
+_POLICY = re.compile(r"\b(?:constraints|customConstraints)/[\w.]+")
+"""What an organization's policy forbids is told as a fingerprint that is not the newest (412, CONDITION_NOT_MET)."""
 _API = re.compile(r"\b(\w+\.googleapis\.com)\b")
 
 
@@ -115,6 +117,10 @@ def error(code: str, status: int, text: str, doing: str, resource: str | None = 
     cls = classify(code, status)
     remedy = REMEDIES.get(cls, "Try again: the call is repeatable.")
     details: dict[str, Any] = {"code": code or str(status)}
+    policy = _POLICY.search(text) if cls is Changed else None
+    if policy is not None:
+        cls = BadConfig
+        remedy = f"The organization policy {policy[0]} forbids it: ask for an exception, or change the cloud's config."
     if cls is Denied:
         missing = permission(text)
         api = _API.search(text)

@@ -23,6 +23,11 @@ from tests.lab.gce_state import QUOTA, STOCKOUT, Fault, GceState, Key, Operation
 _SCOPED = re.compile(r"(?P<scope>global|(?:zones|regions)/[\w-]+)/(?P<rest>.+)")
 _LABEL = re.compile(r"[a-z0-9_-]{0,63}")
 MAX_METADATA_BYTES = 256 * 1024
+POLICY = (
+    "Constraint constraints/compute.requireShieldedVm violated for project projects/acme-prod-1. Secure Boot is not "
+    "enabled in the 'shielded_instance_config' field. See "
+    "https://cloud.google.com/resource-manager/docs/organization-policy/org-policy-constraints for more information."
+)
 
 
 class GceFake(GceState):
@@ -62,7 +67,7 @@ class GceFake(GceState):
         plain = {"GET": "get" if more else "list", "POST": "insert"}
         verb = more[1] if len(more) > 1 else plain.get(method, method.lower())
         self.calls[f"{verb} {collection}"] += 1
-        if (f := self.fault(("429", "503", "denied"), verb, place)) is not None:
+        if (f := self.fault(("429", "503", "denied", "policy"), verb, place)) is not None:
             raise _refusal(f, collection, verb)
         if collection == "operations":
             return self._operation(more[0]).shown
@@ -196,6 +201,8 @@ def _refusal(f: Fault, collection: str, verb: str) -> Refused:
     if f.kind == "denied":
         permission = f.permission or f"compute.{collection}.{'create' if verb == 'insert' else verb}"
         return Refused(403, "forbidden", f"Required '{permission}' permission for 'projects/acme-prod-1/x'")
+    if f.kind == "policy":
+        return Refused(412, "conditionNotMet", POLICY)
     if f.kind == "429":
         return Refused(429, "rateLimitExceeded", "Quota exceeded for quota metric 'Queries'.")
     return Refused(503, "backendError", "The service is currently unavailable.")

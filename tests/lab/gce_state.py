@@ -35,7 +35,7 @@ class Fault:
     """What goes wrong with the next calls that match.
 
     ``stockout`` and ``quota``: the operation ends so. ``late``: it ends with ``error``, after the thing was made.
-    ``429``, ``503``, ``denied``: the call is refused. ``lost``: the call does its work, then answers 502."""
+    ``429``, ``503``, ``denied``, ``policy``: the call is refused. ``lost``: it does its work, then answers 502."""
 
     kind: str
     method: str = "*"

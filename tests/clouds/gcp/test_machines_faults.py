@@ -25,7 +25,7 @@ from heliostat.errors import CloudError
 from heliostat.models.clouds import Market
 from tests.clouds.gcp.support import gcp_cloud, machines
 from tests.clouds.support import OURS, Cloud, eventually
-from tests.lab.gce import GceFake, Stage, serving
+from tests.lab.gce import POLICY, GceFake, Stage, serving
 from tests.lab.gce_filter import Resource
 
 pytestmark = pytest.mark.long  # hundreds of calls to the fake of the whole cloud
@@ -229,6 +229,18 @@ def test_refusals(pair: Pair, kind: str, expected: type[CloudError]) -> None:
         assert caught.value.details["permission"] == "compute.instances.create"
     assert instances(fake) == []
     cloud.launch_and_boot(cloud.spec())
+
+
+def test_what_an_organization_policy_forbids_is_not_tried_again(pair: Pair) -> None:
+    """Google says it by the code of a fingerprint that is not the newest, at once or as the operation's end."""
+    cloud, fake = pair
+    fake.fail("policy", "insert")
+    fake.fail("late", "insert", error=("CONDITION_NOT_MET", 412, POLICY))
+    for _ in range(2):
+        with pytest.raises(BadConfig, match="Secure Boot is not enabled") as caught:
+            cloud.machines.launch(cloud.spec())
+        assert "organization policy constraints/compute.requireShieldedVm" in caught.value.remedy
+    assert instances(fake) == []
 
 
 def test_a_list_that_fails_is_not_an_empty_one(pair: Pair) -> None:
