@@ -45,6 +45,8 @@ class GcpBalancer:
 
     - A change takes some seconds to reach all proxies after Google calls it done: ``set_backends`` waits
     ``propagation_s``.
+    - An idempotent request is tried again after an answer of 502, 503 or 504 too: to Google that and a broken
+      connection are one (``gateway-error``).
     - A version whose clusters are all down keeps its share of the requests, which get 503; a retry goes to another
       cluster of the same version. An only backend that fails its health check gets no requests.
     - ``counters`` tells who is up, and counts nothing: Google counts in Cloud Monitoring, minutes late.

@@ -156,7 +156,8 @@ def path_matcher(
             rules.append({"match_rules": [_match(_GRPC)], "route_action": _weighed(shared, ["connect-failure"])})
         elif shared:
             safe = [_match({"header_name": ":method", "exact_match": method}) for method in IDEMPOTENT]
-            again = ["connect-failure", "refused-stream", "reset"]
+            # Google has no word for a broken connection alone (HttpRetryPolicy.retry_conditions).
+            again = ["connect-failure", "refused-stream", "gateway-error"]
             rules.append({"match_rules": safe, "route_action": _weighed(shared, again)})
             rules.append({"match_rules": [_match()], "route_action": _weighed(shared, again[:2])})
     for priority, rule in enumerate(rules, 1):

@@ -25,6 +25,11 @@ COLLECTIONS = {
     "targetHttpsProxies",
     "urlMaps",
 }
+RETRIED = {
+    "5xx", "gateway-error", "connect-failure", "retriable-4xx", "refused-stream", "cancelled", "deadline-exceeded",
+    "internal", "resource-exhausted", "unavailable",
+}  # fmt: skip
+"""All that a retry policy may name (``compute_v1.HttpRetryPolicy.retry_conditions``)."""
 _LINK = re.compile(r"(?:.*/)?((?:regions|zones)/[\w-]+|global)/(\w+)/([\w-]+)")
 
 
@@ -45,6 +50,11 @@ def check(state: GceState, collection: str, body: Resource) -> None:
     """Refuses what names something that is not there."""
     if collection not in COLLECTIONS:
         raise Refused(404, "notFound", f"no such collection: {collection}")
+    for rule in (r for m in body.get("pathMatchers", []) for r in m.get("routeRules", [])):
+        for retried in rule.get("routeAction", {}).get("retryPolicy", {}).get("retryConditions", []):
+            if retried not in RETRIED:
+                where = "resource.pathMatchers[0].routeRules.routeAction.retryPolicy.retryConditions"
+                raise Refused(400, "invalid", f"Invalid value for field '{where}': '{retried}'.")
     for key in links(body):
         if key not in state.resources:
             raise Refused(

@@ -183,7 +183,7 @@ def test_how_requests_are_sent(world: GceWorld) -> None:
         "PUT",
         "DELETE",
     ]
-    assert "reset" in safe["routeAction"]["retryPolicy"]["retryConditions"]
+    assert "gateway-error" in safe["routeAction"]["retryPolicy"]["retryConditions"], "a broken connection is one"
     assert last["routeAction"]["retryPolicy"]["retryConditions"] == ["connect-failure", "refused-stream"]
     assert sorted(w["weight"] for w in last["routeAction"]["weightedBackendServices"]) == [2, 1000], "Google's maximum"
     services = [r for key, r in world.fake.resources.items() if key[1] == "backendServices"]
