@@ -18,7 +18,7 @@ from agent.packages import Packages
 from agent.ray_api import RayApi, RayAway, RayRefused
 from agent.serve_config import Deploy, completed, fixed, refusal
 from agent.serve_probe import Prober
-from agent.serve_proxy import Gate, Proxy, ProxyAway, Traffic, given_gate
+from agent.serve_proxy import Gate, Proxy, ProxyAway, Traffic, given_gate, order_of
 from agent.serve_status import masked, not_there, read, told_by
 from agent.submit import Refusal
 
@@ -42,6 +42,7 @@ class Serve:
         self._giving = threading.Lock()
         """Held while a config is given to Serve: one at a time, in the order of the commands."""
         self._last_ticket = 0
+        """The newest deploy's: its order, or a count of our own where the control plane tells none."""
         self._round = 0
         """Counts up when giving begins and when it ends: what Serve said across that is nobody's."""
         self._deploy: Deploy | None = None
@@ -63,9 +64,10 @@ class Serve:
 
     def deploy(self, args: dict[str, Any]) -> dict[str, Any]:
         """Repeatable. Raises Refusal or PackageFailed."""
+        order = order_of(args)
         with self._lock:
-            self._last_ticket += 1
-            ticket = self._last_ticket
+            ticket = self._last_ticket + 1 if order is None else order
+            self._last_ticket = max(self._last_ticket, ticket)
         try:
             deploy = completed(self._boot, args, self._packages)
         except (KeyError, TypeError, AttributeError) as error:
@@ -74,7 +76,7 @@ class Serve:
             self._newest(ticket)
             # Who is let in changes at once. The label of the answers changes only when the new code gives them.
             label = {} if self._deploy else {"version_id": deploy.version_id}
-            self.gate.write(**given_gate(args), draining=False, **label)
+            self.gate.write(order, **given_gate(args), draining=False, **label)
             if not deploy.same(self._deploy):
                 self._give(deploy, lambda: self._newest(ticket))
         return {"http": self._address, "grpc": self._grpc(deploy)}
@@ -84,7 +86,7 @@ class Serve:
 
     def _newest(self, ticket: int) -> None:
         """Raises Refusal when a newer ``serve_deploy`` has come."""
-        if ticket != self._last_ticket:
+        if ticket < self._last_ticket:
             raise Refusal("superseded by a newer deploy on this head")
 
     def _give(self, deploy: Deploy, check: Callable[[], None]) -> None:
@@ -262,7 +264,7 @@ class Serve:
 
     def set_gate(self, args: dict[str, Any]) -> dict[str, Any]:
         """Raises Refusal when the proxy does not go by it in time."""
-        revision = self.gate.write(**given_gate(args), draining=bool(args.get("draining")))
+        revision = self.gate.write(order_of(args), **given_gate(args), draining=bool(args.get("draining")))
         deadline = time.monotonic() + self._constants.serve_gate_s
         while self._deploy is not None:  # else the proxy reads the file when it starts
             try:
@@ -281,10 +283,11 @@ class Serve:
         return {}
 
     def drain(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Waits until nothing is under way; ends early when ``set_gate`` or a deploy takes the drain back."""
+        """Waits until nothing is under way; ends early when ``set_gate`` or a deploy takes the drain back, or has
+        already."""
         constants, began = self._constants, time.monotonic()
         deadline = began + float(args["timeout_s"])
-        revision = self.gate.write(draining=True)
+        revision = self.gate.write(order_of(args), draining=True)
         ongoing = connections = 0
         quiet_since: float | None = None
         drained = self._deploy is None  # then there is no proxy

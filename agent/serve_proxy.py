@@ -69,17 +69,30 @@ class Gate:
         self._file = gate_file(boot)
         self._file.parent.mkdir(mode=0o700, exist_ok=True)
         self._lock = threading.Lock()
+        self._order = -1
+        """Of the newest command that was heard."""
         self._says: dict[str, Any] = {
             "service_id": service_id, "version_id": "", "enabled": True, "hashes": [],
             "probe_hash": hashlib.sha256(self.probe_token.encode()).hexdigest(), "draining": False, "revision": 0,
         }  # fmt: skip
 
-    def write(self, **changes: Any) -> int:
-        """``version_id enabled hashes draining``; what is not named stays. Returns the revision. Raises OSError."""
+    def write(self, order: int | None = None, **changes: Any) -> int:
+        """``version_id enabled hashes draining``; what is not named stays. Returns the revision. Raises OSError.
+
+        Args:
+            order: of the command that says so. What a command says that was given before another one which was heard
+                already is old, but for ``version_id``: each runs in a thread of its own, and some take minutes.
+        """
         with self._lock:
+            if order is not None and order < self._order:
+                changes = {name: value for name, value in changes.items() if name == "version_id"}
+            if not changes:
+                return int(self._says["revision"])
             says = self._says | changes | {"revision": self._says["revision"] + 1}
             write_private(self._file, json.dumps(says))
             self._says = says
+            if order is not None:
+                self._order = max(self._order, order)
             return int(says["revision"])
 
     @property
@@ -90,6 +103,12 @@ class Gate:
     def version_id(self) -> str:
         """What answers are labelled with."""
         return str(self._says["version_id"])
+
+
+def order_of(args: dict[str, Any]) -> int | None:
+    """Commands of one service grow by it; None: from a control plane that does not count them."""
+    order = args.get("order")
+    return None if order is None else int(order)
 
 
 def given_gate(args: dict[str, Any]) -> dict[str, Any]:

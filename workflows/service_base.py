@@ -72,7 +72,8 @@ class ServiceBase:
         until: Callable[[], bool] = lambda: False,
         id: str = "",
     ) -> dict[str, Any]:
-        """The head's answer.
+        """The head's answer. The command's number goes along (``order``): one that is no longer waited for may still be
+        on its way, and the head must not take it for newer than the one after it.
 
         Raises:
             ActivityError: it could not carry it out, or gave no answer within ``timeout``.
@@ -80,9 +81,11 @@ class ServiceBase:
         """
         assert slot.head_node_id is not None
         head, cluster = slot.head_node_id, slot.cluster_id
+        id = id or self._command_id(kind)
+        args = args | {"order": int(id.rpartition("-")[2])}
         command = workflow.start_activity_method(
             CommandActivities.run_command,
-            CommandRequest(id=id or self._command_id(kind), cluster_id=cluster, node_id=head, kind=kind, args=args),
+            CommandRequest(id=id, cluster_id=cluster, node_id=head, kind=kind, args=args),
             summary=f"{kind} on cluster {slot.number} ({cluster})",
             schedule_to_close_timeout=timeout,
             **policies.COMMAND,

@@ -57,7 +57,7 @@ def app(name: str = "default", **args: Any) -> dict[str, Any]:
 def give(plane: ControlPlane, version: str, *apps: dict[str, Any], gate: Any = GATE, **more: Any) -> dict[str, Any]:
     config = {"applications": list(apps) or [app()]} | more.pop("config", {})
     return plane.do("serve_deploy", service_id="svc_1", version_id=version, deploy=more.pop("deploy", f"dp_{version}"),
-                    target_capacity=more.pop("target_capacity", None), gate=gate, config=config)  # fmt: skip
+                    target_capacity=more.pop("target_capacity", None), gate=gate, config=config, **more)  # fmt: skip
 
 
 def gate(node: AgentNode) -> dict[str, Any]:
@@ -404,6 +404,34 @@ def test_a_drain_waits_for_the_last_request_and_can_be_taken_back(start: Any, pl
     until(lambda: gate(head)["revision"] > revision)
     assert plane.do("serve_gate", gate=GATE, draining=False)["ok"]
     assert plane.result(long)["result"]["drained"] is False
+
+
+def test_a_command_that_newer_ones_have_overtaken_undoes_nothing_of_theirs(start: Any, plane: ControlPlane) -> None:
+    """Each runs in a thread of its own: a deploy fetches packages for minutes before it writes the gate's file, and
+    those that waited for an API that was away come all at once, in whatever order."""
+    head = start()
+    plane.fact("ray_ready")
+    other = {"enabled": True, "hashes": [hashlib.sha256(b"the token in its place").hexdigest()]}
+    assert give(plane, "sv_1", order=3)["ok"]
+    assert plane.do("serve_gate", gate=other, draining=False, order=5)["ok"]
+    assert give(plane, "sv_2", order=4)["ok"]
+    plane.fact("serve", version_id="sv_2", healthy=True)
+    assert gate(head) | {"revision": 0} == gate(head) | other | {"version_id": "sv_2", "revision": 0}
+    late = give(plane, "sv_1", order=3, deploy="dp_late")
+    assert (late["ok"], late["retryable"]) == (False, False)
+    assert "superseded by a newer deploy" in late["error"]
+    assert len(puts(head)) == 2
+    proxy_says(head, ongoing=1, connections=1)
+    assert plane.do("serve_gate", gate=other, draining=False, order=7)["ok"]
+    ended = plane.result(plane.command("serve_drain", timeout_s=60, order=6))
+    assert (ended["ok"], ended["result"]["drained"], gate(head)["draining"]) == (True, False, False)
+    long = plane.command("serve_drain", timeout_s=60, order=9)
+    until(lambda: gate(head)["draining"])
+    assert plane.do("serve_gate", gate=GATE, draining=False, order=8)["ok"]
+    assert gate(head)["draining"] is True
+    assert plane.commands[long]["result"] is None
+    proxy_says(head, ongoing=0, connections=0)
+    assert plane.result(long)["result"]["drained"] is True
 
 
 def test_reports_carry_the_proxys_counters_even_when_it_is_gone(start: Any, plane: ControlPlane) -> None:

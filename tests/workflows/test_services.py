@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import select
 from temporalio.client import WorkflowExecutionStatus
 
 from heliostat.models.agents import CommandKind
@@ -15,6 +16,7 @@ from heliostat.models.clusters import ClusterState
 from heliostat.models.services import Service, ServiceState, ServiceVersionState
 from runtime.messages import GateOrder, GateTokens, ServiceInput
 from store.service_deploys import withdraw_deploy
+from store.tables import commands
 from tests.workflows.service_world import AT_ONCE, TOKENS, ServiceWorld
 from tests.workflows.world import NodePlan, ServePlan
 from workflows import ids, policies
@@ -183,6 +185,11 @@ async def test_new_tokens_reach_the_proxies_and_later_ones(services: ServiceWorl
     await world.until_finished(service_id, second)
     (head,) = world.heads_of(second)
     assert head.serve.gate == wanted
+    await world.until_released(service_id, version)
+    async with world.db.read() as conn:
+        given = list(await conn.scalars(select(commands.c.args).order_by(commands.c.created_at)))
+    orders = [args["order"] for args in given]
+    assert orders == list(range(1, len(orders) + 1)), "by it heads tell which one is newer"
 
 
 # --- in place -------------------------------------------------------------------------------------------------------
