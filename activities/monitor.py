@@ -15,6 +15,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.endpoint_watch import EndpointWatch
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
+from heliostat.models.services import ServiceState
 from runtime.messages import GateOrder, HeadSilent, deploy_service, start_cluster, start_job
 from runtime.settings import Settings
 from runtime.telemetry import CLUSTERS
@@ -30,6 +31,9 @@ UNSTARTED_AFTER_S = 10.0
 ENDPOINTS_S = 10.0
 """Between two looks at the endpoints. A load balancer that was killed is back after this, for nobody else starts it;
 its counters are scraped by Prometheus every 15 s by habit."""
+
+TELL_TRIES = 5
+"""Changes of a service's tokens that may come while we tell the one before."""
 
 MASS_SHARE = 0.5
 MASS_MIN = 3
@@ -95,19 +99,34 @@ class MonitorActivities:
 
     async def _tell_gates(self) -> None:
         """Tokens that were changed by an API that died before it could say so."""
-        for service_id, gate in await services.untold_gates(self._db):
-            try:
-                await self._client.get_workflow_handle(service_id).execute_update(
-                    "set_gate", GateOrder(actor="monitor", gate=gate), rpc_timeout=timedelta(seconds=10)
-                )
-            except (WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
-                log.warning("tokens not told yet", service=service_id, why=str(error.cause or error))
-                continue
-            except RPCError as error:
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
-                continue  # it does not run: its next deploy brings the tokens
-            await services.gate_told(self._db, service_id, gate)
+        for service_id, _ in await services.untold_gates(self._db):
+            for _ in range(TELL_TRIES):
+                if not await self._tell_gate(service_id):
+                    break
+
+    async def _tell_gate(self, service_id: str) -> bool:
+        """Whether the tokens were changed while we told them: an API may have told newer ones meanwhile, and ours, if
+        they arrived last, are to be replaced by those again (``api/service_tokens.py``)."""
+        row = await services.load_service(self._db, service_id)
+        if row is None or row.withdrawn or row.state == ServiceState.TERMINATED:
+            return False
+        # They carry the tokens of when they were accepted, and would undo ours if they came later.
+        for service, deploy in await services.unstarted_deploys(self._db, 0, service_id):
+            await deploy_service(self._client, self._settings.task_queue, service, deploy)
+        try:
+            await self._client.get_workflow_handle(service_id).execute_update(
+                "set_gate", GateOrder(actor="monitor", gate=row.gate), rpc_timeout=timedelta(seconds=10)
+            )
+        except (WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+            log.warning("tokens not told yet", service=service_id, why=str(error.cause or error))
+            return False
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            return False  # it does not run: its next deploy brings the tokens
+        await services.gate_told(self._db, service_id, row.gate)
+        after = await services.load_service(self._db, service_id)
+        return after is not None and after.gate != row.gate
 
     async def _find_silent(self, now: datetime) -> None:
         found = await projection.silent_heads(self._db, now, self._settings.silence_s)
