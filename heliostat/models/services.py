@@ -371,6 +371,12 @@ class RolloutCommand(Model):
     percent: int | None = Field(default=None, ge=1, le=100)
     """With promote: go to this share and stop there; default 100."""
 
+    @model_validator(mode="after")
+    def _to_promote(self) -> Self:
+        if self.percent is not None and self.action is not RolloutAction.PROMOTE:
+            raise ValueError(f"percent is of promote alone; {self.action} has none")
+        return self
+
 
 class ServiceTerminate(Model):
     reason: str = Field(default="", max_length=500)
