@@ -92,6 +92,7 @@ async def write(
         max_surge_percent=body.max_surge_percent,
         weights={ids[w.name]: w.traffic_percent for w in body.versions},
         gate=row.gate,  # each time: this deploy may be what starts the workflow
+        life=row.told_revision,
     )
     await store.insert_deploy(conn, project.id, row.id, request)
     what = _in_words(body, specs)

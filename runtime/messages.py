@@ -143,6 +143,9 @@ class DeployRequest(Model):
     """Made by the workflow itself: the version before comes back."""
     gate: GateTokens | None = None
     """With every deploy: it may be what starts the workflow."""
+    life: int | None = None
+    """The records' revision when the service was made or started again last. Above that of the workflow that hears it:
+    the records call that one's life TERMINATED already, though it has not quite ended."""
 
 
 class ServiceInput(Model):

@@ -158,13 +158,15 @@ async def end_versions(db: Database, versions: list[ServiceVersion]) -> None:
 
 async def claim_deploy(db: Database, deploy_id: str) -> bool:
     """Says that its service's workflow has it, after which its acceptance can't be taken back. False: it was taken back
-    before, or there is no such deploy. Repeatable."""
+    before, there is no such deploy, or its service is terminated since: who found it not started may tell it late.
+    Repeatable."""
     d = service_deploys.c
     async with db.begin() as conn:
         done = await conn.execute(
             update(service_deploys).where(d.id == deploy_id, d.withdrawn.is_(False)).values(started=True)
         )
-        return bool(done.rowcount)
+        state = await conn.scalar(select(services.c.state).where(services.c.id == d.service_id, d.id == deploy_id))
+        return bool(done.rowcount) and state != ServiceState.TERMINATED
 
 
 async def unstarted_deploys(

@@ -27,9 +27,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.service_state import ENDED_KEPT, ServiceData, Slot, VersionData
     from workflows.service_view import service_details, service_resource, version_resource
 
-BACKENDS_BITS = 20
-"""A million changes of the weights in one life, from the records' revision of its beginning."""
-
 STATE = SearchAttributeKey.for_keyword("HeliostatState")
 
 
@@ -39,9 +36,7 @@ class ServiceBase:
         if request.state is not None:
             self.s = ServiceData.model_validate(request.state)
         else:
-            # What a life before this one told the load balancer is older, however often it did.
-            told = request.revision << BACKENDS_BITS
-            self.s = ServiceData(state_since=workflow.now(), revision=request.revision, backends_revision=told)
+            self.s = ServiceData.begun(workflow.now(), request.revision)
         self._dirty = False  # nothing is written before the first deploy is known to be wanted
         self._changed: dict[str, None] = {}
         """Versions to be written."""

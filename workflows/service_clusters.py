@@ -34,6 +34,9 @@ HOPELESS = ("bad_config", "denied")
 NOTICES = "notices"
 """Patch: a service acts on what the cloud announces for its heads' machines."""
 
+UNSURE = "unsure"
+"""Patch: a load balancer that failed over its backends is told what it should have, also if that is what it had."""
+
 UNHEALTHY = ServiceVersionState.UNHEALTHY
 ENDING = (ClusterState.TERMINATING, ClusterState.TERMINATED, ClusterState.FAILED)
 
@@ -106,7 +109,7 @@ class ServiceClusters(ServiceBase):
         if not self.s.url or self.s.endpoint_lost:
             if self.s.versions:  # not for a deploy that may have been taken back
                 self._start("endpoint", self._ensure_endpoint)
-        elif self.s.backends != self.s.wanted_backends():
+        elif not self.s.told_backends():
             self._start("backends", self._set_backends)
 
     async def _ensure_endpoint(self) -> None:
@@ -156,10 +159,16 @@ class ServiceClusters(ServiceBase):
             if cause is not None and cause.type == "outdated" and cause.details:
                 self.s.backends_revision = max(self.s.backends_revision, int(cause.details[0]))
                 return
+            if workflow.patched(UNSURE):
+                self.s.backends_unsure = True
+                given = {backend.version_id for backend in wanted if backend.weight}
+                for version in self.s.versions.values():
+                    version.had_traffic = version.had_traffic or version.spec.id in given
             self._endpoint_failed("the endpoint could not be told its backends", error)
         before = {b.version_id: b.weight for b in self.s.backends if b.weight}
         after = {b.version_id: b.weight for b in wanted if b.weight}
-        self.s.backends, self.s.endpoint_lost, self._endpoint_trouble = wanted, False, ""
+        self.s.backends, self.s.backends_unsure = wanted, False
+        self.s.endpoint_lost, self._endpoint_trouble = False, ""
         for version in self.s.versions.values():
             share = after.get(version.spec.id, 0)
             version.had_traffic = version.had_traffic or share > 0

@@ -23,6 +23,12 @@ with workflow.unsafe.imports_passed_through():
     from workflows.service_state import RolloutData, RolloutKind, Slot, VersionData
 
 
+GATES = "its proxies go by the tokens of now"
+"""Patch: before a version has traffic. They were changed while it was probed."""
+RELEASING = "what comes back in place has let go"
+"""Patch: of all that it had before. Else it would let go of what it is given as well."""
+
+
 class ServiceRollouts(ServiceNotices):
     # --- beginning ----------------------------------------------------------------------------------------
 
@@ -144,7 +150,12 @@ class ServiceRollouts(ServiceNotices):
                 version.capacity = max(r.surge, 1)
             self._revive(version)
         waits = f"{version.spec.name} not fit for traffic within {version.spec.rollout.health_timeout_s:g} s"
-        ok = await self._until(r, lambda: version.fit or bool(version.failure), r.health_deadline, waits)
+        by_gates = workflow.patched(GATES)
+
+        def fit() -> bool:
+            return version.fit and (not by_gates or all(slot.gate == self.s.gate_key for slot in version.slots))
+
+        ok = await self._until(r, lambda: fit() or bool(version.failure), r.health_deadline, waits)
         if ok and version.failure and not version.fit:
             self._end_rollout(r, f"{version.spec.name}: {version.failure}", failed=True)
             return False
@@ -317,6 +328,8 @@ class ServiceRollouts(ServiceNotices):
         """One cluster after the other; the replicas of the old config answer until those of the new one do."""
         new = self.s.versions[r.version_id]
         old = self.s.versions[next(iter(r.base))]
+        if new.releasing and workflow.patched(RELEASING):  # a cluster that was relieved: what it gets now would go too
+            await workflow.wait_condition(lambda: not new.releasing)
         new.ended_at = new.kept_until = None
         self._enter_version(new, ServiceVersionState.UPDATING, f"in place of {old.spec.name}")
         while True:

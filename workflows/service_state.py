@@ -22,6 +22,9 @@ ENDED_KEPT = 3
 """Ended versions that stay in the workflow's state: the previous one to roll back to, and what the newest deploys
 became. The records keep all."""
 
+BACKENDS_BITS = 20
+"""A million changes of the weights in one life, from the records' revision of its beginning."""
+
 LIVING = (ServiceVersionState.STARTING, ServiceVersionState.UPDATING, ServiceVersionState.RUNNING)
 
 
@@ -272,6 +275,8 @@ class ServiceData(Result):
     backends: list[Backend] = []
     """What the load balancer was told last."""
     backends_revision: int = 0
+    backends_unsure: bool = False
+    """It was told others since, and failed over them: it may go by those, or go by them as soon as it is mended."""
     endpoint_trouble: str = ""
     """What of its load balancer can't be mended, by the monitor's last word."""
     endpoint_lost: bool = False
@@ -284,6 +289,12 @@ class ServiceData(Result):
     idle_due: datetime | None = None
     partial: str = ""
     """On how many clusters it serves, when not on all."""
+
+    @classmethod
+    def begun(cls, now: datetime, revision: int) -> ServiceData:
+        """Of a life that begins under this revision of the records."""
+        # What a life before this one told the load balancer is older, however often it did.
+        return cls(state_since=now, revision=revision, backends_revision=revision << BACKENDS_BITS)
 
     def first_sight(self, event_id: str) -> bool:
         """Whether this event was not seen before; remembers it."""
@@ -306,8 +317,9 @@ class ServiceData(Result):
 
     @property
     def gate_hashes(self) -> list[str]:
-        """The hashes that every proxy with traffic takes."""
-        open_slots = [s for v in self.versions.values() if self.weights.get(v.spec.id) for s in v.slots if s.open]
+        """The hashes that every proxy takes which has traffic, or may have it as soon as a rollout's next step."""
+        wanted = [v for v in self.versions.values() if self.weights.get(v.spec.id) or v.state in LIVING]
+        open_slots = [s for v in wanted for s in v.tended if s.open]
         if not open_slots or any(s.gate != self.gate_key for s in open_slots):
             return []
         return self.gate.hashes
@@ -334,6 +346,10 @@ class ServiceData(Result):
                     )
         return sorted(found, key=lambda b: b.id)
 
+    def told_backends(self) -> bool:
+        """The load balancer has what it should have."""
+        return self.backends == self.wanted_backends() and not self.backends_unsure
+
     def applied(self, weights: dict[str, int]) -> bool:
         """The load balancer goes by these weights, as far as there are backends for them."""
-        return self.weights == weights and self.backends == self.wanted_backends()
+        return self.weights == weights and self.told_backends()

@@ -38,10 +38,13 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows import policies
     from workflows.service_rollouts import ServiceRollouts
-    from workflows.service_state import RolloutKind, VersionData
+    from workflows.service_state import RolloutKind, ServiceData, VersionData
     from workflows.service_view import service_resource, version_resource
 
 WATCH_BESIDE = "watch the canary"
+
+PENDING_BACK = "a rollback gives up what is pending"
+"""Patch: it went back to the version before while the deploy before it was not taken up yet."""
 
 
 @workflow.defn
@@ -93,7 +96,9 @@ class ServiceWorkflow(ServiceRollouts):
     @workflow.update(description="Pause, resume, promote or abort the rollout")
     def rollout(self, order: RolloutOrder) -> None:
         r = self.s.rollout
-        assert r is not None
+        if r is None:
+            self._stay(order.actor)
+            return
         match order.action:
             case RolloutAction.PAUSE:
                 self._pause(r, "a person paused it", order.actor)
@@ -111,9 +116,15 @@ class ServiceWorkflow(ServiceRollouts):
             case RolloutAction.ABORT:
                 self._end_rollout(r, f"aborted by {order.actor}")
 
+    def _begins(self) -> bool:
+        """A deploy was heard, and is a rollout as soon as the records say that it is still wanted."""
+        return self.s.rollout is None and self.s.primary is not None and any(not d.back for d in self.s.pending)
+
     @rollout.validator
     def _may_steer(self, order: RolloutOrder) -> None:
         r = self.s.rollout
+        if order.action == RolloutAction.ABORT and self._begins():
+            return
         if r is None or r.end:
             raise ApplicationError(f"service {self.input.name} has no rollout under way", type="conflict")
         if order.action == RolloutAction.PROMOTE and r.kind != RolloutKind.STEPS:
@@ -135,6 +146,9 @@ class ServiceWorkflow(ServiceRollouts):
         if self.s.rollout is not None:
             self._end_rollout(self.s.rollout, f"rolled back by {order.actor}{why}")
             return
+        if self._begins() and workflow.patched(PENDING_BACK):
+            self._stay(order.actor)
+            return
         before = self.s.versions[str(self.s.previous)]
         self.s.pending.append(
             DeployRequest(
@@ -153,7 +167,7 @@ class ServiceWorkflow(ServiceRollouts):
         r = self.s.rollout
         if r is not None and not r.base:
             raise ApplicationError("there is no version to go back to: this is the first", type="conflict")
-        if r is None and self.s.previous not in self.s.versions:
+        if r is None and self.s.previous not in self.s.versions and not self._begins():
             raise ApplicationError("there is no finished version before this one", type="conflict")
 
     @workflow.update(description="Tokens that the proxies ask for")
@@ -201,6 +215,8 @@ class ServiceWorkflow(ServiceRollouts):
                     self._wake()
         life.result()
         await workflow.wait_condition(workflow.all_handlers_finished)
+        if any(self._is_of_next_life(request) for request in self.s.pending):
+            workflow.continue_as_new(self._next_life())
         return "withdrawn" if self._withdrawn else f"{self.s.state}: {self.s.reason}"
 
     async def _live(self) -> None:
@@ -266,9 +282,17 @@ class ServiceWorkflow(ServiceRollouts):
                 if not self.s.versions and not self.s.pending:
                     self._withdrawn = True  # it was the first deploy: nothing was made
             elif self.s.pending and not request.back:
-                self._pass_over(request, "superseded before it began")
+                stays = not self.s.pending[0].versions and self.s.pending[0].back
+                self._pass_over(request, "given up before it began" if stays else "superseded before it began")
+            elif request.back and not request.versions:
+                self._event("rolled_back", "what was deployed last is given up", actor=request.actor)
             else:
                 self._begin(request, back=request.back)
+
+    def _stay(self, actor: str) -> None:
+        """What is pending is passed over: to stay where it is was asked for last."""
+        self.s.pending.append(DeployRequest(id=f"stay-{self.s.revision}", actor=actor, back=True))
+        self._wake()
 
     def _pass_over(self, request: DeployRequest, why: str) -> None:
         """Nothing was made for this deploy yet, and nothing will be."""
@@ -350,7 +374,7 @@ class ServiceWorkflow(ServiceRollouts):
                 self._retire(version, f"the service ends: {reason}")
         if self.s.backends and self.s.url:
             self._start("backends", self._set_backends)
-        if self.s.pending:
+        if self._too_late():
             self._start("take up a deploy", self._refuse)
         if self._endpoint_trouble:
             self._say(self._endpoint_trouble)
@@ -366,14 +390,29 @@ class ServiceWorkflow(ServiceRollouts):
 
     async def _refuse(self) -> None:
         """What came too late is claimed all the same: the monitor would give it to us again, and so start us again."""
-        while self.s.pending:
-            request = self.s.pending[0]
+        while late := self._too_late():
+            request = late[0]
             if not request.back:
                 await workflow.execute_local_activity_method(
                     RecordActivities.claim_deploy, request.id, summary="it came too late", **policies.RECORD
                 )
             self.s.pending.remove(request)
             self._pass_over(request, "the service ends")
+
+    def _too_late(self) -> list[DeployRequest]:
+        return [request for request in self.s.pending if not self._is_of_next_life(request)]
+
+    def _is_of_next_life(self, request: DeployRequest) -> bool:
+        """The records say TERMINATED a moment before this workflow ends, and somebody has deployed again by then."""
+        return request.life is not None and request.life > self.input.revision
+
+    def _next_life(self) -> ServiceInput:
+        """As of a service that is started again, with what was deployed to it."""
+        deploys = [request for request in self.s.pending if self._is_of_next_life(request)]
+        revision = max(request.life or 0 for request in deploys)
+        state = ServiceData.begun(workflow.now(), revision)
+        state.pending, state.gate, state.seen = deploys, self.s.gate, self.s.seen
+        return self.input.model_copy(update={"revision": revision, "state": state.model_dump(mode="json")})
 
     async def _remove_last(self) -> None:
         """Also where none is known: its making may have been cut off."""

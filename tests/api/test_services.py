@@ -346,6 +346,7 @@ async def test_a_terminated_service_starts_again_as_itself(world: World, tempora
     assert arg["revision"] == again["revision"] == 3
     (request,) = await heard(temporal, first["id"], "deploy")
     assert len(request["gate"]["hashes"]) == 1
+    assert request["life"] == arg["revision"]
     assert request["versions"][0]["number"] == 2
     # What the workflow before may still have on its way changes nothing.
     row = await store.load_service(world.db, first["id"])
@@ -720,6 +721,8 @@ async def test_orders_reach_the_workflow_and_its_refusals_come_back(
         assert (moved.status_code, moved.json()["id"]) == (200, id)
         wrong = await http.post("/v1/services/chat/rollout", json={"action": "jump"})
         assert (wrong.status_code, wrong.json()["field"]) == (422, "action")
+        ignored = await http.post("/v1/services/chat/rollout", json={"action": "pause", "percent": 50})
+        assert (ignored.status_code, "pause has none" in ignored.json()["detail"]) == (422, True)
         back = await http.post("/v1/services/chat/rollback", json={"reason": "slow"})
         assert (back.status_code, back.json()["detail"]) == (409, "There is no version to roll back to.")
         for _ in range(2):

@@ -162,6 +162,15 @@ async def test_a_service_that_its_workflow_has_written_stays(db: Database, proje
     assert await services.load_version(db, version) is None
 
 
+async def test_a_terminated_service_has_no_use_for_a_deploy_that_is_told_late(db: Database, project: str) -> None:
+    """By a monitor that had found it not started, while somebody else told it and terminated the service."""
+    await put_service(db, project)
+    deploy, _ = await put_deploy(db, project)
+    assert await services.write_service(db, a_service(state=ServiceState.TERMINATED, revision=7), [], [])
+    assert not await services.claim_deploy(db, deploy)
+    assert await services.unstarted_deploys(db, 0) == [], "it is told no more"
+
+
 async def test_a_service_that_starts_again_goes_on_from_its_revision(db: Database, project: str) -> None:
     await put_service(db, project)
     first, _ = await put_deploy(db, project)
@@ -264,7 +273,7 @@ async def test_retention_leaves_a_service_that_is_not_deleted(db: Database, proj
             deploy_id, version_id = await put_deploy(db, project, id, working_dir=f"upload:{id}-{number}")
             assert await services.claim_deploy(db, deploy_id)
             over = a_version(version_id, id, number, ServiceVersionState.TERMINATED, a_config())
-            state = ServiceState.RUNNING if id == "svc_1" else ServiceState.TERMINATED
+            state = ServiceState.RUNNING if id == "svc_1" or number < 13 else ServiceState.TERMINATED
             written = a_service(id, state=state, revision=number)
             assert await services.write_service(db, written, [over] if number < 13 else [], [an_event(f"e{id}", id)])
     async with db.begin() as conn:

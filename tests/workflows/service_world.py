@@ -40,8 +40,8 @@ from runtime.messages import (
     VersionSpec,
     deploy_service,
 )
-from store.service_deploys import insert_deploy, insert_service, insert_version
-from store.services import load_service, versions_of
+from store.service_deploys import insert_deploy, insert_service, insert_version, reopen_service
+from store.services import load_service, lock_service, versions_of
 from store.tables import clusters, service_deploys
 from tests.workflows.balancer import WatchedBalancer
 from tests.workflows.fleet import LOOK_S, FakeAgent
@@ -104,6 +104,15 @@ class ServiceWorld(World):
         self.inputs[service_id] = arg
         self.ids.append(service_id)
         return service_id
+
+    async def reopen(self, service_id: str) -> int:
+        """A terminated service is to start again; the next deploy's ``life``."""
+        async with self.db.begin() as conn:
+            row = await lock_service(conn, service_id)
+            assert row is not None
+            row = await reopen_service(conn, row, utcnow())
+        self.inputs[service_id] = row.input
+        return row.told_revision
 
     def version(self, service_id: str, plan: ServePlan | None = None, **spec: Any) -> VersionSpec:
         """The next version of the service; ``plan``: what becomes of it."""

@@ -14,7 +14,7 @@ from temporalio.client import WorkflowExecutionStatus
 from heliostat.models.agents import CommandKind
 from heliostat.models.clusters import ClusterState
 from heliostat.models.services import Service, ServiceState, ServiceVersionState
-from runtime.messages import GateOrder, GateTokens, ServiceInput
+from runtime.messages import GateOrder, GateTokens
 from store.service_deploys import withdraw_deploy
 from store.tables import commands
 from tests.workflows.service_world import AT_ONCE, TOKENS, ServiceWorld
@@ -527,10 +527,9 @@ async def test_a_terminated_service_starts_again_from_its_revision(services: Ser
     await world.nothing_left(service_id)
     world.balancer.forgiven.discard(service_id)
     ended = await world.service(service_id)
-    old: ServiceInput = world.inputs[service_id]
-    world.inputs[service_id] = old.model_copy(update={"revision": ended.revision + 1})
+    life = await world.reopen(service_id)
     second = world.version(service_id)
-    await world.deploy(service_id, second, gate=TOKENS)
+    await world.deploy(service_id, second, gate=TOKENS, life=life)
     service = await world.until_finished(service_id, second)
     assert service.revision > ended.revision
     assert service.query_url == ended.query_url or ended.query_url is None

@@ -14,6 +14,7 @@ from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
 import store.services
+from clouds.base import BadConfig
 from heliostat.errors import Unavailable
 from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import ClusterState
@@ -21,6 +22,7 @@ from heliostat.models.common import new_id
 from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
 from runtime.messages import EndpointLost, EndpointTrouble
 from store.tables import clusters
+from tests.workflows.balancer import WatchedBalancer
 from tests.workflows.plans import NodePlan, ServePlan
 from tests.workflows.service_world import AT_ONCE, IN_STEPS, TOKENS, ServiceWorld, make_service_world
 from tests.workflows.test_continue_as_new import runs_of_workflow
@@ -446,6 +448,48 @@ async def test_a_breach_goes_back_over_a_load_balancer_that_fails_at_first(servi
     await world.until_finished(service_id, first)
 
 
+async def test_a_load_balancer_that_failed_over_new_weights_is_told_the_old_ones_again(
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has written them down, and goes by them as soon as it is mended, whatever the rollout has come to since."""
+    world, often = services, timedelta(hours=3)
+    monkeypatch.setattr(policies, "STEP_AGAIN", often)
+    monkeypatch.setattr(policies, "STEP_AGAIN_MAX", often)
+    service_id, first = await world.running_service()
+    second = world.version(service_id, rollout=IN_STEPS.model_copy(update={"keep_failed_s": 7 * 86_400}))
+    real, failed = WatchedBalancer.set_backends, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def set_backends(self: WatchedBalancer, *told: Any) -> None:
+        real(self, *told)
+        if any(b.version_id == second.id and b.weight for b in told[-1]) and not failed.is_set():
+            loop.call_soon_threadsafe(failed.set)
+            raise BadConfig("its port is taken by another program")
+
+    monkeypatch.setattr(WatchedBalancer, "set_backends", set_backends)
+    await world.deploy(service_id, second)
+    await asyncio.wait_for(failed.wait(), 30)
+
+    async def said(kind: str) -> bool:
+        return any(e.kind == kind for e in await world.story(service_id))
+
+    await world.until(lambda: said("endpoint_failed"), "the failure to be told")
+    assert world.balancer.shares(service_id) == {first.id: 75, second.id: 25}
+    await world.skip(service_id, second.rollout.timeout_s)  # the rollout's deadline
+
+    async def back() -> bool:
+        await world.skip(service_id, 3600)
+        return (await world.service(service_id)).state == ServiceState.RUNNING
+
+    await world.until(back, "the service to run as before")
+    assert world.balancer.shares(service_id) == {first.id: 100}
+    await world.until_version(service_id, second, ServiceVersionState.UNHEALTHY)
+    (head,) = world.heads_of(second)
+    await world.skip(service_id, 7 * 86_400)
+    await world.until_released(service_id, second)
+    assert head.serve.drained, "it may have had traffic"
+
+
 # --- worker and records ---------------------------------------------------------------------------------------------
 
 
@@ -632,6 +676,47 @@ async def test_a_termination_waits_for_no_drain_that_began_before_it(
     assert any(e.kind == "drain_deadline" for e in await world.story(service_id))
 
 
+async def test_a_deploy_between_the_records_end_of_a_service_and_its_workflows_is_taken_up(
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The records say TERMINATED first, and who waits for that may deploy at once: Temporal gives it to the workflow
+    that is about to end."""
+    world = services
+    service_id, first = await world.running_service()
+    second = world.version(service_id)
+    real, again = store.services.write_service, asyncio.Event()
+
+    async def write(db: Any, service: Service, *more: Any) -> bool:
+        wanted = await real(db, service, *more)
+        if service.state == ServiceState.TERMINATED and not again.is_set():
+            life = await world.reopen(service_id)
+            await world.deploy(service_id, second, gate=TOKENS, life=life)
+            again.set()
+        return wanted
+
+    monkeypatch.setattr(store.services, "write_service", write)
+    await world.terminate(service_id)
+    await asyncio.wait_for(again.wait(), 30)
+    await world.until_finished(service_id, second)
+    assert (await world.version_of(service_id, first)).state == ServiceVersionState.TERMINATED
+    old, new = (await world.clusters_of(service_id)).items()
+    assert (old[1].settled, new[1]) == (True, ClusterState.RUNNING)
+
+
+async def test_a_deploy_that_is_told_again_after_the_services_end_starts_nothing(services: ServiceWorld) -> None:
+    """A monitor has found it not started; until it tells the workflow, another one has, and the service was ended."""
+    world = services
+    service_id = await world.new_service()
+    deploy = await world.deploy(service_id, world.version(service_id))
+    await world.terminate(service_id)
+    await world.nothing_left(service_id)
+    made = await world.clusters_of(service_id)
+    await world.send(service_id, deploy)
+    assert await world.until_ended(service_id) == "withdrawn"
+    assert await world.clusters_of(service_id) == made
+    assert (await world.service(service_id)).state == ServiceState.TERMINATED
+
+
 @pytest.mark.long
 async def test_a_service_that_comes_again_while_its_old_cluster_still_ends(services: ServiceWorld) -> None:
     """A cluster holds its name until its machines are gone, which may take minutes."""
@@ -643,10 +728,9 @@ async def test_a_service_that_comes_again_while_its_old_cluster_still_ends(servi
     async with world.db.begin() as conn:
         await conn.execute(update(clusters).where(clusters.c.id == old).values(live_name=clusters.c.name))
     world.balancer.forgiven.discard(service_id)
-    ended = await world.service(service_id)
-    world.inputs[service_id] = world.inputs[service_id].model_copy(update={"revision": ended.revision + 1})
+    life = await world.reopen(service_id)
     second = world.version(service_id)
-    await world.deploy(service_id, second, gate=TOKENS)
+    await world.deploy(service_id, second, gate=TOKENS, life=life)
     await world.until_finished(service_id, second)
 
 

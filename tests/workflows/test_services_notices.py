@@ -3,11 +3,12 @@ nobody's request is lost."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 
-from heliostat.models.agents import FactKind
+from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
 from heliostat.models.services import RolloutAction, Service, ServiceVersionState
@@ -17,6 +18,7 @@ from tests.workflows.plans import NodePlan, ServePlan
 from tests.workflows.service_world import ServiceWorld
 from tests.workflows.test_services_rollout import LONG, rolling
 from tests.workflows.world import WAIT_S
+from workflows import policies
 
 SAID = "Google moves this machine's host for maintenance"
 
@@ -231,3 +233,30 @@ async def bring_up(world: ServiceWorld, cluster_id: str) -> None:
     assert head is not None
     head.plan = NodePlan()
     await head._live()
+
+
+async def test_a_version_that_comes_back_in_place_keeps_its_clusters_when_its_relieved_one_goes(
+    services: ServiceWorld,
+) -> None:
+    """It was replaced in place, and ends for good only when the cluster that was relieved before is drained."""
+    world = services
+    service_id, first = await world.running_service(ServePlan(silent=frozenset({CommandKind.SERVE_DRAIN})))
+    (head,) = world.heads_of(first)
+    world.balancer.forgiven.add(head.cluster_id)  # nobody waits for long for an answer that never comes
+    await announce(world, head.cluster_id)
+    await until_told(world, service_id, "relieved")
+    await world.until_finished(service_id, first)
+    second = world.version(service_id)
+    await world.deploy(service_id, second, in_place=True)
+    await world.until_finished(service_id, second)
+    await world.rollback(service_id)
+    await until_told(world, service_id, "rollout", 3)
+    await asyncio.sleep(0.5)  # for it to take what it must not
+    await world.skip(service_id, first.rollout.drain_timeout_s + policies.DRAIN_ANSWER.total_seconds() + 1)
+    await until_told(world, service_id, "released")
+    await world.until_cluster(head.cluster_id, ClusterState.TERMINATED)
+    await world.until_finished(service_id, first)
+    await world.until_quiet(service_id)
+    (serving,) = world.balancer.backends(service_id)
+    assert (await world.clusters_of(service_id))[serving.id] == ClusterState.RUNNING
+    assert (await world.version_of(service_id, first)).state == ServiceVersionState.RUNNING

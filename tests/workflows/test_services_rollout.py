@@ -3,12 +3,14 @@ holds are real seconds, for an activity watches them; the limits in minutes and 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
@@ -16,7 +18,10 @@ from heliostat.models.agents import CommandKind
 from heliostat.models.common import EventLevel
 from heliostat.models.services import RolloutAction, RolloutConfig, Service, ServiceState, ServiceVersionState
 from runtime.messages import GateOrder, GateTokens, VersionSpec
+from store.commands import OpenCommand
+from store.tables import service_deploys
 from tests.workflows.service_world import AT_ONCE, IN_STEPS, ServiceWorld, make_service_world
+from tests.workflows.serving import FakeServe
 from tests.workflows.test_continue_as_new import runs_of_workflow
 from tests.workflows.world import ServePlan, temporal_server
 from workflows import policies
@@ -318,6 +323,44 @@ async def test_a_deploy_during_a_rollout_supersedes_it(services: ServiceWorld) -
     assert any("superseded by v3" in e.message for e in await world.story(service_id))
 
 
+async def test_a_version_has_no_traffic_before_its_proxies_know_the_tokens_of_now(
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token is added while the new version is probed. Who has been told that it is active must be let in by
+    whatever answers."""
+    world = services
+    service_id, first = await world.running_service()
+    (old_head,) = world.heads_of(first)
+    second = world.version(service_id)
+    both = GateTokens(enabled=True, hashes=["ab" * 32, "cd" * 32])
+    real, told, probed = FakeServe.result, asyncio.Event(), asyncio.Event()
+
+    async def result(serve: FakeServe, command: OpenCommand) -> dict[str, object] | None:
+        if command.kind == CommandKind.SERVE_GATE and serve is not old_head.serve:
+            await told.wait()
+        answer = await real(serve, command)
+        if command.kind == CommandKind.SERVE_PROBE and not probed.is_set():
+            await world.update(service_id, "set_gate", GateOrder(actor="user:ann", gate=both))
+            probed.set()
+        return answer
+
+    monkeypatch.setattr(FakeServe, "result", result)
+    await world.deploy(service_id, second)
+    await asyncio.wait_for(probed.wait(), 30)
+
+    async def fit() -> bool:
+        told_so = [e for e in await world.story(service_id) if e.kind == "fit"]
+        return any(e.message.startswith(f"{second.name}:") for e in told_so)
+
+    await world.until(fit, "the new version to be fit")
+    await asyncio.sleep(0.5)
+    assert world.balancer.shares_over_time(service_id, second.id) == [0]
+    assert (await world.service(service_id)).gate_hashes == []
+    told.set()
+    await world.until_finished(service_id, second)
+    await world.until_service(service_id, "both tokens to count", lambda s: sorted(s.gate_hashes) == both.hashes)
+
+
 # --- back -----------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +373,36 @@ async def test_rolled_back_during_a_rollout(services: ServiceWorld) -> None:
     await world.until_released(service_id, second)
     assert "it is slow" in (await world.version_of(service_id, second)).reason
     assert len(await world.clusters_of(service_id)) == 2
+
+
+@pytest.mark.parametrize("how", ["rollback", "abort"])
+async def test_what_is_given_up_before_it_began_changes_nothing(services: ServiceWorld, how: str) -> None:
+    """A deploy and its rollback, or abort, that no worker was there for come together: what ran runs on, and not the
+    version before it."""
+    world = services
+    service_id, first = await world.running_service()
+    second = world.version(service_id)
+    await world.deploy(service_id, second)
+    await world.until_finished(service_id, second)
+    await world.until_released(service_id, first)
+    await world.until_quiet(service_id)
+    await world.stop_worker()
+    third = world.version(service_id)
+    deploy = await world.deploy(service_id, third)
+    order = world.rollback(service_id) if how == "rollback" else world.order(service_id, RolloutAction.ABORT)
+    given_up = asyncio.create_task(order)
+    await asyncio.sleep(0.3)  # it waits for a worker
+    await world.start_worker()
+    await given_up
+    await world.until_version(service_id, third, ServiceVersionState.TERMINATED)
+    await world.until_finished(service_id, second)
+    await world.until_quiet(service_id)
+    assert world.balancer.shares_over_time(service_id, second.id) == [0, 100]
+    assert "given up" in (await world.version_of(service_id, third)).reason
+    assert len(await world.clusters_of(service_id)) == 2
+    async with world.db.read() as conn:
+        claimed = select(service_deploys.c.started).where(service_deploys.c.id == deploy.id)
+        assert await conn.scalar(claimed), "else the monitor would give it to the workflow again and again"
 
 
 async def test_rolled_back_to_the_version_before_and_forth_again(services: ServiceWorld) -> None:
