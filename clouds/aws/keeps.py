@@ -60,11 +60,7 @@ class Keeps:
         Raises NotOffered where it can't go, CloudError for what is not there any more."""
         volumes = self._volumes(spec.cluster_id) if keep.volume_gib else []
         interfaces = self._interfaces(spec.cluster_id) if keep.address else []
-        if keep.had:
-            subnet = self._where(spec, keep, volumes, interfaces, subnets)
-        else:
-            begun = {i["SubnetId"] for i in interfaces}
-            subnet = next((s for s in subnets if s.id in begun), subnets[0])
+        subnet = self._where(spec, keep, volumes, interfaces, subnets) if keep.had else subnets[0]
         if keep.address:
             self._must_not_need_a_public_address(spec, subnet)
         volume_id = interface_id = None

@@ -75,6 +75,20 @@ def test_what_a_zone_without_machines_leaves_is_deleted_by_the_first_head(cloud:
     assert len(left(cloud)) == 2
 
 
+def test_a_first_head_that_names_no_zone_tries_the_next_one_too(cloud: Cloud, aws_account: Account) -> None:
+    """What the first try has begun elsewhere does not hold it there."""
+    KNOBS.faults.append(Fault("RunInstances", "InsufficientInstanceCapacity", status=500))
+    with pytest.raises(NoCapacity):
+        cloud.machines.launch(cloud.spec(keep=BOTH, generation=1))
+    (begun,) = volumes(aws_account)
+    machine = cloud.machines.launch(cloud.spec(keep=BOTH, generation=2))
+    handed_over(cloud, machine)
+    (kept,) = volumes(aws_account)
+    assert kept["AvailabilityZone"] != begun["AvailabilityZone"]
+    end(cloud, machine)
+    assert len(left(cloud)) == 2, "the first one's address is gone too"
+
+
 def test_an_answer_that_was_lost_makes_none_twice(cloud: Cloud, aws_account: Account) -> None:
     for action in ("CreateVolume", "CreateNetworkInterface", "RunInstances"):
         KNOBS.faults.append(Fault(action, lost=True))
