@@ -14,6 +14,7 @@ import random
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -159,14 +160,34 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+RESERVED_S = 60.0
+"""For so long a port that was given is kept from all others who ask: by then its part listens there."""
+_reserved: list[tuple[float, socket.socket]] = []
+_reserving = threading.Lock()
+
+
 def free_port(taken: Iterable[int] = ()) -> int:
     """Any free one above those that outgoing connections draw from (32768-60999 on Linux): a port that waits for
-    its part to start again must not be borrowed by a client in the meantime. Nodes have theirs below."""
+    its part to start again must not be borrowed by a client in the meantime. Nodes have theirs below.
+
+    Two homes may ask at the same moment, and their parts listen seconds later: so this process holds the port's number
+    by a UDP socket, as machines hold theirs (clouds/local/slots.py). All parts speak TCP."""
     taken = set(taken)
-    while True:
-        port = random.randint(61_000, 65_500)
-        if port not in taken and port_is_free(port):
-            return port
+    with _reserving:
+        while _reserved and _reserved[0][0] < time.monotonic():
+            _reserved.pop(0)[1].close()
+        while True:
+            port = random.randint(61_000, 65_500)
+            guard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                guard.bind(("127.0.0.1", port))
+            except OSError:
+                guard.close()
+                continue
+            if port not in taken and port_is_free(port):
+                _reserved.append((time.monotonic() + RESERVED_S, guard))
+                return port
+            guard.close()
 
 
 def is_alive(pid: int) -> bool:

@@ -104,6 +104,18 @@ def test_a_home_keeps_its_ports(home: Home) -> None:
     assert home.ports({"api": moved, "ui": 0}, {"api"})["api"] == moved, "the operator may"
 
 
+def test_two_who_ask_for_a_port_at_the_same_moment_get_two() -> None:
+    """Another process draws the same number before anything listens there."""
+    port = free_port()
+    assert port_is_free(port)
+    code = (
+        f"from runtime import home; drawn = iter([{port}, *range(61_000, 65_500)]);"
+        "home.random.randint = lambda *_: next(drawn); print(home.free_port())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=parts.ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) != port
+
+
 @pytest.mark.parametrize(("name", "asked"), [("api", True), ("api", False), ("ui", True)])
 def test_a_taken_port_is_an_error_where_it_matters(home: Home, name: str, asked: bool) -> None:
     with socket.socket() as other:
