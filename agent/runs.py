@@ -40,6 +40,11 @@ MAX_FAILED_LOOKS = 20
 """Then the agent fails, and with it the node: its cluster heals, and the job runs again."""
 
 
+DIE_S = 10.0
+"""For so long the end of a run waits for its processes to die by SIGKILL: milliseconds, but each needs a moment of a
+processor for it, which a busy machine gives late, and one that hangs in the kernel has none."""
+
+
 @dataclass
 class Run:
     id: str
@@ -270,13 +275,16 @@ class Runs:
         return processes.with_environ(self._mark, f"HELIOSTAT_RUN_ID={run_id}")
 
     def _kill_leftovers(self, run_id: str) -> None:
-        for _ in range(20):
+        deadline = time.monotonic() + DIE_S
+        while True:
             left = [
                 pid for pid in self._processes(run_id)
                 if processes.alive(pid) and not processes.command(pid).startswith("ray::")
             ]  # fmt: skip
             if not left:
                 return
+            if time.monotonic() > deadline:
+                break
             processes.kill(left)
             time.sleep(0.02)
         log.error("run %s: processes that would not die: %s", run_id, left)

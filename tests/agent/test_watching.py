@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from agent import processes
 from agent.activity import Activity
 from agent.constants import Constants
 from agent.deadman import DeadMan
@@ -18,6 +21,7 @@ from agent.journal import Journal
 from agent.members import Members
 from agent.ray_api import RayApi, RayAway
 from agent.runs import MAX_FAILED_LOOKS, Run, Runs
+from tests.agent.conftest import until
 
 
 class Ray(RayApi):
@@ -210,6 +214,25 @@ def test_maximum_uptime_ends_it_whatever_it_does() -> None:
     assert switch.check(1e12, "busy") == ""
     switch.maximum_uptime_at = (datetime.now(UTC) - timedelta(seconds=1)).isoformat().replace("+00:00", "Z")
     assert "maximum uptime" in switch.check(1e12, "busy")
+
+
+def test_the_end_of_a_run_waits_for_what_dies_late(
+    facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL ends a process when it is next given a processor."""
+    unused = cast(Any, None)
+    runs = Runs(Ray(), facts, unused, unused, Journal(tmp_path / "r"), Constants(), tmp_path, f"MARK={tmp_path}")
+    kill, late = processes.kill, threading.Event()
+    threading.Timer(0.8, late.set).start()
+    monkeypatch.setattr(processes, "kill", lambda victims: kill(victims) if late.is_set() else None)
+    with subprocess.Popen(["sleep", "1000"], env={"MARK": str(tmp_path), "HELIOSTAT_RUN_ID": "j-1"}) as left:
+        try:
+            until(lambda: processes.command(left.pid) == "sleep 1000")
+            runs._kill_leftovers("j-1")
+            assert late.is_set(), "it went on while the process lived"
+            assert left.wait(30) == -signal.SIGKILL
+        finally:
+            left.kill()
 
 
 def test_a_run_that_can_never_be_looked_at_ends_the_node_and_not_at_once(
