@@ -101,16 +101,26 @@ def start_time(pid: int) -> int | None:
 
 
 def strays(machine_id: str) -> list[dict[str, Any]]:
-    """The processes with this machine's mark in their environment, the supervisor not among them."""
+    """The processes with this machine's mark in their environment, the supervisor not among them. One that is just
+    given another program to run (execve) shows no environment for a quarter of a millisecond: missed, it would live
+    on after the machine's end. So those that show none are looked at again, for 15 ms at most."""
     mark = f"HELIOSTAT_MACHINE_ID={machine_id}".encode()
     found = []
-    for pid in _pids():
-        try:
-            environ = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            continue  # ended, or another user's
-        if mark in environ.split(b"\0") and start_time(pid) is not None:
-            found.append(identity(pid))
+    left = list(_pids())
+    for pause in (0.0, 0.001, 0.002, 0.004, 0.008):
+        time.sleep(pause)
+        looked_at, left = left, []
+        for pid in looked_at:
+            try:
+                environ = _environ(pid)
+            except OSError:
+                continue  # ended, or another user's
+            if not environ:
+                left.append(pid)
+            elif mark in environ.split(b"\0") and start_time(pid) is not None:
+                found.append(identity(pid))
+        if not left:
+            break
     return found
 
 
@@ -119,8 +129,9 @@ def clean(machine: Path) -> None:
     agent made for a folder of it (Ray's sockets allow no long path). What can't be removed (folders that the
     user's program made read-only) stays: it must not keep the machine from ending."""
     for link in Path("/tmp").glob("hn-*"):
-        if link.is_symlink() and machine / "node" in link.readlink().parents:
-            link.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # of another machine that ends at the same moment
+            if link.is_symlink() and machine / "node" in link.readlink().parents:
+                link.unlink()
     shutil.rmtree(machine / "node", ignore_errors=True)
     (machine / "user-data").unlink(missing_ok=True)
 
@@ -214,6 +225,10 @@ def _end_descendants() -> None:
 
 def _pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
+
+
+def _environ(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -116,9 +116,10 @@ def test_user_data_is_nobody_elses(cloud: Cloud) -> None:
     assert secret not in (folder / "machine.json").read_text()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            assert secret not in (process / "cmdline").read_text() + (process / "environ").read_text()
+            seen = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
         except OSError:
             continue  # ended, or a kernel thread
+        assert secret.encode() not in seen
 
 
 def test_an_ended_machine_leaves_its_story_only(cloud: Cloud) -> None:
