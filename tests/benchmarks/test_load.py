@@ -170,7 +170,9 @@ async def test_a_good_server_has_no_failure() -> None:
     assert [(v.version_id, v.texts, v.ok) for v in report.versions.values()] == [("sv_1", ["v1"], report.ok)]
     assert report.idle_closed == report.closes_said == 0
     fresh = sum(report.kinds[name].sent for name in ("get_fresh", "slow", "stream"))
-    assert fresh + 8 <= server.connections <= fresh + 12, "kept connections are kept"
+    # After a moment in which this process stood still, more than are kept are due at once: 12 of them each second.
+    more = 4 + 12 * report.late_ms / 1000
+    assert fresh + 8 <= server.connections <= fresh + 8 + more, "kept connections are kept"
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 
 
@@ -263,9 +265,9 @@ async def test_a_server_that_goes_away_is_noticed() -> None:
     async with serving(Server()) as server, Load(server.url, TOKEN, Plan().only("get_fresh")) as load:
         await until_seen(load, 3)
         server.wrong = "reset"
-        failed_before = load.report().failed
-        await until_seen(load, 8)
-    assert failed_before == 0
+        before = load.report()
+        await until_seen(load, before.sent + 4)  # those under way may have been answered already
+    assert before.failed == 0
     assert load.report().failed >= 4
 
 

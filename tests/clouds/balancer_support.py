@@ -17,6 +17,7 @@ from clouds.base import Backend, EndpointSpec, LoadBalancer
 from clouds.fake_balancer import FakeBalancer
 from clouds.local import balancer_supervisor, supervisor
 from clouds.local.balancer import LocalBalancer
+from heliostat.errors import CloudError
 from tests.clouds.support import OURS, ROOT, eventually
 
 SERVICE = "svc_1"
@@ -153,7 +154,14 @@ class LocalWorld:
 
     def set_up(self, name: str, up: bool) -> None:
         self.backends[name].sicken(not up)
-        eventually(lambda: {c.backend_id: c.up for c in self.balancer.counters(SERVICE)}[name] is up)
+
+        def known() -> bool:
+            try:
+                return {c.backend_id: c.up for c in self.balancer.counters(SERVICE)}[name] is up
+            except CloudError:  # Traefik was given no processor for 2 s
+                return False
+
+        eventually(known)
 
     def break_down(self) -> None:
         self.kill("supervisor")

@@ -240,7 +240,8 @@ async def test_workers_are_their_heads_news(api: Api, fleet: FakeFleet) -> None:
     assert "c2-w1" not in api.reports, "a worker without a head waits for it"
     worker.power_off()
     await api.when(lambda: "node_lost" in api.kinds("c1-head"))
-    assert api.facts["c1-head"][-1].data["node_id"] == "c1-w1"
+    # The head's first "idle" may be told together with it.
+    assert [f.data["node_id"] for f in api.facts["c1-head"] if f.kind == "node_lost"] == ["c1-w1"]
     await api.when(lambda: api.reports["c1-head"].workers_alive == [])
     assert not other.task.done()
 
@@ -268,17 +269,17 @@ async def test_410_ends_the_node(api: Api, fleet: FakeFleet) -> None:
     head = fleet.start(script("c1-head"))
     await api.when(lambda: "c1-head" in api.reports)
     api.gone.add("c1-head")
-    await asyncio.wait_for(head.task, 10)
+    await asyncio.wait_for(head.task, 30)
     assert fleet.agents == {}
     assert fleet.heads == {}
 
 
 async def test_a_node_that_dies_says_nothing(api: Api, fleet: FakeFleet) -> None:
-    fleet.behaviour.dies_after_s = 0.2
-    fleet.behaviour.run_s = 0.5
+    fleet.behaviour.dies_after_s = 1.5  # after it has told that the run runs, on a busy machine too
+    fleet.behaviour.run_s = 1000
     head = fleet.start(script("c1-head"))
     api.give("c1-head", CommandKind.SUBMIT_RUN, "a", run_id="r", entrypoint="x")
-    await asyncio.wait_for(head.task, 10)
+    await asyncio.wait_for(head.task, 30)
     assert "run_running" in api.kinds("c1-head")
     assert "run_ended" not in api.kinds("c1-head")
 
@@ -295,7 +296,7 @@ async def test_machines_of_the_fake_cloud_boot_agents(api: Api, fleet: FakeFleet
         agent = fleet.agents[node]
         assert agent.ip == machine.ip
         await asyncio.to_thread(machines.terminate, [machine.machine_id])
-        await asyncio.wait_for(agent.task, 10)
+        await asyncio.wait_for(agent.task, 30)
         watching.cancel()
 
 

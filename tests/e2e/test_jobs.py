@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -51,7 +52,7 @@ def test_own_cluster_whole_life_and_no_secret_anywhere(stack: Stack, tmp_path: P
     assert [(r["state"], r["exit_code"], r["cause"]) for r in job["runs"]] == [("SUCCEEDED", 0, None)]
     assert job["config"]["env_vars"] == {"E2E_SECRET": "********"}
 
-    cluster = stack.await_cluster(job["cluster_id"], "TERMINATED", timeout=30)
+    cluster = stack.await_cluster(job["cluster_id"], "TERMINATED")
     assert set(cluster["phase_seconds"]) >= {"head_launched", "head_registered", "head_ready"}, cluster
     assert not [p for m in machine_ids(stack, cluster["id"]) for p in stack.node_processes(m)]
     assert stack.log("whole") == done.stdout, "the log of a cluster that is gone is the log that was followed"
@@ -96,13 +97,15 @@ class Watch:
 
 
 def files_with(folder: Path, text: str) -> list[str]:
-    needle = text.encode()
-    return sorted(
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.is_file() and not path.is_symlink() and "node" not in path.relative_to(folder).parts
-        and needle in path.read_bytes()
-    )  # fmt: skip
+    """Nodes' own folders apart. What vanishes meanwhile (the parts that live write by renaming) is not there."""
+    needle, found = text.encode(), []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "node"]
+        for path in (Path(place, name) for name in names if name != "node"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and not path.is_symlink() and needle in path.read_bytes():
+                    found.append(str(path.relative_to(folder)))
+    return sorted(found)
 
 
 def machine_ids(stack: Stack, cluster_id: str) -> list[str]:
@@ -177,7 +180,7 @@ def test_terminate_while_the_cluster_starts_leaves_nothing(stack: Stack) -> None
     until("its cluster to end", lambda: all(
         c["state"] in ("TERMINATED", "FAILED") for c in stack.get("/v1/clusters")["items"]
         if c["id"] == ended["cluster_id"]
-    ), 40)  # fmt: skip
+    ), 120)  # fmt: skip
     if ended["cluster_id"]:
         assert not [p for m in machine_ids(stack, ended["cluster_id"]) for p in stack.node_processes(m)]
     assert "never" not in stack.log(job)
@@ -199,7 +202,7 @@ def test_terminate_while_running_ends_every_process_of_it(stack: Stack, warm: st
     )
     assert not entrypoints(token)
     # Ray's own supervisor of the run is told last, and takes a moment to go.
-    until("Ray's supervisor to go too", lambda: not processes_with(f"HELIOSTAT_RUN_ID={run_id}"), 15)
+    until("Ray's supervisor to go too", lambda: not processes_with(f"HELIOSTAT_RUN_ID={run_id}"))
     assert stack.cluster(warm)["state"] == "RUNNING"
 
 

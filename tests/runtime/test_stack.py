@@ -27,25 +27,27 @@ def test_stack_json_tells_where_everything_is(running: StackUnderTest) -> None:
     assert all(is_alive(pid) for pid in state["pids"].values())
     assert stat.S_IMODE(running.home.stack_json.stat().st_mode) == 0o600
     assert stat.S_IMODE(Path(state["token_file"]).stat().st_mode) == 0o600
-    assert httpx.get(f"{state['api_url']}/docs", trust_env=False).is_success
-    assert httpx.get(state["ui_url"], trust_env=False, follow_redirects=True).is_success
+    assert httpx.get(f"{state['api_url']}/docs", trust_env=False, timeout=30).is_success
+    assert httpx.get(state["ui_url"], trust_env=False, follow_redirects=True, timeout=30).is_success
     assert running.api("GET", "/v1/clusters").json()["items"] == []
     assert running.api("GET", "/v1/clusters", headers={"Authorization": "Bearer wrong"}).status_code == 401
 
 
 def test_metrics_of_every_process(running: StackUnderTest) -> None:
     urls = running.state["metrics_urls"]
-    text = {name: httpx.get(url, trust_env=False).text for name, url in urls.items()}
-    assert 'heliostat_api_request_seconds_count{method="GET",route="/readyz",status="200"}' in text["api"]
-    assert 'heliostat_clusters{state="RUNNING"} 0.0' in text["worker"]
-    assert "temporal_worker_task_slots_available" in text["worker_sdk"]
+    for name, line in (
+        ("api", 'heliostat_api_request_seconds_count{method="GET",route="/readyz",status="200"}'),
+        ("worker", 'heliostat_clusters{state="RUNNING"} 0.0'),  # of the monitor's first look
+        ("worker_sdk", "temporal_worker_task_slots_available"),
+    ):
+        eventually(lambda name=name, line=line: line in httpx.get(urls[name], trust_env=False, timeout=30).text)
 
 
 def test_metrics_name_clouds_as_people_do(running: StackUnderTest) -> None:
     running.api("POST", "/v1/clusters", json={"name": "counted"}).raise_for_status()
 
     def counted() -> str:
-        text = httpx.get(running.state["metrics_urls"]["worker"], trust_env=False).text
+        text = httpx.get(running.state["metrics_urls"]["worker"], trust_env=False, timeout=30).text
         return next((line for line in text.splitlines() if line.startswith("heliostat_launches_total")), "")
 
     assert 'cloud="fake",outcome="launched"' in eventually(counted)

@@ -33,7 +33,9 @@ from runtime.temporal import connect, ensure_namespace_ready
 @pytest.fixture(scope="module")
 async def address() -> AsyncIterator[str]:
     env = await WorkflowEnvironment.start_local(
-        dev_server_existing_path=str(Path(sys.executable).with_name("temporal")), dev_server_log_level="error"
+        dev_server_existing_path=str(Path(sys.executable).with_name("temporal")),
+        dev_server_log_level="error",
+        dev_server_startup_timeout=timedelta(seconds=60),  # 5 s by default, which three at once exceed
     )
     yield env.client.service_client.config.target_host
     await env.shutdown()
@@ -42,7 +44,7 @@ async def address() -> AsyncIterator[str]:
 @pytest.fixture
 async def client(address: str, monkeypatch: pytest.MonkeyPatch) -> Client:
     monkeypatch.setenv("TEMPORAL_ADDRESS", address)
-    return await connect(Settings(temporal_port=1), timeout_s=10)
+    return await connect(Settings(temporal_port=1), timeout_s=60)
 
 
 async def test_the_environment_says_where_temporal_is(client: Client) -> None:
@@ -52,7 +54,7 @@ async def test_the_environment_says_where_temporal_is(client: Client) -> None:
 async def test_without_it_the_embedded_one_is_meant(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEMPORAL_ADDRESS", raising=False)
     monkeypatch.setenv("TEMPORAL_CONFIG_FILE", "/dev/null")
-    client = await connect(Settings(temporal_port=int(address.rpartition(":")[2])), timeout_s=10)
+    client = await connect(Settings(temporal_port=int(address.rpartition(":")[2])), timeout_s=60)
     assert client.namespace == "default"
 
 
@@ -164,7 +166,7 @@ async def test_tls_and_api_key_come_by_configuration(
         await connect(Settings(), timeout_s=0.3)  # nobody vouches for that certificate
     monkeypatch.setenv("TEMPORAL_TLS_SERVER_CA_CERT_PATH", str(chain))
     monkeypatch.setenv("TEMPORAL_API_KEY", "an-api-key")
-    client = await connect(Settings(), timeout_s=10)
+    client = await connect(Settings(), timeout_s=60)
     assert (await client.count_workflows()).count >= 0
     assert client.api_key == "an-api-key"
 
@@ -175,5 +177,5 @@ async def test_a_profile_of_a_file_is_found(address: str, tmp_path: Path, monkey
     monkeypatch.delenv("TEMPORAL_ADDRESS", raising=False)
     monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(file))
     monkeypatch.setenv("TEMPORAL_PROFILE", "ours")
-    client = await connect(Settings(temporal_port=1), timeout_s=10)
+    client = await connect(Settings(temporal_port=1), timeout_s=60)
     assert client.service_client.config.target_host == address
