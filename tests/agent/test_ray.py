@@ -223,14 +223,14 @@ def test_the_cluster_grows_by_demand_and_shrinks_when_idle(cluster: Cluster) -> 
 
 
 def test_new_bounds_reach_the_running_autoscaler(cluster: Cluster) -> None:
-    mark = len(cluster.plane.facts)
+    mark, count = len(cluster.plane.facts), cluster.count
     cluster.plane.groups = [{**GROUPS[0], "min_nodes": "many"}]
     cluster.plane.wait(lambda: "the old ones hold" in cluster.head.log(), 30, "the refusal in the agent's log")
     cluster.plane.groups = [{**GROUPS[0], "min_nodes": 2}]
-    asked = cluster.plane.fact("desired", 30, after=mark)
-    assert asked["data"] == {"desired": {"w": 2}, "remove": []}
+    cluster.plane.fact("desired", 60, after=mark, desired={"w": 2}, remove=[])
+    cluster.plane.wait(lambda: cluster.count > count, why="the launch, which follows the fact")
     new = f"nd_w{cluster.count}"
-    cluster.plane.fact("ray_ready", 60, after=mark, node_id=new)
+    cluster.plane.fact("ray_ready", 120, after=mark, node_id=new)
 
 
 @pytest.mark.long
