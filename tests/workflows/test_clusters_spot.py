@@ -128,4 +128,4 @@ async def test_words_that_are_no_notice_do_no_harm(world: World) -> None:
         await announce(world, head, deadline=deadline)
     await announce(world, worker, deadline={}, reason="")
     await until_running(world, cluster_id, w=2)
-    assert "WORKFLOW_TASK_FAILED" not in await world.events_of(cluster_id)
+    assert await world.task_failures(cluster_id) == []

@@ -95,7 +95,7 @@ async def test_at_some_steps(temporal: Client, tmp_path: Path) -> None:
     assert steps >= 12
     plans = [({k: "after" if n % 2 else "before"}, False, n % 3 == 0) for n, k in enumerate(range(0, steps, 3))]
     found = await many(temporal, tmp_path, plans)
-    assert sum(len(c.crashed) for c in found) >= len(plans) - 2, "steps are not quite the same in each life"
+    assert sum(len(c.crashed) for c in found) > len(plans) / 2, "a busy machine's life has fewer, larger steps"
 
 
 @pytest.mark.long

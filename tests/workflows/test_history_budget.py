@@ -19,9 +19,20 @@ OF_THE_TEST = ("WORKFLOW_EXECUTION_OPTIONS_UPDATED", "WORKFLOW_EXECUTION_TIME_SK
 """Events that skipping time itself writes."""
 
 
+async def written(world: World, id: str) -> list[str]:
+    """The events, but for a slow machine's: a task of the workflow that failed or came too late is given again."""
+    kept: list[str] = []
+    for event in await world.events_of(id):
+        kept.append(event)
+        if event in ("WORKFLOW_TASK_FAILED", "WORKFLOW_TASK_TIMED_OUT"):
+            given = max(n for n, name in enumerate(kept) if name == "WORKFLOW_TASK_SCHEDULED")
+            kept[given:] = [name for name in kept[given:] if not name.startswith("WORKFLOW_TASK_")]
+    return kept
+
+
 async def count(world: World, id: str) -> int:
     await world.until_quiet(id)
-    return len(await world.events_of(id))
+    return len(await written(world, id))
 
 
 def within(what: str, events: int, budget: int) -> None:
@@ -42,7 +53,7 @@ async def test_a_whole_job_on_a_warm_cluster(world: World) -> None:
         await world.until_quiet(job_id)
         await world.head(cluster_id).end_run(run_id)
         await world.until_ended(job_id)
-        within("whole job on a warm cluster, the job", len(await world.events_of(job_id)), WHOLE_JOB)
+        within("whole job on a warm cluster, the job", len(await written(world, job_id)), WHOLE_JOB)
         told = "lease, busy, idle, release" if activity_facts else "lease, release"
         changes = 4 if activity_facts else 2
         within(
@@ -63,7 +74,7 @@ async def test_a_cluster_to_which_nothing_happens_costs_nothing(world: World) ->
         before = await count(world, cluster_id)
         await world.skip(cluster_id, 7 * 24 * 3600)
         await world.until_quiet(cluster_id)
-        cost = [e for e in (await world.events_of(cluster_id))[before:] if not e.startswith(OF_THE_TEST)]
+        cost = [e for e in (await written(world, cluster_id))[before:] if not e.startswith(OF_THE_TEST)]
         within(f"{what}, a week", len(cost), 0)
 
 
@@ -114,4 +125,4 @@ async def test_a_whole_life(world: World) -> None:
     await world.terminate(cluster_id)
     await world.until_cluster(cluster_id, ClusterState.TERMINATED)
     await world.until_ended(cluster_id)
-    within("end of both", len(await world.events_of(cluster_id)) - up, 20)
+    within("end of both", len(await written(world, cluster_id)) - up, 20)

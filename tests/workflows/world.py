@@ -57,6 +57,8 @@ KEYS = Keys(b"k" * 32)
 WAIT_S = 60.0
 T = TypeVar("T")
 
+ENDS = {f"WORKFLOW_EXECUTION_{how}" for how in ("COMPLETED", "FAILED", "TERMINATED", "CANCELED", "TIMED_OUT")}
+
 FLAGS = {
     "history.transferProcessorMaxPollRPS": "1000",
     "history.timerProcessorMaxTimeShift": '"1ms"',
@@ -340,8 +342,10 @@ class World:
         return info.execution.run_id, info.history_length
 
     async def _signals_under_way(self, id: str) -> bool:
-        """It has said something to another workflow, and has not heard yet that this has it."""
+        """It has said something to another workflow, and has not heard yet that this has it; never will, once over."""
         events = await self.events_of(id)
+        if events[-1] in ENDS:
+            return False
         over = ("EXTERNAL_WORKFLOW_EXECUTION_SIGNALED", "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED")
         return events.count("SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED") > sum(map(events.count, over))
 
@@ -377,6 +381,11 @@ class World:
 
     async def history(self, id: str) -> WorkflowHistory:
         return await self.handle(id).fetch_history()
+
+    async def task_failures(self, id: str) -> list[str]:
+        """Why tasks of the workflow failed; but for the alarm that one took 2 s, which is a slow machine's."""
+        failed = [e.workflow_task_failed_event_attributes.failure.message for e in (await self.history(id)).events]
+        return [message for message in failed if message and "TMPRL1101" not in message]
 
     async def events_of(self, id: str) -> list[str]:
         return [EventType.Name(e.event_type).removeprefix("EVENT_TYPE_") for e in (await self.history(id)).events]
