@@ -13,12 +13,13 @@ from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
 from heliostat.models.services import RolloutAction, Service, ServiceVersionState
 from runtime.messages import VersionSpec
+from store.commands import OpenCommand
 from tests.workflows.fleet import FakeAgent
 from tests.workflows.plans import NodePlan, ServePlan
 from tests.workflows.service_world import ServiceWorld
+from tests.workflows.serving import FakeServe
 from tests.workflows.test_services_rollout import LONG, rolling
 from tests.workflows.world import WAIT_S
-from workflows import policies
 
 SAID = "Google moves this machine's host for maintenance"
 
@@ -236,13 +237,20 @@ async def bring_up(world: ServiceWorld, cluster_id: str) -> None:
 
 
 async def test_a_version_that_comes_back_in_place_keeps_its_clusters_when_its_relieved_one_goes(
-    services: ServiceWorld,
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was replaced in place, and ends for good only when the cluster that was relieved before is drained."""
     world = services
-    service_id, first = await world.running_service(ServePlan(silent=frozenset({CommandKind.SERVE_DRAIN})))
+    service_id, first = await world.running_service()
     (head,) = world.heads_of(first)
-    world.balancer.forgiven.add(head.cluster_id)  # nobody waits for long for an answer that never comes
+    real, drained = FakeServe.result, asyncio.Event()
+
+    async def result(serve: FakeServe, command: OpenCommand) -> dict[str, object] | None:
+        if command.kind == CommandKind.SERVE_DRAIN and serve is head.serve:
+            await drained.wait()
+        return await real(serve, command)
+
+    monkeypatch.setattr(FakeServe, "result", result)
     await announce(world, head.cluster_id)
     await until_told(world, service_id, "relieved")
     await world.until_finished(service_id, first)
@@ -252,7 +260,7 @@ async def test_a_version_that_comes_back_in_place_keeps_its_clusters_when_its_re
     await world.rollback(service_id)
     await until_told(world, service_id, "rollout", 3)
     await asyncio.sleep(0.5)  # for it to take what it must not
-    await world.skip(service_id, first.rollout.drain_timeout_s + policies.DRAIN_ANSWER.total_seconds() + 1)
+    drained.set()
     await until_told(world, service_id, "released")
     await world.until_cluster(head.cluster_id, ClusterState.TERMINATED)
     await world.until_finished(service_id, first)
