@@ -34,6 +34,9 @@ HOPELESS = ("bad_config", "denied")
 NOTICES = "notices"
 """Patch: a service acts on what the cloud announces for its heads' machines."""
 
+GATES = "its proxies go by the tokens of now"
+"""Patch: before a cluster has traffic. They were changed while it was probed."""
+
 UNSURE = "unsure"
 """Patch: a load balancer that failed over its backends is told what it should have, also if that is what it had."""
 

@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.common import EventLevel
     from heliostat.models.services import ServiceVersionState
     from workflows import policies
-    from workflows.service_clusters import NOTICES, ServiceClusters, task_of
+    from workflows.service_clusters import GATES, NOTICES, ServiceClusters, task_of
     from workflows.service_state import LIVING, RolloutKind, Slot, VersionData
 
 
@@ -62,7 +62,7 @@ class ServiceNotices(ServiceClusters):
             self._leave(version, relief)
             self._event("relief", f"{version.spec.name}: cluster {relief.number} is not needed any more")
             self._touch(version)
-        elif self._may_relieve(version) and (relief.fit(version.spec.id) or not slot.cluster_id):
+        elif self._may_relieve(version) and (self._may_answer(version, relief) or not slot.cluster_id):
             version.relief.remove(relief)
             version.slots[version.slots.index(slot)] = relief
             relief.relieves = 0
@@ -71,6 +71,10 @@ class ServiceNotices(ServiceClusters):
                 "relieved", f"{version.spec.name}: cluster {relief.number} has taken the place of cluster {slot.number}"
             )
             self._touch(version)
+
+    def _may_answer(self, version: VersionData, relief: Slot) -> bool:
+        """It is fit, and lets in whom those with traffic let in."""
+        return relief.fit(version.spec.id) and (relief.gate == self.s.gate_key or not workflow.patched(GATES))
 
     def _leave(self, version: VersionData, slot: Slot) -> None:
         slot.given = ""  # no command to it is waited for any more

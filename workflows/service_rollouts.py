@@ -19,12 +19,11 @@ with workflow.unsafe.imports_passed_through():
     from runtime.messages import DeployRequest
     from workflows import policies
     from workflows.service_base import let_go
+    from workflows.service_clusters import GATES
     from workflows.service_notices import ServiceNotices
     from workflows.service_state import RolloutData, RolloutKind, Slot, VersionData
 
 
-GATES = "its proxies go by the tokens of now"
-"""Patch: before a version has traffic. They were changed while it was probed."""
 RELEASING = "what comes back in place has let go"
 """Patch: of all that it had before. Else it would let go of what it is given as well."""
 

@@ -12,7 +12,7 @@ from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
 from heliostat.models.services import RolloutAction, Service, ServiceVersionState
-from runtime.messages import VersionSpec
+from runtime.messages import GateOrder, GateTokens, VersionSpec
 from store.commands import OpenCommand
 from tests.workflows.fleet import FakeAgent
 from tests.workflows.plans import NodePlan, ServePlan
@@ -98,6 +98,35 @@ async def test_another_cluster_answers_before_the_head_is_taken(services: Servic
     assert len(await world.clusters_of(service_id)) == 3
     await world.terminate(service_id)
     await world.nothing_left(service_id)
+
+
+async def test_a_relief_answers_nobody_before_its_proxy_knows_the_tokens_of_now(
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token is added while it is probed, and is active where the traffic is."""
+    world = services
+    service_id, version = await world.running_service()
+    (head,) = world.heads_of(version)
+    both = GateTokens(enabled=True, hashes=["ab" * 32, "cd" * 32])
+    real, told, probed = FakeServe.result, asyncio.Event(), asyncio.Event()
+
+    async def result(serve: FakeServe, command: OpenCommand) -> dict[str, object] | None:
+        if command.kind == CommandKind.SERVE_GATE and serve is not head.serve:
+            await told.wait()
+        answer = await real(serve, command)
+        if command.kind == CommandKind.SERVE_PROBE and not probed.is_set():
+            await world.update(service_id, "set_gate", GateOrder(actor="user:ann", gate=both))
+            probed.set()
+        return answer
+
+    monkeypatch.setattr(FakeServe, "result", result)
+    await announce(world, head.cluster_id)
+    await until_told(world, service_id, "fit", 2)
+    await asyncio.sleep(0.5)
+    assert "relieved" not in await world.kinds(service_id)
+    told.set()
+    await until_relieved(world, service_id, version, head.cluster_id)
+    await world.until_service(service_id, "both tokens to count", lambda s: sorted(s.gate_hashes) == both.hashes)
 
 
 async def test_one_of_two_clusters_is_announced(services: ServiceWorld) -> None:
