@@ -17,19 +17,24 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from temporalio.client import ScheduleOverlapPolicy, WorkflowHistory
 
-from clouds.base import QuotaExceeded
-from heliostat.models.agents import FactKind
+import store.services
+from clouds.base import BadConfig, QuotaExceeded
+from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.compute_configs import ComputeConfig, HeadNodeConfig, WorkerNodeGroupConfig
 from heliostat.models.jobs import JobState
-from heliostat.models.services import RolloutAction, ServiceState, ServiceVersionState
+from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
 from runtime.messages import GateOrder, GateTokens
+from store.commands import OpenCommand
+from tests.workflows.balancer import WatchedBalancer
 from tests.workflows.plans import ServePlan
-from tests.workflows.service_world import IN_STEPS, ServiceWorld, make_service_world
+from tests.workflows.service_world import AT_ONCE, IN_STEPS, ServiceWorld, make_service_world
+from tests.workflows.serving import FakeServe
 from tests.workflows.test_clusters_healing import silent
 from tests.workflows.test_clusters_scaling import limits, until_running
 from tests.workflows.test_continue_as_new import runs_of_workflow
@@ -37,7 +42,7 @@ from tests.workflows.test_schedules import apply, until_jobs
 from tests.workflows.test_services_notices import announce, until_told
 from tests.workflows.test_services_rollout import LONG, is_paused
 from tests.workflows.test_sweep import stray, sweep
-from tests.workflows.world import NodePlan, RunPlan, World, make_world, temporal_server
+from tests.workflows.world import WAIT_S, NodePlan, RunPlan, World, make_world, temporal_server
 from workflows import ids
 
 FOLDER = Path(__file__).parent / "histories"
@@ -267,6 +272,62 @@ async def service_whose_heads_are_taken(world: ServiceWorld) -> Saved:
     return {"service": service_id}
 
 
+async def service_given_up_and_born_again(world: ServiceWorld) -> Saved:
+    """A deploy that is given up before a worker takes it up; a load balancer that fails over new weights, a token that
+    is added while a version is probed; deployed once more in the moment in which it ends."""
+    service_id, first = await world.running_service()
+    second, third, last = (world.version(service_id, rollout=AT_ONCE) for _ in range(3))
+    both = GateTokens(enabled=True, hashes=["ab" * 32, "cd" * 32])
+    set_backends, result, write = WatchedBalancer.set_backends, FakeServe.result, store.services.write_service
+    failed, probed, again = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def fails_once(balancer: WatchedBalancer, *told: Any) -> None:
+        set_backends(balancer, *told)
+        if any(b.version_id == third.id and b.weight for b in told[-1]) and not failed.is_set():
+            loop.call_soon_threadsafe(failed.set)
+            raise BadConfig("its port is taken by another program")
+
+    async def token_meanwhile(serve: FakeServe, command: OpenCommand) -> dict[str, object] | None:
+        answer = await result(serve, command)
+        if command.kind == CommandKind.SERVE_PROBE and not probed.is_set():
+            probed.set()
+            await world.update(service_id, "set_gate", GateOrder(actor="user:ann", gate=both))
+        return answer
+
+    async def deployed_as_it_ends(db: Any, service: Service, *more: Any) -> bool:
+        wanted = await write(db, service, *more)
+        if service.state == ServiceState.TERMINATED and not again.is_set():
+            again.set()
+            await world.deploy(service_id, last, gate=both, life=await world.reopen(service_id))
+        return wanted
+
+    with (
+        mock.patch.object(WatchedBalancer, "set_backends", fails_once),
+        mock.patch.object(FakeServe, "result", token_meanwhile),
+        mock.patch.object(store.services, "write_service", deployed_as_it_ends),
+    ):
+        await world.until_quiet(service_id)
+        await world.stop_worker()
+        await world.deploy(service_id, second)
+        given_up = asyncio.create_task(world.rollback(service_id))
+        await asyncio.sleep(1)  # it waits for a worker
+        await world.start_worker()
+        await given_up
+        await world.until_version(service_id, second, ServiceVersionState.TERMINATED)
+        await world.until_finished(service_id, first)
+        await world.deploy(service_id, third)
+        await asyncio.wait_for(failed.wait(), WAIT_S)
+        await world.until_finished(service_id, third)
+        await world.until_released(service_id, first)
+        await world.terminate(service_id)
+        await world.until_finished(service_id, last)
+        await world.terminate(service_id)
+        await world.nothing_left(service_id)
+    old, new = (await runs_of_workflow(world, service_id))[:2]
+    return {"old": (service_id, old), "new": (service_id, new)}
+
+
 async def service_continued_as_new(world: ServiceWorld) -> Saved:
     """On a server that suggests it after few events; the second run begins within a rollout that is paused."""
     service_id, _ = await world.running_service()
@@ -295,6 +356,7 @@ SCENARIOS: list[Callable[[Any], Awaitable[Saved]]] = [
     service_steered,
     service_in_trouble,
     service_whose_heads_are_taken,
+    service_given_up_and_born_again,
     service_continued_as_new,
 ]
 

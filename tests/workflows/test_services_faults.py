@@ -28,7 +28,7 @@ from tests.workflows.service_world import AT_ONCE, IN_STEPS, TOKENS, ServiceWorl
 from tests.workflows.test_continue_as_new import runs_of_workflow
 from tests.workflows.test_services_rollout import LONG, rolling
 from tests.workflows.test_sweep import sweep
-from tests.workflows.world import temporal_server
+from tests.workflows.world import WAIT_S, temporal_server
 from workflows import policies
 
 DEPLOY = CommandKind.SERVE_DEPLOY
@@ -468,7 +468,7 @@ async def test_a_load_balancer_that_failed_over_new_weights_is_told_the_old_ones
 
     monkeypatch.setattr(WatchedBalancer, "set_backends", set_backends)
     await world.deploy(service_id, second)
-    await asyncio.wait_for(failed.wait(), 30)
+    await asyncio.wait_for(failed.wait(), WAIT_S)
 
     async def said(kind: str) -> bool:
         return any(e.kind == kind for e in await world.story(service_id))
@@ -696,7 +696,7 @@ async def test_a_deploy_between_the_records_end_of_a_service_and_its_workflows_i
 
     monkeypatch.setattr(store.services, "write_service", write)
     await world.terminate(service_id)
-    await asyncio.wait_for(again.wait(), 30)
+    await asyncio.wait_for(again.wait(), WAIT_S)
     await world.until_finished(service_id, second)
     assert (await world.version_of(service_id, first)).state == ServiceVersionState.TERMINATED
     old, new = (await world.clusters_of(service_id)).items()

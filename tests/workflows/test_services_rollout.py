@@ -23,7 +23,7 @@ from store.tables import service_deploys
 from tests.workflows.service_world import AT_ONCE, IN_STEPS, ServiceWorld, make_service_world
 from tests.workflows.serving import FakeServe
 from tests.workflows.test_continue_as_new import runs_of_workflow
-from tests.workflows.world import ServePlan, temporal_server
+from tests.workflows.world import WAIT_S, ServePlan, temporal_server
 from workflows import policies
 
 LONG = IN_STEPS.model_copy(update={"hold_s": 600})
@@ -346,7 +346,7 @@ async def test_a_version_has_no_traffic_before_its_proxies_know_the_tokens_of_no
 
     monkeypatch.setattr(FakeServe, "result", result)
     await world.deploy(service_id, second)
-    await asyncio.wait_for(probed.wait(), 30)
+    await asyncio.wait_for(probed.wait(), WAIT_S)
 
     async def fit() -> bool:
         told_so = [e for e in await world.story(service_id) if e.kind == "fit"]
@@ -391,7 +391,9 @@ async def test_what_is_given_up_before_it_began_changes_nothing(services: Servic
     deploy = await world.deploy(service_id, third)
     order = world.rollback(service_id) if how == "rollback" else world.order(service_id, RolloutAction.ABORT)
     given_up = asyncio.create_task(order)
-    await asyncio.sleep(0.3)  # it waits for a worker
+    await asyncio.sleep(0.3)
+    await world.handle(service_id).describe()  # by the time of its answer the order before it waits for a worker
+    await asyncio.sleep(0.3)
     await world.start_worker()
     await given_up
     await world.until_version(service_id, third, ServiceVersionState.TERMINATED)
