@@ -15,6 +15,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from clouds.base import LoadBalancer
 from heliostat.errors import CloudError
+from heliostat.models.clusters import ClusterState
 from heliostat.models.common import Event, EventLevel, Model, new_id, utcnow
 from heliostat.models.services import Service, ServiceState, ServiceVersionState
 from runtime.messages import Release
@@ -97,13 +98,17 @@ class ServiceSweepActivities:
             return [str(i) for i in found]
 
     async def _old_clusters(self) -> dict[str, list[str]]:
-        """By service. Listed before their owner is asked, which holds a cluster from before it is made."""
+        """By service. Listed before their owner is asked, which holds a cluster from before it is made until it has
+        been released: one that ends was."""
         before = utcnow() - timedelta(seconds=self._settings.newborn_grace_s)
         found: dict[str, list[str]] = {}
         async with self._db.read() as conn:
             for row in await conn.execute(
                 select(clusters.c.id, clusters.c.service_id).where(
-                    clusters.c.service_id.is_not(None), clusters.c.ended_at.is_(None), clusters.c.created_at < before
+                    clusters.c.service_id.is_not(None),
+                    clusters.c.ended_at.is_(None),
+                    clusters.c.state != ClusterState.TERMINATING,
+                    clusters.c.created_at < before,
                 )
             ):
                 found.setdefault(row.service_id, []).append(row.id)

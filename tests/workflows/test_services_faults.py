@@ -4,6 +4,8 @@ heals by itself, and while anybody is there who can answer, somebody does."""
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ import pytest
 from sqlalchemy import update
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
 import store.services
+from activities.sweep_services import ServiceSweepActivities
 from clouds.base import BadConfig
+from clouds.fake import FakeMachines
 from heliostat.errors import Unavailable
 from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import ClusterState
@@ -28,7 +33,7 @@ from tests.workflows.service_world import AT_ONCE, IN_STEPS, TOKENS, ServiceWorl
 from tests.workflows.test_continue_as_new import runs_of_workflow
 from tests.workflows.test_services_rollout import LONG, rolling
 from tests.workflows.test_sweep import sweep
-from tests.workflows.world import WAIT_S, temporal_server
+from tests.workflows.world import KEYS, WAIT_S, temporal_server
 from workflows import policies
 
 DEPLOY = CommandKind.SERVE_DEPLOY
@@ -270,6 +275,30 @@ async def test_a_deploy_right_after_its_workflow_was_terminated_by_hand_starts_a
     await world.until(released, "the first workflow's cluster to be released")
     await world.until_finished(service_id, second)
     assert len(world.alive()) == 1
+
+
+async def test_the_sweep_leaves_a_cluster_alone_that_its_service_has_released(
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end takes minutes on some clouds, and the service holds it no more."""
+    world = services
+    service_id, first = await world.running_service()
+    (old,) = await world.clusters_of(service_id)
+    real, may_end = FakeMachines.terminate, threading.Event()
+
+    def terminate(machines: FakeMachines, machine_ids: Iterable[str]) -> None:
+        may_end.wait(WAIT_S)
+        real(machines, machine_ids)
+
+    monkeypatch.setattr(FakeMachines, "terminate", terminate)
+    await world.deploy(service_id, world.version(service_id))
+    await world.until_version(service_id, first, ServiceVersionState.TERMINATED)
+    await world.until_cluster(old, ClusterState.TERMINATING)
+    activities = ServiceSweepActivities(world.db, world.client, {}, world.settings, KEYS.installation_id())
+    found = await ActivityEnvironment().run(activities.sweep_services)
+    may_end.set()
+    assert (found.orphaned, found.released) == ([], [])
+    await world.until_cluster(old, ClusterState.TERMINATED)
 
 
 # --- what Serve says later ------------------------------------------------------------------------------------------
