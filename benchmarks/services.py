@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from benchmarks.load import Load
 from benchmarks.load_report import Failure
 from benchmarks.stack import ROOT, Stack, running
+from clouds.local import supervisor
 from heliostat import AsyncClient
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import Event
@@ -122,9 +124,10 @@ class Bench:
         raise RuntimeError(f"cluster {cluster_id} has no running head")
 
     async def power_cut(self, machine_id: str) -> None:
-        """kill -9 of a machine's first process, which takes along all that runs on it."""
+        """kill -9 of a machine's first process, which takes along all that runs on it. First by its age: the lowest
+        number may be a replica's, for they begin anew at 32,768."""
         pids = node_processes(self.stack.home.path, machine_id)
-        os.kill(min(pids), signal.SIGKILL)
+        os.kill(min(pids, key=lambda pid: supervisor.start_time(pid) or sys.maxsize), signal.SIGKILL)
         deadline = time.monotonic() + 30
         while node_processes(self.stack.home.path, machine_id):
             if time.monotonic() > deadline:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from clouds.local import supervisor
 from runtime.home import Home, is_alive
 
 T = TypeVar("T")
@@ -267,6 +268,11 @@ class Stack:
             if any(item.startswith(mark) for item in environ.split(b"\0")):
                 found[pid] = argv.replace(b"\0", b" ").decode(errors="replace")
         return found
+
+    def first_process(self, machine_id: str) -> int:
+        """The node's first process, with which it ends. By its age: numbers begin anew at 32,768, which Ray's threads
+        reach every few minutes, and the lowest may be a replica's."""
+        return min(self.node_processes(machine_id), key=lambda pid: supervisor.start_time(pid) or sys.maxsize)
 
     def agent_pid(self, machine_id: str) -> int | None:
         """The agent proper: the child of the node's first process that runs ``-m agent``."""

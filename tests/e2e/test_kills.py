@@ -176,7 +176,7 @@ def kill_node(stack: Stack, machine_id: str, what: str) -> None:
     if what == "agent":
         pid = until("the agent to run", lambda: stack.agent_pid(machine_id), 30)
     else:
-        pid = min(stack.node_processes(machine_id))
+        pid = stack.first_process(machine_id)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     until("the node's processes to be gone", lambda: not stack.node_processes(machine_id), 20)

@@ -162,7 +162,7 @@ def test_the_head_of_one_of_two_clusters_is_killed(fragile: Stack) -> None:
         with Traffic(served) as traffic:
             traffic.await_seconds(5)
             victim = served.machines("v1")[0]
-            os.kill(min(fragile.node_processes(victim)), signal.SIGKILL)
+            os.kill(fragile.first_process(victim), signal.SIGKILL)
 
             def replaced(_: object) -> bool:
                 machines = served.machines("v1")
@@ -184,7 +184,7 @@ def test_the_head_of_one_of_two_clusters_is_killed(fragile: Stack) -> None:
 def test_the_only_head_is_killed_and_the_service_heals(echo: Served) -> None:
     good = primary(echo)
     (machine,) = echo.machines(good)
-    os.kill(min(echo.stack.node_processes(machine)), signal.SIGKILL)
+    os.kill(echo.stack.first_process(machine), signal.SIGKILL)
     until("another head", lambda: (m := echo.machines(good)) and m != [machine], 120)
     until("an answer", lambda: answers(echo), 120)
     echo.until_rests(good)
