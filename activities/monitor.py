@@ -99,7 +99,7 @@ class MonitorActivities:
 
     async def _tell_gates(self) -> None:
         """Tokens that were changed by an API that died before it could say so."""
-        for service_id, _ in await services.untold_gates(self._db):
+        for service_id in await services.untold_gates(self._db):
             for _ in range(TELL_TRIES):
                 if not await self._tell_gate(service_id):
                     break

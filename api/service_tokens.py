@@ -178,7 +178,7 @@ async def only_ended(state: Any, id: str, error: HeliostatError) -> None:
 
 async def reconcile_all(state: Any) -> None:
     """At start: tells what a process before this one has written and not told."""
-    for service_id, _ in await untold_gates(state.db):
+    for service_id in await untold_gates(state.db):
         try:
             await tell(state, service_id, service_id)
         except HeliostatError as e:

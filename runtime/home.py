@@ -160,6 +160,20 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+def hold_port(port: int) -> socket.socket | None:
+    """A UDP socket bound to the number, which says to all who ask so that the TCP port is somebody's; None if another
+    one holds it. The kernel lets one process hold it, over all users, homes and installations of this host, and frees
+    it when the last holder ends, however it ends. A lock file would be per user, and gone when something cleans /tmp.
+    """
+    guard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        guard.bind(("127.0.0.1", port))
+    except OSError:
+        guard.close()
+        return None
+    return guard
+
+
 RESERVED_S = 60.0
 """For so long a port that was given is kept from all others who ask: by then its part listens there."""
 _reserved: list[tuple[float, socket.socket]] = []
@@ -178,11 +192,8 @@ def free_port(taken: Iterable[int] = ()) -> int:
             _reserved.pop(0)[1].close()
         while True:
             port = random.randint(61_000, 65_500)
-            guard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            try:
-                guard.bind(("127.0.0.1", port))
-            except OSError:
-                guard.close()
+            guard = hold_port(port)
+            if guard is None:
                 continue
             if port not in taken and port_is_free(port):
                 _reserved.append((time.monotonic() + RESERVED_S, guard))

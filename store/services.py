@@ -211,14 +211,14 @@ async def latest_traffic(db: Database, cluster_ids: Collection[str]) -> dict[str
     return {id: (ServeTraffic.model_validate(r.doc["serve"]), r.at) for id, r in told.items()}
 
 
-async def untold_gates(db: Database) -> list[tuple[str, GateTokens]]:
-    """(service, its tokens) where the workflow may not know of a change; call ``gate_told`` after telling it."""
+async def untold_gates(db: Database) -> list[str]:
+    """The services whose workflow may not know of a change of their tokens; call ``gate_told`` after telling it."""
     async with db.read() as conn:
         rows = await conn.execute(
             select(services).where(services.c.withdrawn.is_(False), services.c.state != ServiceState.TERMINATED)
         )
         found = [service_row(r) for r in rows]
-    return [(row.id, row.gate) for row in found if any(t.deleted or not t.told for t in row.tokens)]
+    return [row.id for row in found if any(t.deleted or not t.told for t in row.tokens)]
 
 
 async def gate_told(db: Database, service_id: str, gate: GateTokens) -> None:

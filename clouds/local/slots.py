@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 
+from runtime.home import hold_port
+
 PORTS_PER_SLOT = 20
 FIRST_PORT = 20_000
 """Above the range that Ray takes for its workers (10002-19999), below the kernel's ephemeral ports (32768 on)."""
@@ -24,9 +26,7 @@ class Slot:
 def take(start: int, count: int = SLOTS) -> Slot | None:
     """The first free slot of ``count``, searched from ``start`` on; None when all are taken.
 
-    The guard is a UDP socket bound to the block's first port number: the kernel lets one process hold it, over
-    all users, homes and installations of this host, and frees it when the last holder ends, however it ends. A
-    lock file would be per user, and gone when something cleans /tmp. Ray itself uses TCP only.
+    The guard holds the block's first port number (``hold_port``); Ray itself uses TCP only.
 
     Callers start at a place of their own (not at 0) so that a slot which has just become free is not given to
     the next machine at once: what is left of the old cluster may still be calling there.
@@ -34,11 +34,8 @@ def take(start: int, count: int = SLOTS) -> Slot | None:
     for i in range(count):
         number = (start + i) % count
         base = FIRST_PORT + number * PORTS_PER_SLOT
-        guard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            guard.bind(("127.0.0.1", base))
-        except OSError:
-            guard.close()
+        guard = hold_port(base)
+        if guard is None:
             continue
         if all(_free(base + offset) for offset in range(PORTS_PER_SLOT)):
             return Slot(number, _address(number), base, guard)

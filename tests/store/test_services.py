@@ -205,22 +205,21 @@ async def test_two_transactions_get_two_numbers(db: Database, project: str) -> N
 async def test_tokens_are_untold_until_exactly_they_were_told(db: Database, project: str) -> None:
     tokens = (a_token("qt_1", told=True, deleted=True), a_token("qt_2"), a_token("qt_3", told=True))
     await put_service(db, project, "svc_1", *tokens)
-    ((id, gate),) = await services_untold(db)
+    (id,) = await services.untold_gates(db)
+    told = await services.load_service(db, id)
+    assert told is not None
+    gate = told.gate
     assert (id, gate) == ("svc_1", GateTokens(hashes=["sha-qt_2", "sha-qt_3"]))
     await services.gate_told(db, "svc_1", GateTokens(hashes=["sha-qt_1", "sha-qt_3"]))  # an older set
-    assert await services_untold(db) == [(id, gate)]
+    assert await services.untold_gates(db) == [id]
     await services.gate_told(db, "svc_1", gate)
-    assert await services_untold(db) == []
+    assert await services.untold_gates(db) == []
     row = await services.load_service(db, "svc_1")
     assert row is not None
     assert [(t.id, t.told) for t in row.tokens] == [("qt_2", True), ("qt_3", True)]
     assert await projection.read_sealed(db, KEYS, "qt_1") is None
     assert await projection.read_sealed(db, KEYS, "qt_2") is not None
     await services.gate_told(db, "svc_none", gate)
-
-
-async def services_untold(db: Database) -> list[tuple[str, GateTokens]]:
-    return await services.untold_gates(db)
 
 
 async def test_the_newest_heads_word_on_traffic_counts(db: Database, project: str) -> None:
