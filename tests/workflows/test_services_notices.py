@@ -12,13 +12,13 @@ from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
 from heliostat.models.services import RolloutAction, Service, ServiceVersionState
-from runtime.messages import GateOrder, GateTokens, VersionSpec
+from runtime.messages import VersionSpec
 from store.commands import OpenCommand
 from tests.workflows.fleet import FakeAgent
 from tests.workflows.plans import NodePlan, ServePlan
 from tests.workflows.service_world import ServiceWorld
 from tests.workflows.serving import FakeServe
-from tests.workflows.test_services_rollout import LONG, rolling
+from tests.workflows.test_services_rollout import LONG, added_while_probed, rolling
 from tests.workflows.world import WAIT_S
 
 SAID = "Google moves this machine's host for maintenance"
@@ -107,24 +107,12 @@ async def test_a_relief_answers_nobody_before_its_proxy_knows_the_tokens_of_now(
     world = services
     service_id, version = await world.running_service()
     (head,) = world.heads_of(version)
-    both = GateTokens(enabled=True, hashes=["ab" * 32, "cd" * 32])
-    real, told, probed = FakeServe.result, asyncio.Event(), asyncio.Event()
-
-    async def result(serve: FakeServe, command: OpenCommand) -> dict[str, object] | None:
-        if command.kind == CommandKind.SERVE_GATE and serve is not head.serve:
-            await told.wait()
-        answer = await real(serve, command)
-        if command.kind == CommandKind.SERVE_PROBE and not probed.is_set():
-            await world.update(service_id, "set_gate", GateOrder(actor="user:ann", gate=both))
-            probed.set()
-        return answer
-
-    monkeypatch.setattr(FakeServe, "result", result)
+    both, _, may_hear = added_while_probed(world, service_id, head.serve, monkeypatch)
     await announce(world, head.cluster_id)
     await until_told(world, service_id, "fit", 2)
     await asyncio.sleep(0.5)
     assert "relieved" not in await world.kinds(service_id)
-    told.set()
+    may_hear.set()
     await until_relieved(world, service_id, version, head.cluster_id)
     await world.until_service(service_id, "both tokens to count", lambda s: sorted(s.gate_hashes) == both.hashes)
 

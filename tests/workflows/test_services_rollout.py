@@ -323,6 +323,27 @@ async def test_a_deploy_during_a_rollout_supersedes_it(services: ServiceWorld) -
     assert any("superseded by v3" in e.message for e in await world.story(service_id))
 
 
+def added_while_probed(
+    world: ServiceWorld, service_id: str, old: FakeServe, monkeypatch: pytest.MonkeyPatch
+) -> tuple[GateTokens, asyncio.Event, asyncio.Event]:
+    """A token is added while a new head is probed, which hears of it later. The tokens of then; set when they were
+    added; to be set for the new head to hear of them."""
+    both = GateTokens(enabled=True, hashes=["ab" * 32, "cd" * 32])
+    real, added, may_hear = FakeServe.result, asyncio.Event(), asyncio.Event()
+
+    async def result(serve: FakeServe, command: OpenCommand) -> dict[str, object] | None:
+        if command.kind == CommandKind.SERVE_GATE and serve is not old:
+            await may_hear.wait()
+        answer = await real(serve, command)
+        if command.kind == CommandKind.SERVE_PROBE and not added.is_set():
+            await world.update(service_id, "set_gate", GateOrder(actor="user:ann", gate=both))
+            added.set()
+        return answer
+
+    monkeypatch.setattr(FakeServe, "result", result)
+    return both, added, may_hear
+
+
 async def test_a_version_has_no_traffic_before_its_proxies_know_the_tokens_of_now(
     services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,21 +353,9 @@ async def test_a_version_has_no_traffic_before_its_proxies_know_the_tokens_of_no
     service_id, first = await world.running_service()
     (old_head,) = world.heads_of(first)
     second = world.version(service_id)
-    both = GateTokens(enabled=True, hashes=["ab" * 32, "cd" * 32])
-    real, told, probed = FakeServe.result, asyncio.Event(), asyncio.Event()
-
-    async def result(serve: FakeServe, command: OpenCommand) -> dict[str, object] | None:
-        if command.kind == CommandKind.SERVE_GATE and serve is not old_head.serve:
-            await told.wait()
-        answer = await real(serve, command)
-        if command.kind == CommandKind.SERVE_PROBE and not probed.is_set():
-            await world.update(service_id, "set_gate", GateOrder(actor="user:ann", gate=both))
-            probed.set()
-        return answer
-
-    monkeypatch.setattr(FakeServe, "result", result)
+    both, added, may_hear = added_while_probed(world, service_id, old_head.serve, monkeypatch)
     await world.deploy(service_id, second)
-    await asyncio.wait_for(probed.wait(), WAIT_S)
+    await asyncio.wait_for(added.wait(), WAIT_S)
 
     async def fit() -> bool:
         told_so = [e for e in await world.story(service_id) if e.kind == "fit"]
@@ -356,7 +365,7 @@ async def test_a_version_has_no_traffic_before_its_proxies_know_the_tokens_of_no
     await asyncio.sleep(0.5)
     assert world.balancer.shares_over_time(service_id, second.id) == [0]
     assert (await world.service(service_id)).gate_hashes == []
-    told.set()
+    may_hear.set()
     await world.until_finished(service_id, second)
     await world.until_service(service_id, "both tokens to count", lambda s: sorted(s.gate_hashes) == both.hashes)
 
