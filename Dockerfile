@@ -16,7 +16,7 @@ RUN groupadd --gid 10001 heliostat \
  && install --directory --owner heliostat --group heliostat --mode 0700 /var/lib/heliostat
 WORKDIR /opt/heliostat
 COPY --from=build /opt/heliostat/.venv .venv
-COPY pyproject.toml installation.py serve.py worker.py ./
+COPY pyproject.toml installation.py server.py worker.py ./
 COPY heliostat heliostat
 COPY api api
 COPY workflows workflows
@@ -34,4 +34,4 @@ USER heliostat
 VOLUME /var/lib/heliostat
 EXPOSE 8700
 STOPSIGNAL SIGTERM
-CMD ["python", "serve.py"]
+CMD ["python", "server.py"]

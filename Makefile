@@ -62,25 +62,25 @@ lock: | .uv/ready-$(UV_VERSION)
 	  pyproject.toml --group server --group aws --group gcp --group local --group dev -o requirements.lock
 
 up: setup
-	@exec $(BIN)/python -m runtime.stack up
+	@exec $(BIN)/python -m embedded.stack up
 
 down: setup
-	@$(BIN)/python -m runtime.stack down
+	@$(BIN)/python -m embedded.stack down
 
 status: setup
-	@$(BIN)/python -m runtime.stack status
+	@$(BIN)/python -m embedded.stack status
 
 demo: setup
-	@exec $(BIN)/python -m runtime.stack demo
+	@exec $(BIN)/python -m embedded.stack demo
 
 demo-service: setup
-	@exec $(BIN)/python -m runtime.stack demo-service
+	@exec $(BIN)/python -m embedded.stack demo-service
 
 backup: setup
-	@$(BIN)/python -m runtime.stack backup $(FILE)
+	@$(BIN)/python -m embedded.stack backup $(FILE)
 
 restore: setup
-	@$(BIN)/python -m runtime.stack restore $(FILE)
+	@$(BIN)/python -m embedded.stack restore $(FILE)
 
 test: setup
 	$(BIN)/pytest $(LIGHT)
@@ -93,7 +93,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy installation.py serve.py worker.py
+	$(BIN)/mypy installation.py server.py worker.py
 	$(BIN)/lint-imports
 
 format: setup

@@ -1,4 +1,4 @@
-"""What both processes of the control plane are made of: records, keys, and the clouds by id. With ``serve.py``
+"""What both processes of the control plane are made of: records, keys, and the clouds by id. With ``server.py``
 and ``worker.py`` the only files that name a concrete cloud."""
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clouds.base import Bucket, LoadBalancer, Machines
-from clouds.bootstrap import Bundles
-from clouds.local.balancer import LocalBalancer
-from clouds.local.bucket import LocalBucket
-from clouds.local.machines import LocalMachines
-from clouds.local.verify import checks
+from clouds.boot.user_data import Bundles
+from clouds.contract.balancer import LoadBalancer
+from clouds.contract.bucket import Bucket
+from clouds.contract.machines import Machines
+from clouds.local.balancer.traefik import LocalBalancer
+from clouds.local.bucket.bucket import LocalBucket
+from clouds.local.machines.processes import LocalMachines
+from clouds.local.setup import checks
 from clouds.registry import Clouds, OpenCloud, Registered, Vendors, Verify
 from clouds.vendors import InstalledVendors
 from heliostat.errors import Unavailable
@@ -101,8 +103,8 @@ def _machines(provider: Provider, settings: Settings) -> Machines:
     """The machines of this host; with ``HELIOSTAT_FAKE_CLOUD`` set (tests, load), machines that are not real. A
     directory there: their boots are handed over to fake agents in another process."""
     if provider is Provider.FAKE:
-        from clouds.fake import FakeMachines
-        from clouds.fake_agent import handed_over
+        from clouds.fake.agent import handed_over
+        from clouds.fake.machines import FakeMachines
 
         folder = os.environ["HELIOSTAT_FAKE_CLOUD"]
         latency = json.loads(os.environ.get("HELIOSTAT_FAKE_LATENCY", "{}"))  # seconds by method
@@ -112,7 +114,7 @@ def _machines(provider: Provider, settings: Settings) -> Machines:
 
 def _balancer(provider: Provider, settings: Settings) -> LoadBalancer:
     if provider is Provider.FAKE:
-        from clouds.fake_balancer import FakeBalancer
+        from clouds.fake.balancer import FakeBalancer
 
         return FakeBalancer()
     return LocalBalancer(

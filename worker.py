@@ -29,15 +29,15 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from activities.canaries import CanaryActivities
 from activities.clouds import CloudActivities
 from activities.commands import CommandActivities
-from activities.endpoint_watch import EndpointWatch
 from activities.endpoints import EndpointActivities
 from activities.leases import LeaseActivities
-from activities.monitor import MonitorActivities
+from activities.monitor.endpoints import EndpointWatch
+from activities.monitor.loop import MonitorActivities
 from activities.nodes import BootFacts, NodeActivities
 from activities.records import RecordActivities
 from activities.schedules import ScheduleActivities
-from activities.sweep import SweepActivities
-from activities.sweep_services import ServiceSweepActivities
+from activities.sweep.machines import SweepActivities
+from activities.sweep.services import ServiceSweepActivities
 from heliostat.errors import HeliostatError
 from installation import Installation, opened
 from runtime import telemetry
@@ -45,11 +45,11 @@ from runtime.home import free_port
 from runtime.settings import Settings
 from runtime.temporal import connect, ensure_namespace_ready
 from workflows.clouds import HeldByCloudWorkflow, VerifyCloudWorkflow
-from workflows.clusters import ClusterWorkflow
-from workflows.jobs import JobWorkflow
+from workflows.clusters.workflow import ClusterWorkflow
+from workflows.jobs.workflow import JobWorkflow
 from workflows.monitor import MonitorWorkflow
 from workflows.schedules import ScheduledRunWorkflow
-from workflows.services import ServiceWorkflow
+from workflows.services.workflow import ServiceWorkflow
 from workflows.sweep import SweepWorkflow
 
 log = structlog.get_logger("worker")

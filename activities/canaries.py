@@ -15,7 +15,7 @@ from heliostat.models.agents import ServeTraffic
 from heliostat.models.common import Model, utcnow
 from heliostat.models.services import LATENCY_BOUNDS_MS, RolloutConfig, quantile
 from store.database import Database
-from store.services import latest_traffic
+from store.services.traffic import latest_traffic
 
 LOOK_S = 0.5
 """Between two looks; heads report once a second."""

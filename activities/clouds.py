@@ -10,7 +10,8 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.nodes import as_failure
-from clouds.base import LoadBalancer, Machines
+from clouds.contract.balancer import LoadBalancer
+from clouds.contract.machines import Machines
 from clouds.registry import Verify
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Check, CheckState

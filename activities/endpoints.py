@@ -12,17 +12,8 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.nodes import as_failure
-from clouds.base import (
-    Backend,
-    BackendsLost,
-    BadConfig,
-    Denied,
-    Endpoint,
-    EndpointSpec,
-    Gone,
-    LoadBalancer,
-    Outdated,
-)
+from clouds.contract.balancer import Backend, Endpoint, EndpointSpec, LoadBalancer
+from clouds.contract.errors import BackendsLost, BadConfig, Denied, Gone, Outdated
 from heliostat.errors import CloudError
 from heliostat.models.common import Model
 

@@ -15,14 +15,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from heliostat.models.clusters import Cluster, ClusterState
 from heliostat.models.common import Model
-from runtime.messages import (
-    ClusterInput,
-    LeaseAnswer,
-    LeaseRequest,
-    Release,
-    start_cluster,
-)
-from store import projection
+from runtime.messages.clusters import ClusterInput, LeaseAnswer, LeaseRequest, Release, start_cluster
+from store import clusters as cluster_records
+from store import outbox
 from store.database import Database
 
 
@@ -59,26 +54,26 @@ class LeaseActivities:
     async def start_job_cluster(self, request: MadeCluster) -> bool:
         """The same for a job. False: the job's acceptance was taken back, nothing was made."""
         job_id = request.input.job_id
-        if job_id is not None and await projection.is_withdrawn(self._db, "job", job_id):
+        if job_id is not None and await outbox.is_withdrawn(self._db, "job", job_id):
             return False
         await self._start(request)
         return True
 
     async def _start(self, request: MadeCluster) -> None:
-        if not await projection.insert_made_cluster(self._db, request.cluster, request.input):
+        if not await cluster_records.insert_made_cluster(self._db, request.cluster, request.input):
             raise ApplicationError(
                 f"cluster {request.cluster.id} can't be made: another one is called {request.cluster.name}; "
                 "it is tried again, and comes when that one has ended",
                 type="conflict",
             )
         await start_cluster(self._client, self._task_queue, request.input)
-        await projection.mark_started(self._db, "cluster", request.cluster.id)
+        await outbox.mark_started(self._db, "cluster", request.cluster.id)
 
     @activity.defn
     async def acquire_lease(self, request: AcquireLease) -> LeaseAnswer:
         """Asks a cluster for a lease; the answer comes at once. A cluster that is gone answers with its end,
         not with an error."""
-        if request.holder.startswith("job_") and await projection.is_withdrawn(self._db, "job", request.holder):
+        if request.holder.startswith("job_") and await outbox.is_withdrawn(self._db, "job", request.holder):
             raise ApplicationError("The acceptance was taken back.", type="withdrawn", non_retryable=True)
         handle = self._client.get_workflow_handle(request.cluster_id)
         try:

@@ -10,23 +10,10 @@ from typing import Any
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from clouds.base import (
-    CLUSTER_TAG,
-    NODE_TAG,
-    OWNER_TAG,
-    BadConfig,
-    Denied,
-    Gone,
-    Machine,
-    Machines,
-    MachineSpec,
-    MachineState,
-    NoCapacity,
-    QuotaExceeded,
-    Throttled,
-)
-from clouds.bootstrap import NodeEnvironment, user_data
-from clouds.keeps import Keep
+from clouds.boot.user_data import NodeEnvironment, user_data
+from clouds.contract.errors import BadConfig, Denied, Gone, NoCapacity, QuotaExceeded, Throttled
+from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, Machines, MachineSpec, MachineState
+from clouds.contract.retained import Keep
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import NodeRole

@@ -6,15 +6,17 @@ from sqlalchemy import select
 from temporalio import activity
 
 from activities.nodes import BootFacts
-from clouds.bootstrap import NodeEnvironment
+from clouds.boot.user_data import NodeEnvironment
 from heliostat.models.clouds import AwsConfig, GcpConfig, Provider
 from heliostat.models.clusters import Cluster, Node
 from heliostat.models.common import Event, Model
 from heliostat.models.jobs import Job
 from heliostat.models.services import Service, ServiceVersion
 from runtime.telemetry import CLUSTER_READY_SECONDS, RUNS
-from store import projection, services
+from store import clusters as cluster_records
+from store import jobs as job_records
 from store.database import Database
+from store.services import rows as services
 from store.tables import clouds
 
 
@@ -56,7 +58,7 @@ class RecordActivities:
 
     @activity.defn
     async def record_cluster(self, record: ClusterRecord) -> Recorded:
-        wanted = await projection.write_cluster(
+        wanted = await cluster_records.write_cluster(
             self._db, record.cluster, record.nodes, record.node_configs, record.events
         )
         cluster = record.cluster
@@ -79,7 +81,7 @@ class RecordActivities:
 
     @activity.defn
     async def record_job(self, record: JobRecord) -> Recorded:
-        wanted = await projection.write_job(self._db, record.job, record.events)
+        wanted = await job_records.write_job(self._db, record.job, record.events)
         for event in record.events:
             if event.kind == "run_ended" and record.job.runs:
                 run = record.job.runs[-1]

@@ -7,8 +7,8 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from heliostat.models.common import Model
-from runtime.messages import JobInput
-from store import projection
+from runtime.messages.jobs import JobInput
+from store import jobs as job_records
 from store.database import Database
 from store.schedules import job_of_schedule
 from store.tables import jobs
@@ -28,7 +28,7 @@ class ScheduleActivities:
     async def accept_scheduled_job(self, turn: ScheduledTurn) -> JobInput:
         """Writes the job's row from what ``apply`` resolved and froze; repeatable. Its workflow is started by the
         caller, as a child. Fails for good with type ``not_found`` when the schedule was deleted meanwhile."""
-        there = await projection.load_job(self._db, turn.job_id)
+        there = await job_records.load_job(self._db, turn.job_id)
         if there is not None:
             return there.input
         found = await job_of_schedule(self._db, turn.schedule_id, turn.job_id)
@@ -37,7 +37,7 @@ class ScheduleActivities:
         job, arg = found
         job.reason = f"started by schedule {turn.schedule_id}"
         async with self._db.begin() as conn:
-            await projection.insert_job(conn, job, arg)
+            await job_records.insert_job(conn, job, arg)
             # The child's start is as durable as this row: were the monitor to start it, the turn could not wait for
             # it as its child. If the turn is terminated in between, the sweep settles the row.
             await conn.execute(update(jobs).where(jobs.c.id == job.id).values(started=True))

@@ -16,7 +16,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - a container image may have any; 
 
 from agent import boot as boots
 from agent import init
-from agent.node import Node
+from agent.node.life import Node
 
 
 def main() -> int:

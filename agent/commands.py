@@ -14,7 +14,7 @@ from agent.channel import Away, Backoff, Channel, Gone, Refused
 from agent.constants import Constants
 from agent.journal import Journal
 from agent.packages import PackageFailed
-from agent.submit import Refusal
+from agent.runs.submit import Refusal
 
 log = logging.getLogger("agent.commands")
 WAIT_S = 25

@@ -129,4 +129,4 @@ LATENCY_BOUNDS_MS = (
     1000, 1500, 2000, 3000, 5000, 7000, 10000, 20000, 30000, 60000,
 )  # fmt: skip
 """Upper bounds of the buckets of a head's latency histogram; as in ``serve_gate.py``, which may import nothing of ours,
-and in ``heliostat.models.services`` (a test compares)."""
+and in ``heliostat.models.services.resource`` (a test compares)."""

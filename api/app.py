@@ -14,25 +14,22 @@ from fastapi import FastAPI
 from sqlalchemy.engine import make_url
 from temporalio.client import Client
 
-from api import (
-    agents,
-    cloud_updates,
-    clouds,
-    clusters,
-    compute_configs,
-    errors,
-    health,
-    jobs,
-    oidc,
-    schedules,
-    service_tokens,
-    services,
-    uploads,
-    users,
-)
-from api.auth import Callers
-from api.placement import Offers
-from clouds.base import Bucket
+from api import errors, health
+from api.agents import routes as agents
+from api.clouds import oidc
+from api.clouds import routes as clouds
+from api.clouds import updates as cloud_updates
+from api.clusters import routes as clusters
+from api.compute_configs import routes as compute_configs
+from api.compute_configs.placement import Offers
+from api.jobs import routes as jobs
+from api.kit.auth import Callers
+from api.people import routes as users
+from api.schedules import routes as schedules
+from api.services import routes as services
+from api.services import tokens as service_tokens
+from api.storage import uploads
+from clouds.contract.bucket import Bucket
 from clouds.registry import Vendors
 from heliostat import __version__
 from heliostat.errors import Conflict, HeliostatError, InvalidRequest, TooLarge, Unavailable

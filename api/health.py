@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import select, text
 
-from api.temporal import calling
+from api.kit.temporal import calling
 from heliostat.errors import HeliostatError
 from heliostat.models.common import utcnow
 from runtime.telemetry import render_metrics
-from store.projection import HEARING_GAP_S
+from store.heartbeats import HEARING_GAP_S
 from store.tables import hearing
 
 router = APIRouter(tags=["health"])

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.stack import Stack, running
 from benchmarks.stats import percentile, table
-from clouds.fake_agent import Behaviour
+from clouds.fake.agent import Behaviour
 
 RATES = (5, 10, 20, 50)
 GOALS = {(10, "running"), (50, "paused")}

@@ -16,9 +16,9 @@ import httpx
 
 from agent.boot import Boot, Ports
 from agent.constants import Constants
-from agent.ray_node import accepts, arguments, environment, token_path
-from clouds.local.host import namespaces_work
-from clouds.local.supervisor import NAMESPACE
+from agent.ray_node.process import accepts, arguments, environment, token_path
+from clouds.local.machines.host import namespaces_work
+from clouds.local.machines.supervisor import NAMESPACE
 
 
 class BareRay:

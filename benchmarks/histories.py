@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.stack import Stack, running
 from benchmarks.stats import median, table
-from clouds.fake_agent import Behaviour
+from clouds.fake.agent import Behaviour
 
 REST_S = 20
 

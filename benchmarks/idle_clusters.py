@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.stack import running
 from benchmarks.stats import table
-from clouds.fake_agent import Behaviour
+from clouds.fake.agent import Behaviour
 
 WINDOW_S = 30
 PARTS = ("api", "worker", "temporal")

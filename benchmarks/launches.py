@@ -14,7 +14,7 @@ from temporalio.api.enums.v1 import EventType
 
 from benchmarks.stack import POLL_S, Stack, running, timed
 from benchmarks.stats import median, percentile, spread, table
-from clouds.fake_agent import Behaviour
+from clouds.fake.agent import Behaviour
 
 NODES = 200
 LAUNCH_S, BOOT_S, TERMINATE_S, DESCRIBE_S = 2.0, 5.0, 1.0, 0.3

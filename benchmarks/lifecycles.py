@@ -18,7 +18,7 @@ from temporalio.client import Client
 
 from benchmarks.stack import ROOT, Stack, running
 from benchmarks.stats import median, table
-from clouds.fake_agent import Behaviour
+from clouds.fake.agent import Behaviour
 
 GOAL = 0.5
 JOBS = 60

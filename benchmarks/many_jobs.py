@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.stack import Stack, running
 from benchmarks.stats import table
-from clouds.fake_agent import Behaviour
+from clouds.fake.agent import Behaviour
 
 CLUSTERS = 20
 GOAL_MIB = 1536

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from benchmarks.load import Load
 from benchmarks.load_report import Failure
 from benchmarks.stack import ROOT, Stack, running
-from clouds.local import supervisor
+from clouds.local.machines import supervisor
 from heliostat import AsyncClient
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import Event

@@ -21,7 +21,7 @@ import httpx
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from clouds.fake_agent import Behaviour, FakeFleet
+from clouds.fake.agent import Behaviour, FakeFleet
 from runtime.home import Home
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,7 +128,7 @@ async def running(*, fake: Behaviour | None = None, **settings: str) -> AsyncIte
 
 def _stack(env: dict[str, str], *command: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "runtime.stack", *command],
+        [sys.executable, "-m", "embedded.stack", *command],
         cwd=ROOT,
         env=env,
         capture_output=True,

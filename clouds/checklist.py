@@ -10,7 +10,8 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from clouds.base import Bucket, Denied
+from clouds.contract.bucket import Bucket
+from clouds.contract.errors import Denied
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Check, CheckState
 

@@ -2,7 +2,8 @@
 vendor's library until somebody gives an ``advanced_instance_config``.
 
 An operator's own catalogues, ``<home>/aws-types.csv`` and ``<home>/gcp-types.csv``, stand before those that ship with
-us: ``python -m clouds.aws.catalogue refresh`` and ``python -m clouds.gcp.catalogue refresh`` write them.
+us: ``python -m clouds.aws.machines.catalogue refresh`` and ``python -m clouds.gcp.machines.catalogue refresh``
+write them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clouds.aws import catalogue as aws
-from clouds.gcp import catalogue as gcp
-from clouds.keeps import Keep
+from clouds.aws.machines import catalogue as aws
+from clouds.contract.retained import Keep
+from clouds.gcp.machines import catalogue as gcp
 from clouds.shapes import Offer
 from heliostat.models.clouds import Provider
 
@@ -27,12 +28,12 @@ def offers(home: Path) -> dict[str, Offer]:
 
 
 def _check_aws(advanced: Mapping[str, Any], keep: Keep | None) -> None:
-    from clouds.aws.advanced import check
+    from clouds.aws.machines.advanced import check
 
     check(advanced, keep)
 
 
 def _check_gcp(advanced: Mapping[str, Any], keep: Keep | None) -> None:
-    from clouds.gcp.advanced import check
+    from clouds.gcp.machines.advanced import check
 
     check(advanced, keep)

@@ -14,7 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 import structlog
 
-from clouds.base import Bucket, LoadBalancer, Machines
+from clouds.contract.balancer import LoadBalancer
+from clouds.contract.bucket import Bucket
+from clouds.contract.machines import Machines
 from heliostat.errors import CloudError, HeliostatError, Unavailable
 from heliostat.models.clouds import AwsConfig, Capabilities, Check, Cloud, CloudSetup, GcpConfig, SetupFiles, Trust
 

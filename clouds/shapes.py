@@ -1,5 +1,6 @@
 """What instance types have, and which of them fit: what the API needs to know of a provider before anything is
-launched. The catalogues are the providers' own (``clouds.aws.catalogue``, ``clouds.gcp.catalogue``)."""
+launched. The catalogues are the providers' own (``clouds.aws.machines.catalogue``,
+``clouds.gcp.machines.catalogue``)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from clouds.keeps import Keep
+from clouds.contract.retained import Keep
 from heliostat.errors import Unavailable
 
 T = TypeVar("T")

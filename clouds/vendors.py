@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from clouds.aws.catalogue import of as aws_types  # load no vendor's library
-from clouds.gcp.catalogue import of as gcp_types
+from clouds.aws.machines.catalogue import of as aws_types  # load no vendor's library
+from clouds.gcp.machines.catalogue import of as gcp_types
 from clouds.registry import OpenCloud, Registered
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig, Capabilities, Check, CloudSetup, GcpConfig, Provider, SetupFiles, Trust
@@ -23,10 +23,10 @@ from runtime.settings import Settings
 from runtime.telemetry import traced
 
 if TYPE_CHECKING:
-    from clouds.aws.identity import Principal
-    from clouds.aws.session import AwsSession
-    from clouds.gcp.oidc import Issuer
-    from clouds.gcp.session import Sessions
+    from clouds.aws.account.identity import Principal
+    from clouds.aws.account.session import AwsSession
+    from clouds.gcp.account.oidc import Issuer
+    from clouds.gcp.account.session import Sessions
 
 log = structlog.get_logger(__name__)
 
@@ -71,21 +71,21 @@ class InstalledVendors:
     def setup(self, organization_id: str, request: CloudSetup) -> SetupFiles:
         trust = self.trust(organization_id)
         if request.provider is Provider.AWS:
-            from clouds.aws.template import cloudformation
+            from clouds.aws.setup.template import cloudformation
 
             return _aws_files(request, trust, cloudformation(trust, request.region, request.name))
-        from clouds.gcp.template import terraform
+        from clouds.gcp.setup.template import terraform
 
         assert request.project is not None
         return _gcp_files(request, terraform(trust, project=request.project, region=request.region, name=request.name))
 
     def capabilities(self, config: AwsConfig | GcpConfig) -> Capabilities:
         if isinstance(config, AwsConfig):
-            from clouds.aws.machines import AwsMachines
+            from clouds.aws.machines.ec2 import AwsMachines
 
             aws = aws_types(self._settings.home)
             return AwsMachines(config, self._aws_session(config), self._installation_id, types=aws).capabilities()
-        from clouds.gcp.machines import GcpMachines
+        from clouds.gcp.machines.compute_engine import GcpMachines
 
         session = self._gcp_sessions.get(config, "")
         gcp = gcp_types(self._settings.home)
@@ -100,16 +100,16 @@ class InstalledVendors:
     # -- AWS
 
     def _aws(self, registered: Registered, config: AwsConfig) -> OpenCloud:
-        from clouds.aws.balancer import AwsBalancer
+        from clouds.aws.balancer.alb import AwsBalancer
         from clouds.aws.bucket import AwsBucket
-        from clouds.aws.machines import AwsMachines
+        from clouds.aws.machines.ec2 import AwsMachines
 
         session, organization = self._aws_session(config), registered.organization_id
         tags, types = {ORGANIZATION_TAG: organization}, aws_types(self._settings.home)
         machines = AwsMachines(config, session, self._installation_id, tags=tags, types=types)
 
         def check() -> list[Check]:
-            from clouds.aws.verify import checks
+            from clouds.aws.setup.verify import checks
 
             return checks(session, config, installation_id=self._installation_id, api_url=self._api_url)
 
@@ -123,7 +123,7 @@ class InstalledVendors:
 
     def _aws_session(self, config: AwsConfig) -> AwsSession:
         """One for each role and region: they cost memory, and share the role's credentials."""
-        from clouds.aws.session import AwsSession
+        from clouds.aws.account.session import AwsSession
 
         key = (config.role_arn, config.external_id, config.region)
         with self._lock:
@@ -133,16 +133,16 @@ class InstalledVendors:
             return self._aws_sessions[key]
 
     def _aws_principal(self) -> Principal | None:
-        from clouds.aws.identity import principal
+        from clouds.aws.account.identity import principal
 
         return principal(self._settings.aws_endpoint_url or None)
 
     # -- Google
 
     def _gcp(self, registered: Registered, config: GcpConfig) -> OpenCloud:
-        from clouds.gcp.balancer import GcpBalancer
-        from clouds.gcp.bucket import GcpBucket
-        from clouds.gcp.machines import GcpMachines
+        from clouds.gcp.balancer.load_balancing import GcpBalancer
+        from clouds.gcp.bucket.bucket import GcpBucket
+        from clouds.gcp.machines.compute_engine import GcpMachines
 
         organization = registered.organization_id
         session = self._gcp_sessions.get(config, organization)
@@ -151,7 +151,7 @@ class InstalledVendors:
         bucket = GcpBucket(config, session, f"{organization}/")
 
         def check() -> list[Check]:
-            from clouds.gcp.verify import checks
+            from clouds.gcp.setup.verify import checks
 
             return checks(session, config, installation_id=self._installation_id, api_url=self._api_url)
 
@@ -165,21 +165,21 @@ class InstalledVendors:
 
     @functools.cached_property
     def _gcp_sessions(self) -> Sessions:
-        from clouds.gcp.session import Endpoints, Sessions
+        from clouds.gcp.account.session import Endpoints, Sessions
 
         url = self._settings.gcp_endpoint_url
         return Sessions(self._issuer, self._installation_id, Endpoints.fake(url.rstrip("/")) if url else Endpoints())
 
     @functools.cached_property
     def _issuer(self) -> Issuer:
-        from clouds.gcp.oidc import Issuer, load_or_create_key
+        from clouds.gcp.account.oidc import Issuer, load_or_create_key
 
         home: Path = self._settings.home
         return Issuer(self._api_url, load_or_create_key(home / "oidc.key"))
 
 
 def _aws_files(request: CloudSetup, trust: Trust, template: str) -> SetupFiles:
-    from clouds.aws.template import stack_name
+    from clouds.aws.setup.template import stack_name
 
     file, stack = f"heliostat-{request.name}.cloudformation.yaml", stack_name(request.name)
     query = "Stacks[0].Outputs[?OutputKey=='CloudYaml'].OutputValue"

@@ -7,8 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from heliostat._logs import LogText
-    from heliostat.client import AsyncClient, Client
+    from heliostat.client.client import AsyncClient, Client
+    from heliostat.client.logs import LogText
     from heliostat.errors import HeliostatError
     from heliostat.models.clusters import Cluster, ClusterCreate, ClusterState, Node, ScaleLimits
     from heliostat.models.common import Event
@@ -44,8 +44,8 @@ __version__ = "0.1.0"
 
 # Where each public name lives. Loaded at first use: the server and the command line import this package for a part.
 _HOME = {
-    "heliostat._logs": ["LogText"],
-    "heliostat.client": ["AsyncClient", "Client"],
+    "heliostat.client.logs": ["LogText"],
+    "heliostat.client.client": ["AsyncClient", "Client"],
     "heliostat.errors": ["HeliostatError"],
     "heliostat.models.clusters": ["Cluster", "ClusterCreate", "ClusterState", "Node", "ScaleLimits"],
     "heliostat.models.common": ["Event"],
@@ -60,7 +60,7 @@ _HOME = {
     "heliostat.models.jobs": ["Job", "JobConfig", "JobState", "Run", "RunCause", "RunState"],
     "heliostat.models.plans": ["Plan", "PlannedNodes", "PlannedType"],
     "heliostat.models.schedules": ["OverlapPolicy", "Schedule", "ScheduleConfig", "ScheduleState"],
-    "heliostat.models.services": [
+    "heliostat.models.services.resource": [
         "ApplicationConfig",
         "ProbeConfig",
         "QueryToken",

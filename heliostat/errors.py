@@ -15,7 +15,7 @@
     ├── InfrastructureError           exit 2   we or the cloud failed; the request may be right
     │   ├── Unavailable               503      API, records, Temporal or bucket out of reach: try again
     │   ├── ClusterFailed             409      the cluster can't come up or was lost
-    │   ├── CloudError                502      see clouds.base for what each provider maps to it
+    │   ├── CloudError                502      see clouds.contract for what each provider maps to it
     │   └── InternalError             500
     ├── WaitTimeout                   exit 3   only ever raised when a limit was asked for
     └── WorkloadFailed                exit 10  the user's program failed

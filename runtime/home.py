@@ -185,7 +185,7 @@ def free_port(taken: Iterable[int] = ()) -> int:
     its part to start again must not be borrowed by a client in the meantime. Nodes have theirs below.
 
     Two homes may ask at the same moment, and their parts listen seconds later: so this process holds the port's number
-    by a UDP socket, as machines hold theirs (clouds/local/slots.py). All parts speak TCP."""
+    by a UDP socket, as machines hold theirs (clouds/local/machines/slots.py). All parts speak TCP."""
     taken = set(taken)
     with _reserving:
         while _reserved and _reserved[0][0] < time.monotonic():

@@ -50,7 +50,8 @@ COMMANDS_OPEN = Gauge("heliostat_commands_open", "Commands handed to agents or w
 
 
 class EndpointCounters(Protocol):
-    """What a load balancer tells of one backend (``clouds.base.BackendCounters``; this layer knows no cloud)."""
+    """What a load balancer tells of one backend (``clouds.contract.balancer.BackendCounters``; this layer
+    knows no cloud)."""
 
     @property
     def backend_id(self) -> str: ...

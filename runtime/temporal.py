@@ -35,7 +35,7 @@ from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError, RPCStatusCode
 
 from heliostat.errors import Unavailable
-from runtime.messages import MONITOR_ID, SEARCH_ATTRIBUTES, SWEEP_SCHEDULE_ID
+from runtime.messages.common import MONITOR_ID, SEARCH_ATTRIBUTES, SWEEP_SCHEDULE_ID
 from runtime.settings import Settings
 
 log = structlog.get_logger(__name__)

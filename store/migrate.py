@@ -12,8 +12,8 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
+from embedded.backup import copy_database
 from heliostat.errors import Conflict, HeliostatError
-from runtime.backup import copy_database
 from runtime.home import Home
 from runtime.settings import Settings
 from store.database import Database, known_revisions, latest_revision, migrate

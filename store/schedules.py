@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from heliostat.models.common import utcnow
 from heliostat.models.jobs import Job, JobState
-from runtime.messages import JobInput
+from runtime.messages.jobs import JobInput
 from store.database import Database
 from store.tables import clusters, schedules
 

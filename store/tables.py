@@ -152,7 +152,7 @@ clusters = Table(
     Column("withdrawn", Boolean, nullable=False, default=False),
     Column("revision", Integer, nullable=False, default=0),
     Column("doc", JSON, nullable=False),
-    # runtime.messages.ClusterInput as accepted: whoever starts the workflow starts it with this.
+    # runtime.messages.clusters.ClusterInput as accepted: whoever starts the workflow starts it with this.
     Column("input", JSON, nullable=False),
     Column("job_id", String(40)),  # made for this job
     Column("service_id", String(40)),  # made for this service
@@ -223,7 +223,7 @@ jobs = Table(
     Column("withdrawn", Boolean, nullable=False, default=False),
     Column("revision", Integer, nullable=False, default=0),
     Column("doc", JSON, nullable=False),
-    # runtime.messages.JobInput as accepted: whoever starts the workflow starts it with this.
+    # runtime.messages.jobs.JobInput as accepted: whoever starts the workflow starts it with this.
     Column("input", JSON, nullable=False),
     Column("schedule_id", String(40)),
     _when("created_at", nullable=False), _when("ended_at"),
@@ -240,8 +240,9 @@ services = Table(
     Column("state", String(20), nullable=False),
     Column("withdrawn", Boolean, nullable=False, default=False),
     Column("revision", Integer, nullable=False, default=0),
-    Column("doc", JSON, nullable=False),  # heliostat.models.services.Service without versions, tokens and tags
-    # runtime.messages.ServiceInput: whoever starts the workflow starts it with this, at the row's revision. Its tags
+    Column("doc", JSON, nullable=False),  # heliostat.models.services.resource.Service without versions, tokens and tags
+    # runtime.messages.services.ServiceInput: whoever starts the workflow starts it with this, at the row's
+    # revision. Its tags
     # are the service's.
     Column("input", JSON, nullable=False),
     # [{id, created_at, sealed: row of `sealed` that holds {"token": …}, sha256}], the primary one first.
@@ -260,9 +261,9 @@ service_versions = Table(
     Column("state", String(20), nullable=False),
     Column("config", JSON, nullable=False),  # ServiceConfig, env values masked
     Column("env_ref", String(40)),  # row of `sealed`: ServiceConfig.secrets()
-    Column("spec", JSON, nullable=False),  # runtime.messages.VersionSpec
+    Column("spec", JSON, nullable=False),  # runtime.messages.services.VersionSpec
     Column("revision", Integer, nullable=False, default=0),
-    Column("doc", JSON, nullable=False),  # heliostat.models.services.ServiceVersion without config
+    Column("doc", JSON, nullable=False),  # heliostat.models.services.resource.ServiceVersion without config
     _when("created_at", nullable=False), _when("ended_at"),
     UniqueConstraint("service_id", "number"),
     UniqueConstraint("service_id", "name", name="uq_service_versions_name"),
@@ -274,7 +275,7 @@ service_deploys = Table(
     Column("service_id", String(40), ForeignKey("services.id"), nullable=False),
     Column("started", Boolean, nullable=False, default=False),  # its workflow has it; False: the monitor tells it
     Column("withdrawn", Boolean, nullable=False, default=False),  # refused after all: the workflow passes it over
-    Column("request", JSON, nullable=False),  # runtime.messages.DeployRequest
+    Column("request", JSON, nullable=False),  # runtime.messages.services.DeployRequest
     _when("created_at", nullable=False),
 )  # fmt: skip
 Index("ix_service_deploys_started", service_deploys.c.started)
@@ -302,7 +303,8 @@ schedules = Table(
     "schedules", metadata, _id(), _project(),
     Column("name", String(63), nullable=False),
     Column("config", JSON, nullable=False),
-    # runtime.messages.JobInput of a turn, all resolved when the schedule was applied; ids and times are the turn's.
+    # runtime.messages.jobs.JobInput of a turn, all resolved when the schedule was applied; ids and times are
+    # the turn's.
     Column("input", JSON, nullable=False),
     Column("env_ref", String(40)),
     Column("paused", Boolean, nullable=False, default=False),

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from heliostat.cli.app import app
-from heliostat.yaml_files import load
+from heliostat.client.yaml_files import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")])

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-AGENT = sorted((ROOT / "agent").glob("*.py"))
-WORKFLOWS = sorted(f"workflows.{p.stem}" for p in (ROOT / "workflows").glob("*.py") if p.stem != "__init__")
+AGENT = sorted((ROOT / "agent").rglob("*.py"))
+WORKFLOWS = sorted(
+    ".".join(p.relative_to(ROOT).with_suffix("").parts)
+    for p in (ROOT / "workflows").rglob("*.py")
+    if p.stem != "__init__"
+)
 
 
 def test_importing_a_workflow_loads_no_cloud() -> None:
@@ -23,7 +27,7 @@ def test_importing_a_workflow_loads_no_cloud() -> None:
     assert [m for m in loaded if m.startswith(tuple(f"{s}." for s in sdks)) or m in sdks] == []
 
 
-@pytest.mark.parametrize("path", AGENT, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", AGENT, ids=lambda p: "-".join(p.relative_to(ROOT / "agent").with_suffix("").parts))
 def test_the_agent_needs_the_standard_library_and_ray_alone(path: Path) -> None:
     named: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -33,5 +37,5 @@ def test_the_agent_needs_the_standard_library_and_ray_alone(path: Path) -> None:
             assert node.level == 0
             named.add(str(node.module).split(".")[0])
     # The gate runs in the processes of Ray Serve, which has these; the probe imports what is there when it is needed.
-    serve = {"serve_gate": {"grpc", "starlette"}, "serve_probe_grpc": {"grpc"}}.get(path.stem, set())
+    serve = {"serve_gate": {"grpc", "starlette"}, "probe_grpc": {"grpc"}}.get(path.stem, set())
     assert named <= {*sys.stdlib_module_names, "agent", "ray", *serve}

@@ -10,7 +10,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from activities.monitor import MonitorActivities
+    from activities.monitor.loop import MonitorActivities
 
 
 @workflow.defn

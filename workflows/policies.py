@@ -7,7 +7,7 @@ from typing import Any
 
 from temporalio.common import RetryPolicy
 
-from runtime.messages import Limits
+from runtime.messages.common import Limits
 
 RECORD: dict[str, Any] = {
     # A row or two in our own database: 10 s covers a busy SQLite writer. Local, so that it costs one marker.
@@ -213,7 +213,8 @@ TERMINATE_DRAIN = timedelta(seconds=30)
 """A service that is terminated drains for so long at most: whoever ends it does not wait for an open websocket."""
 
 ASK_CLOUD: dict[str, Any] = {
-    # Who asked waits a minute (api.clouds.ASK_S). To verify is some forty calls, side by side where they may be; a
+    # Who asked waits a minute (api.clouds.routes.ASK_S). To verify is some forty calls, side by side where
+    # they may be; a
     # failed check is an answer, so a second try is for a worker that died.
     "start_to_close_timeout": timedelta(seconds=45),
     "schedule_to_close_timeout": timedelta(seconds=50),

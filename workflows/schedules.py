@@ -8,9 +8,9 @@ from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.schedules import ScheduleActivities, ScheduledTurn
-    from runtime.messages import JobInput, ScheduledRunInput, job_attributes, job_summary
+    from runtime.messages.jobs import JobInput, ScheduledRunInput, job_attributes, job_summary
     from workflows import ids, policies
-    from workflows.jobs import JobWorkflow
+    from workflows.jobs.workflow import JobWorkflow
 
 
 @workflow.defn

@@ -11,8 +11,9 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.sweep import SweepActivities, SweepResult
-    from activities.sweep_services import ServiceSweep, ServiceSweepActivities
+    from activities.sweep.machines import SweepActivities
+    from activities.sweep.result import SweepResult
+    from activities.sweep.services import ServiceSweep, ServiceSweepActivities
 
 STEP: dict[str, Any] = {
     # One page of a cloud's machines, and a describe and a query for each old cluster.

@@ -6,10 +6,11 @@ import base64
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from clouds.aws.errors import BotoCoreError, classify, translated
-from clouds.aws.session import AwsSession
-from clouds.base import Denied, Gone, StoredObject
-from clouds.local.signed_urls import checked
+from clouds.aws.account.errors import BotoCoreError, classify, translated
+from clouds.aws.account.session import AwsSession
+from clouds.contract.bucket import StoredObject
+from clouds.contract.errors import Denied, Gone
+from clouds.contract.object_keys import checked
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig
 
@@ -20,7 +21,8 @@ AT_ONCE = 1000
 
 
 class AwsBucket:
-    """Objects of one S3 bucket, under a prefix (``clouds.base.Bucket``). S3 writes objects whole, and readers see the
+    """Objects of one S3 bucket, under a prefix (``clouds.contract.bucket.Bucket``). S3 writes objects whole,
+    and readers see the
     last write at once.
 
     Args:

@@ -7,9 +7,9 @@ from __future__ import annotations
 import sys
 import time
 
-from clouds.base import MachineState
-from clouds.local.balancer import LocalBalancer
-from clouds.local.machines import LocalMachines
+from clouds.contract.machines import MachineState
+from clouds.local.balancer.traefik import LocalBalancer
+from clouds.local.machines.processes import LocalMachines
 from runtime.keys import load_or_create
 from runtime.settings import Settings
 

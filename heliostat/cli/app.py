@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from heliostat.cli import clouds, clusters, compute_configs, jobs, login, options, schedules, services, users
+from heliostat.cli import clouds, clusters, compute_configs, jobs, login, options, schedules, users
 from heliostat.cli.output import Format, screen, show_error
+from heliostat.cli.services import commands as services
 from heliostat.errors import HeliostatError, InvalidRequest
 
 EXIT_CODES = (

@@ -15,7 +15,7 @@ from heliostat.cli.output import Format, age, coloured, duration, facts, next_st
 from heliostat.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
-    from heliostat.client import Client
+    from heliostat.client.client import Client
     from heliostat.models.clouds import Check, Cloud, Verification
 
 app = typer.Typer(name="cloud", help="Places that machines come from.", no_args_is_help=True, rich_markup_mode=None)
@@ -40,7 +40,7 @@ def setup(
     output: options.Output = Format.TEXT,
 ) -> None:
     """Write a template of what a cloud needs in its account: read it, apply it there, then register the cloud."""
-    from heliostat import yaml_files
+    from heliostat.client import yaml_files
     from heliostat.models.clouds import CloudSetup
 
     fields = {"provider": provider, "region": region, "name": name, "project": project}
@@ -71,7 +71,7 @@ def register(
     output: options.Output = Format.TEXT,
 ) -> None:
     """Register a cloud. It holds names only, never a key; it can be used at once."""
-    from heliostat import yaml_files
+    from heliostat.client import yaml_files
 
     given = {"name": name, "is_default": default or None}
     fields = yaml_files.load(file) | {k: v for k, v in given.items() if v is not None}
@@ -95,7 +95,7 @@ def update(
 ) -> None:
     """Change a cloud's config to that of the file, e.g. another image or a renewed certificate. What is left out gets
     its default. Name and provider stay; region, account, network and bucket too while anything lives there."""
-    from heliostat import yaml_files
+    from heliostat.client import yaml_files
 
     with options.connect() as client:
         before = client.clouds.get(ref)

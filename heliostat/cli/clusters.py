@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from heliostat.cli import live, options, plan_view
+from heliostat.cli import dry_run as plan_view
+from heliostat.cli import live, options
 from heliostat.cli.output import Format, age, duration, facts, next_steps, note, screen, show, table, tags
 from heliostat.errors import InvalidRequest
 
@@ -36,7 +37,7 @@ def create(
     output: options.Output = Format.TEXT,
 ) -> None:
     """Create a cluster."""
-    from heliostat import yaml_files
+    from heliostat.client import yaml_files
     from heliostat.models.clusters import ClusterCreate, ClusterState
 
     if file and compute_config:

@@ -28,7 +28,7 @@ def create(
     output: options.Output = Format.TEXT,
 ) -> None:
     """Create a config; under an existing name, its next version."""
-    from heliostat import yaml_files
+    from heliostat.client import yaml_files
     from heliostat.models.compute_configs import ComputeConfigCreate
 
     config = yaml_files.compute_config(yaml_files.load(file), str(file))

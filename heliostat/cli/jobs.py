@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from heliostat.cli import live, options, plan_view
+from heliostat.cli import dry_run as plan_view
+from heliostat.cli import live, options
 from heliostat.cli.output import Format, age, facts, next_steps, note, screen, show, table, tags
 from heliostat.errors import InvalidRequest
 
@@ -56,7 +57,7 @@ def submit(
     output: options.Output = Format.TEXT,
 ) -> None:
     """Submit a job; its command stands after --, e.g. -- python main.py"""
-    from heliostat import yaml_files
+    from heliostat.client import yaml_files
 
     fields: dict[str, Any] = yaml_files.load(file) if file else {}
     given = {
@@ -236,7 +237,7 @@ def _entrypoint(words: list[str] | None) -> str | None:
 
 
 def _has_code(config: JobConfig) -> bool:
-    from heliostat.packaging import is_remote
+    from heliostat.client.packaging import is_remote
 
     return any(
         not is_remote(place) for place in [*config.py_modules, *([config.working_dir] if config.working_dir else [])]
@@ -252,7 +253,7 @@ def _texts(pieces: Any) -> list[dict[str, Any]]:
 
 def _judge(job: Job) -> None:
     """The end of ``submit --wait``."""
-    from heliostat.calls.jobs import reached
+    from heliostat.client.resources.jobs import reached
     from heliostat.models.jobs import JobState
 
     if not screen.text:

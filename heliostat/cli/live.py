@@ -15,7 +15,7 @@ from heliostat.cli.output import age, note, screen, show, write
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from heliostat.client import Client
+    from heliostat.client.client import Client
     from heliostat.models.clusters import Cluster
     from heliostat.models.jobs import Job
 
@@ -103,7 +103,7 @@ def cluster_line(cluster: Cluster) -> str:
 
 def follow_job(client: Client, job: Job) -> Job:
     """The job's log on stdout, across retries, with the status line where nothing is printed; its last state."""
-    from heliostat._logs import LogText
+    from heliostat.client.logs import LogText
 
     last = job
     logs = LogWriter()

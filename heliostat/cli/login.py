@@ -23,7 +23,7 @@ def login(
     output: options.Output = Format.TEXT,
 ) -> None:
     """Keep a token for a host, after trying it, in a file that only you can read."""
-    from heliostat import config
+    from heliostat.client import config
 
     host = config.normal_host(host or options.flags.host or _known_host() or input("Host (http://…): "))
     token = (sys.stdin.readline() if token_stdin else _ask(host)).strip()
@@ -77,7 +77,7 @@ def version(output: options.Output = Format.TEXT) -> None:
 
 
 def _known_host() -> str | None:
-    from heliostat import config
+    from heliostat.client import config
 
     try:
         return config.resolve().host

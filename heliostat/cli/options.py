@@ -17,7 +17,7 @@ from heliostat.cli.output import Format, note, screen
 from heliostat.errors import HeliostatError, InvalidRequest
 
 if TYPE_CHECKING:
-    from heliostat.client import Client
+    from heliostat.client.client import Client
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -91,7 +91,7 @@ def new_client(host: str | None, token: str | None) -> Client:
     # httpx imports its own command line with click, rich and pygments: a quarter of a second, for nothing. It copes
     # with that import failing, and a None here makes it fail.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
-    from heliostat.client import Client
+    from heliostat.client.client import Client
 
     return Client(host, token, on_retry=Trouble())
 
@@ -125,7 +125,7 @@ def pairs(values: Iterable[str] | None, option: str) -> dict[str, str]:
 
 def env_vars(values: Iterable[str]) -> dict[str, str]:
     """``["A=1", "B"]`` → ``{"A": "1", "B": <the shell's>}``."""
-    from heliostat.yaml_files import from_shell
+    from heliostat.client.yaml_files import from_shell
 
     found = {}
     for value in values:
@@ -143,7 +143,7 @@ def env_vars(values: Iterable[str]) -> dict[str, str]:
 def compute_config(value: str | None) -> str | dict[str, Any] | None:
     """What ``--compute-config`` names; the content where it is a file."""
     if value is not None and value.endswith((".yaml", ".yml", ".json")):
-        from heliostat.yaml_files import load
+        from heliostat.client.yaml_files import load
 
         return load(value)
     return value

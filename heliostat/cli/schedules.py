@@ -26,7 +26,7 @@ def apply(
     output: options.Output = Format.TEXT,
 ) -> None:
     """Create or update the schedule of that name. Its code is uploaded now: apply again after changes."""
-    from heliostat import yaml_files
+    from heliostat.client import yaml_files
 
     fields = yaml_files.load(file)
     if isinstance(fields.get("job_config"), dict):

@@ -17,8 +17,8 @@ tokens = typer.Typer(name="token", help="With what they ask.", no_args_is_help=T
 @projects.command("create")
 def create_project(name: str, output: options.Output = Format.TEXT) -> None:
     """Create a project (admins)."""
+    from heliostat.client.yaml_files import build
     from heliostat.models.users import ProjectCreate
-    from heliostat.yaml_files import build
 
     request = build(ProjectCreate, {"name": name}, "the command line")
     with options.connect() as client:
@@ -63,8 +63,8 @@ def create_user(
     output: options.Output = Format.TEXT,
 ) -> None:
     """Create a user (admins)."""
+    from heliostat.client.yaml_files import build
     from heliostat.models.users import Role, UserCreate
-    from heliostat.yaml_files import build
 
     fields = {"name": name, "role": Role.ADMIN if admin else Role.MEMBER, "projects": project or []}
     request = build(UserCreate, fields, "the command line")
@@ -93,8 +93,8 @@ def create_token(
     output: options.Output = Format.TEXT,
 ) -> None:
     """Create a token. It is printed this once, alone on stdout."""
+    from heliostat.client.yaml_files import build
     from heliostat.models.users import TokenCreate
-    from heliostat.yaml_files import build
 
     fields = {"name": name, "user": user, "expires_in_days": expires_in_days}
     request = build(TokenCreate, {k: v for k, v in fields.items() if v is not None}, "the command line")

@@ -6,8 +6,8 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from activities.endpoints import EndpointActivities, EnsureEndpoint, SetBackends
-from clouds.base import Backend
-from clouds.fake_balancer import FakeBalancer
+from clouds.contract.balancer import Backend
+from clouds.fake.balancer import FakeBalancer
 from heliostat.models.common import new_id
 
 

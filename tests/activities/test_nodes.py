@@ -12,8 +12,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.nodes import BootFacts, EndNodes, LaunchNode, MachineRefs, NodeActivities
-from clouds.base import CLUSTER_TAG, NODE_TAG, OWNER_TAG, MachineSpec, MachineState
-from clouds.fake import FakeMachines
+from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, MachineSpec, MachineState
+from clouds.fake.machines import FakeMachines
 from heliostat.models.clusters import NodeRole
 from runtime.keys import Keys
 

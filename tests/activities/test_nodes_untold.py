@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pytest
 
 from activities.nodes import EndNodes, NodeActivities
-from clouds.base import MachineState
-from clouds.fake import FakeMachines
+from clouds.contract.machines import MachineState
+from clouds.fake.machines import FakeMachines
 from tests.activities.test_nodes import KEYS, run, spec
 
 

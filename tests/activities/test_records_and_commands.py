@@ -13,7 +13,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.commands import CommandActivities, CommandRequest
 from activities.nodes import BootFacts
 from activities.records import ClusterRecord, JobRecord, RecordActivities
-from clouds.bootstrap import RAY_VERSION
+from clouds.boot.user_data import RAY_VERSION
 from heliostat.models.agents import CommandKind
 from heliostat.models.clouds import Provider
 from heliostat.models.clusters import Cluster, ClusterState

@@ -19,11 +19,11 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from api.app import create_app
-from clouds.local.bucket import LocalBucket
+from clouds.local.bucket.bucket import LocalBucket
 from clouds.vendors import InstalledVendors
 from heliostat.models.clouds import Capabilities, Provider
 from runtime.keys import Keys
-from runtime.messages import SEARCH_ATTRIBUTES
+from runtime.messages.common import SEARCH_ATTRIBUTES
 from runtime.settings import Settings
 from store.bootstrap import ensure_first
 from store.clouds import register_cloud

@@ -14,8 +14,8 @@ from temporalio.client import Client
 
 from runtime.settings import Settings
 from store.database import Database
+from tests.api.clouds.test_routes import AWS, Answers, organization
 from tests.api.conftest import World, opened
-from tests.api.test_clouds import AWS, Answers, organization
 from tests.store.conftest import fresh_database
 
 pytestmark = pytest.mark.timeout(90)

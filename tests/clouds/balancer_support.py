@@ -13,10 +13,11 @@ from typing import Protocol
 
 import httpx
 
-from clouds.base import Backend, EndpointSpec, LoadBalancer
-from clouds.fake_balancer import FakeBalancer
-from clouds.local import balancer_supervisor, supervisor
-from clouds.local.balancer import LocalBalancer
+from clouds.contract.balancer import Backend, EndpointSpec, LoadBalancer
+from clouds.fake.balancer import FakeBalancer
+from clouds.local.balancer import supervisor as balancer_supervisor
+from clouds.local.balancer.traefik import LocalBalancer
+from clouds.local.machines import supervisor
 from heliostat.errors import CloudError
 from tests.clouds.support import OURS, ROOT, eventually
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import uvicorn
 
-from clouds.base import Machine, Machines, MachineSpec, MachineState
-from clouds.fake import FakeMachines
-from clouds.local.bucket_server import Served, create_app
-from clouds.local.machines import LocalMachines
+from clouds.contract.machines import Machine, Machines, MachineSpec, MachineState
+from clouds.fake.machines import FakeMachines
+from clouds.local.bucket.server import Served, create_app
+from clouds.local.machines.processes import LocalMachines
 from heliostat.models.clusters import NodeRole
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from clouds.aws import advanced as aws
-from clouds.base import BadConfig, MachineSpec
-from clouds.gcp import advanced as gcp
-from clouds.gcp import instance
-from clouds.gcp.catalogue import shipped
+from clouds.aws.machines import advanced as aws
+from clouds.contract.errors import BadConfig
+from clouds.contract.machines import MachineSpec
+from clouds.gcp.machines import advanced as gcp
+from clouds.gcp.machines import instance
+from clouds.gcp.machines.catalogue import shipped
 from clouds.shapes import accelerators, is_accelerator, nearest
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import NodeRole

@@ -11,9 +11,9 @@ import boto3
 import pytest
 from google.cloud import compute_v1
 
-from clouds.aws import catalogue as aws
-from clouds.base import BadConfig
-from clouds.gcp import catalogue as gcp
+from clouds.aws.machines import catalogue as aws
+from clouds.contract.errors import BadConfig
+from clouds.gcp.machines import catalogue as gcp
 from clouds.offers import offers
 from heliostat.errors import Unavailable
 

@@ -16,7 +16,7 @@ import httpx
 
 from benchmarks.load_report import Report
 from benchmarks.services import config
-from clouds.local import balancer_supervisor
+from clouds.local.balancer import supervisor as balancer_supervisor
 from tests.e2e.support import ROOT, Stack, clean_environment, until
 
 READY_S = 240.0

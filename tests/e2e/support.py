@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from clouds.local import supervisor
+from clouds.local.machines import supervisor
 from runtime.home import Home, is_alive
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class Stack:
 
     def command(self, *args: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(BIN / "python"), "-m", "runtime.stack", *args],
+            [str(BIN / "python"), "-m", "embedded.stack", *args],
             cwd=self.code, env=self.env, text=True, capture_output=True, timeout=timeout, check=False,
         )  # fmt: skip
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.clouds.aws.setup.test_template import parsed
 from tests.clouds.aws.support import REGION
-from tests.clouds.aws.test_template import parsed
 from tests.lab.aws import Aws
 from tests.lab.scenarios import OnACloud, one_node
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from clouds.aws.balancer import AwsBalancer
-from clouds.base import Backend, EndpointSpec, LoadBalancer, MachineSpec
-from clouds.gcp.balancer import GcpBalancer
+from clouds.aws.balancer.alb import AwsBalancer
+from clouds.contract.balancer import Backend, EndpointSpec, LoadBalancer
+from clouds.contract.machines import MachineSpec
+from clouds.gcp.balancer.load_balancing import GcpBalancer
 from heliostat.models.clusters import NodeRole
 from heliostat.models.services import BACKEND_HEADER
 from tests.clouds.gcp import support as gcp

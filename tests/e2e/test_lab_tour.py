@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from clouds.base import MachineSpec
-from clouds.gcp.machines import GcpMachines
+from clouds.contract.machines import MachineSpec
+from clouds.gcp.machines.compute_engine import GcpMachines
 from heliostat.models.clusters import NodeRole
 from tests.clouds.gcp import support as gcp
 from tests.clouds.support import OURS

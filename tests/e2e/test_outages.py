@@ -17,7 +17,7 @@ from tests.e2e.support import ONE_NODE, Stack, is_alive, until
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 NODE_PORTS = range(20_000, 32_768)
-"""Where nodes of the local cloud listen (clouds.local.slots)."""
+"""Where nodes of the local cloud listen (clouds.local.machines.slots)."""
 
 DENY = f"""
 import os, sys

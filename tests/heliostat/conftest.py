@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from heliostat import _logs, _transport
-from heliostat.calls import lists, services
-from heliostat.client import Client
+from heliostat.client import logs as _logs
+from heliostat.client import transport as _transport
+from heliostat.client.client import Client
+from heliostat.client.resources import lists, services
 from tests.heliostat.fake_api import TOKEN, Door, FakeApi, serving
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from heliostat import yaml_files
-from heliostat.packaging import is_remote, pack_working_dir
+from heliostat.client import yaml_files
+from heliostat.client.packaging import is_remote, pack_working_dir
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

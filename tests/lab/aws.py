@@ -9,7 +9,7 @@ from typing import Any
 
 from moto.ec2.models.instances import Instance
 
-from clouds.aws import rights
+from clouds.aws.setup import rights
 from tests.clouds.aws import moto_plus
 from tests.clouds.aws.support import REGION, Account, make_account
 from tests.lab import namespaces, network

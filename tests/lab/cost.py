@@ -22,7 +22,7 @@ import httpx
 
 from agent.boot import Boot, Ports
 from agent.constants import Constants
-from agent.ray_node import arguments, environment, token_path
+from agent.ray_node.process import arguments, environment, token_path
 from tests.e2e.support import Stack
 from tests.e2e.test_lab_aws import TestAws
 from tests.e2e.test_lab_gcp import TestGcp

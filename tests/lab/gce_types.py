@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clouds.gcp import catalogue
+from clouds.gcp.machines import catalogue
 
 
 def listed() -> list[dict[str, Any]]:

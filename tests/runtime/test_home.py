@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from embedded import parts
 from heliostat.errors import Conflict
-from runtime import parts
 from runtime.home import Home, end_processes, free_port, is_alive, port_is_free, write_private
-from runtime.messages import SEARCH_ATTRIBUTES
-
-from .conftest import eventually
+from runtime.messages.common import SEARCH_ATTRIBUTES
+from tests.embedded.conftest import eventually
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 

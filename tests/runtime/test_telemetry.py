@@ -16,11 +16,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client import REGISTRY
 
-from clouds.base import BackendCounters
-from runtime.parts import ROOT
+from clouds.contract.balancer import BackendCounters
+from embedded.parts import ROOT
 from runtime.telemetry import RequestMetrics, forget_endpoint, hide_secrets, render_metrics, set_endpoint_counters
-
-from .conftest import StackUnderTest, eventually
+from tests.embedded.conftest import StackUnderTest, eventually
 
 SECRETS = ["helio_Zq8vXw0aaaaaaaaaaaa", "hunter2hunter2", "deadbeefcafebabe0123"]
 

@@ -25,7 +25,7 @@ from temporalio.testing import WorkflowEnvironment
 from heliostat.errors import Unavailable
 from heliostat.models.common import utcnow
 from runtime.home import free_port
-from runtime.messages import MONITOR_ID, SEARCH_ATTRIBUTES, SWEEP_SCHEDULE_ID
+from runtime.messages.common import MONITOR_ID, SEARCH_ATTRIBUTES, SWEEP_SCHEDULE_ID
 from runtime.settings import Settings
 from runtime.temporal import connect, ensure_namespace_ready
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from heliostat.models.common import utcnow
 from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.jobs import JobConfig
-from runtime.messages import JobInput
+from runtime.messages.jobs import JobInput
 from store.database import Database
 from store.schedules import job_of_schedule
 from store.tables import schedules

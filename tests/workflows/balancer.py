@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from clouds.base import Backend
-from clouds.fake_balancer import FakeBalancer
+from clouds.contract.balancer import Backend
+from clouds.fake.balancer import FakeBalancer
 
 if TYPE_CHECKING:
     from tests.workflows.fleet import FakeAgent, FakeFleet

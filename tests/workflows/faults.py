@@ -16,13 +16,13 @@ from typing import Any
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.sweep import SweepResult
+from activities.sweep.result import SweepResult
 from heliostat.models.agents import FactKind
 from heliostat.models.clusters import NodeRole, NodeState
 from heliostat.models.common import new_id
 from heliostat.models.compute_configs import ComputeConfig, HeadNodeConfig, RetainedVolume, WorkerNodeGroupConfig
+from tests.workflows.clusters.test_healing import silent
 from tests.workflows.crashes import Crashes
-from tests.workflows.test_clusters_healing import silent
 from tests.workflows.world import RunPlan, World, make_world
 from workflows import ids
 
@@ -228,5 +228,7 @@ async def live_through(temporal: Client, folder: Path, seed: int) -> Life:
     except BaseException as error:
         struck = life.struck if "life" in locals() else []
         error.add_note(f"{schedule}; struck {struck}; crashed {crashes.crashed}; steps {crashes.names}")
-        error.add_note(f"Again: HELIOSTAT_FAULT_SEED={seed} pytest tests/workflows/test_crash_points.py -m '' -k leaks")
+        error.add_note(
+            f"Again: HELIOSTAT_FAULT_SEED={seed} pytest tests/workflows/clusters/test_crash_points.py -m '' -k leaks"
+        )
         raise

@@ -13,11 +13,11 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from clouds.base import Machine, MachineSpec
+from clouds.contract.machines import Machine, MachineSpec
 from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import utcnow
-from runtime.messages import NodeFact, NodeRegistered
+from runtime.messages.clusters import NodeFact, NodeRegistered
 from store.commands import OpenCommand, finish_command, open_commands
 from store.database import Database
 from store.tables import clusters
@@ -86,7 +86,7 @@ class FakeAgent:
         )
 
     async def tell(self, kind: FactKind, /, **data: Any) -> None:
-        """As api.agent_messages does: run facts go to the job, Serve's to the service, the others to the cluster, in
+        """As api.agents.signals does: run facts go to the job, Serve's to the service, the others to the cluster, in
         order."""
         fact = self.fact(kind, **data)
         async with self._facts_lock:
@@ -266,7 +266,7 @@ class FakeFleet:
                 raise
 
     async def finish(self, command_id: str, node_id: str, result: dict[str, Any]) -> None:
-        """As api.agent_commands.finish does."""
+        """As api.agents.commands.finish does."""
         token = await finish_command(self.db, command_id, node_id, result)
         if not result["ok"] and result["retryable"]:
             self._taken.discard((node_id, command_id))

@@ -22,25 +22,25 @@ from unittest import mock
 from temporalio.client import ScheduleOverlapPolicy, WorkflowHistory
 
 import store.services
-from clouds.base import BadConfig, QuotaExceeded
+from clouds.contract.errors import BadConfig, QuotaExceeded
 from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.compute_configs import ComputeConfig, HeadNodeConfig, WorkerNodeGroupConfig
 from heliostat.models.jobs import JobState
 from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
-from runtime.messages import GateOrder, GateTokens
+from runtime.messages.services import GateOrder, GateTokens
 from store.commands import OpenCommand
 from tests.workflows.balancer import WatchedBalancer
+from tests.workflows.clusters.test_healing import silent
+from tests.workflows.clusters.test_scaling import limits, until_running
 from tests.workflows.plans import ServePlan
 from tests.workflows.service_world import AT_ONCE, IN_STEPS, ServiceWorld, make_service_world
+from tests.workflows.services.test_notices import announce, until_told
+from tests.workflows.services.test_rollout import LONG, is_paused
 from tests.workflows.serving import FakeServe
-from tests.workflows.test_clusters_healing import silent
-from tests.workflows.test_clusters_scaling import limits, until_running
 from tests.workflows.test_continue_as_new import runs_of_workflow
 from tests.workflows.test_schedules import apply, until_jobs
-from tests.workflows.test_services_notices import announce, until_told
-from tests.workflows.test_services_rollout import LONG, is_paused
 from tests.workflows.test_sweep import stray, sweep
 from tests.workflows.world import WAIT_S, NodePlan, RunPlan, World, make_world, temporal_server
 from workflows import ids

@@ -30,18 +30,18 @@ from heliostat.models.services import (
     ServiceVersion,
     ServiceVersionState,
 )
-from runtime.messages import (
+from runtime.messages.clusters import HeadSilent
+from runtime.messages.services import (
     DeployRequest,
     GateTokens,
-    HeadSilent,
     RollbackOrder,
     RolloutOrder,
     ServiceInput,
     VersionSpec,
     deploy_service,
 )
-from store.service_deploys import insert_deploy, insert_service, insert_version, reopen_service
-from store.services import load_service, lock_service, versions_of
+from store.services.deploys import insert_deploy, insert_service, insert_version, reopen_service
+from store.services.rows import load_service, lock_service, versions_of
 from store.tables import clusters, service_deploys
 from tests.workflows.balancer import WatchedBalancer
 from tests.workflows.fleet import LOOK_S, FakeAgent

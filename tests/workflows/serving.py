@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from clouds.base import Backend
+from clouds.contract.balancer import Backend
 from heliostat.models.agents import CommandKind, FactKind, ServeApplication, ServeStatus, ServeTraffic
 from heliostat.models.common import utcnow
 from heliostat.models.services import LATENCY_BOUNDS_MS

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from temporalio.client import WorkflowFailureError
 
-from clouds.base import Denied
-from clouds.fake_balancer import FakeBalancer
+from clouds.contract.errors import Denied
+from clouds.fake.balancer import FakeBalancer
 from heliostat.models.clouds import Check, CheckState
 from tests.workflows.test_sweep import stray
 from tests.workflows.world import World

@@ -13,10 +13,10 @@ from heliostat.models.agents import FactKind
 from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
 from heliostat.models.jobs import JobState
-from runtime.messages import NodeRegistered, Release
-from tests.workflows.test_clusters_ending import lease
-from tests.workflows.test_clusters_healing import silent
-from tests.workflows.test_clusters_scaling import until_running
+from runtime.messages.clusters import NodeRegistered, Release
+from tests.workflows.clusters.test_ending import lease
+from tests.workflows.clusters.test_healing import silent
+from tests.workflows.clusters.test_scaling import until_running
 from tests.workflows.world import World, make_world, temporal_server
 
 CONFIG = ComputeConfig(

@@ -6,9 +6,9 @@ from heliostat.models.agents import FactKind
 from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
 from heliostat.models.jobs import JobState
-from runtime.messages import Release
-from tests.workflows.test_clusters_ending import lease
-from tests.workflows.test_clusters_scaling import limits, until_running
+from runtime.messages.clusters import Release
+from tests.workflows.clusters.test_ending import lease
+from tests.workflows.clusters.test_scaling import limits, until_running
 from tests.workflows.world import RunPlan, World
 
 CONFIG = ComputeConfig(worker_nodes=[WorkerNodeGroupConfig(name="w", min_nodes=1, max_nodes=3)])

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import delete
 from temporalio.client import Client
 
-from activities.monitor import MonitorActivities
+from activities.monitor.loop import MonitorActivities
 from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.common import new_id, utcnow
 from heliostat.models.jobs import JobState

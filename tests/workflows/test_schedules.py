@@ -19,7 +19,7 @@ from temporalio.client import (
 from heliostat.models.common import new_id, utcnow
 from heliostat.models.jobs import JobState
 from heliostat.models.schedules import ScheduleConfig
-from runtime.messages import ScheduledRunInput
+from runtime.messages.jobs import ScheduledRunInput
 from store.tables import jobs, schedules
 from tests.workflows.world import RunPlan, World
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from temporalio.client import Client, WorkflowFailureError
 
-from activities.sweep import SweepResult
-from clouds.base import Denied, MachineSpec, MachineState
-from clouds.fake import FakeMachines
+from activities.sweep.result import SweepResult
+from clouds.contract.errors import Denied
+from clouds.contract.machines import MachineSpec, MachineState
+from clouds.fake.machines import FakeMachines
 from heliostat.errors import CloudError
 from heliostat.models.clusters import ClusterState, NodeRole, NodeState
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
@@ -96,7 +97,7 @@ async def test_machines_of_a_cluster_that_cannot_be_asked_are_spared(temporal: C
     async with make_world(temporal, tmp_path) as world:
         cluster_id = await world.running_cluster()
         await world.until_quiet(cluster_id)
-        from activities import sweep as module
+        from activities.sweep import machines as module
 
         real = module.SweepActivities._owned_nodes
 

@@ -8,12 +8,13 @@ from heliostat.models.clusters import NodeRole, NodeState
 from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.jobs import Job, JobConfig, JobState, Run, RunCause, RunState
 from heliostat.models.services import ServiceVersionState
-from runtime.messages import ClusterInput, ServiceInput, VersionSpec
-from workflows.cluster_state import ClusterData, NodeEntry
-from workflows.cluster_view import cluster_details
-from workflows.job_view import job_details
-from workflows.service_state import ServiceData, Slot, VersionData
-from workflows.service_view import service_details
+from runtime.messages.clusters import ClusterInput
+from runtime.messages.services import ServiceInput, VersionSpec
+from workflows.clusters.state import ClusterData, NodeEntry
+from workflows.clusters.view import cluster_details
+from workflows.jobs.view import job_details
+from workflows.services.state import ServiceData, Slot, VersionData
+from workflows.services.view import service_details
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

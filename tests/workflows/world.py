@@ -25,9 +25,10 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import WorkflowEnvironment
 from temporalio.testing._timeskipping import TimeSkipper
 
-from clouds.base import LoadBalancer, Machines, MachineState
-from clouds.bootstrap import Bundles
-from clouds.fake import FakeBucket, FakeMachines
+from clouds.boot.user_data import Bundles
+from clouds.contract.balancer import LoadBalancer
+from clouds.contract.machines import Machines, MachineState
+from clouds.fake.machines import FakeBucket, FakeMachines
 from clouds.registry import Verify
 from heliostat.models.clusters import Cluster, ClusterState, Node, NodeState
 from heliostat.models.common import Event, new_id, utcnow
@@ -35,17 +36,13 @@ from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.jobs import Job, JobConfig, JobState
 from installation import Installation
 from runtime.keys import Keys
-from runtime.messages import (
-    SEARCH_ATTRIBUTES,
-    ClusterInput,
-    JobInput,
-    Limits,
-    TerminateRequest,
-    start_cluster,
-    start_job,
-)
+from runtime.messages.clusters import ClusterInput, start_cluster
+from runtime.messages.common import SEARCH_ATTRIBUTES, Limits, TerminateRequest
+from runtime.messages.jobs import JobInput, start_job
 from runtime.settings import Settings
-from store import projection
+from store import clusters as cluster_records
+from store import jobs as job_records
+from store import outbox
 from store.database import Database, migrate
 from store.tables import clouds, events, organizations, projects
 from tests.workflows.fleet import LOOK_S, FakeAgent, FakeFleet
@@ -164,14 +161,14 @@ class World:
             state_since=arg.created_at,
         )
         async with self.db.begin() as conn:
-            assert await projection.insert_cluster(conn, cluster, arg)
+            assert await cluster_records.insert_cluster(conn, cluster, arg)
 
     async def start_cluster(self, config: ComputeConfig | None = None, **more: Any) -> str:
         arg = self.cluster_input(config, **more)
         await self.accept_cluster(arg)
         self.ids.append(arg.cluster_id)
         await start_cluster(self.client, self.settings.task_queue, arg)
-        await projection.mark_started(self.db, "cluster", arg.cluster_id)
+        await outbox.mark_started(self.db, "cluster", arg.cluster_id)
         return arg.cluster_id
 
     async def running_cluster(self, config: ComputeConfig | None = None, **more: Any) -> str:
@@ -207,7 +204,7 @@ class World:
             state_since=arg.created_at,
         )
         async with self.db.begin() as conn:
-            assert await projection.insert_job(conn, job, arg)
+            assert await job_records.insert_job(conn, job, arg)
 
     async def start_job(
         self, cluster_id: str | None = None, compute: ComputeConfig | None = None, **config: Any
@@ -216,7 +213,7 @@ class World:
         await self.accept_job(arg)
         self.ids.append(arg.job_id)
         await start_job(self.client, self.settings.task_queue, arg)
-        await projection.mark_started(self.db, "job", arg.job_id)
+        await outbox.mark_started(self.db, "job", arg.job_id)
         return arg.job_id
 
     def handle(self, id: str) -> WorkflowHandle[Any, Any]:
@@ -239,17 +236,17 @@ class World:
     # -- looking
 
     async def cluster(self, id: str) -> Cluster:
-        row = await projection.load_cluster(self.db, id)
+        row = await cluster_records.load_cluster(self.db, id)
         assert row is not None
         return row.cluster
 
     async def job(self, id: str) -> Job:
-        row = await projection.load_job(self.db, id)
+        row = await job_records.load_job(self.db, id)
         assert row is not None
         return row.job
 
     async def nodes(self, cluster_id: str) -> list[Node]:
-        return await projection.load_nodes(self.db, cluster_id)
+        return await cluster_records.load_nodes(self.db, cluster_id)
 
     async def node(self, cluster_id: str, group: str = "head", state: NodeState = NodeState.RUNNING) -> Node:
         """The newest of this group in this state."""

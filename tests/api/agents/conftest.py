@@ -25,18 +25,19 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from api import errors
-from api.agents import router
-from clouds.base import Gone, StoredObject
+from api.agents.routes import router
+from clouds.contract.bucket import StoredObject
+from clouds.contract.errors import Gone
 from heliostat.models.agents import PROTOCOL
 from heliostat.models.clusters import Cluster, ClusterState, Node, NodeRole, NodeState
 from heliostat.models.common import new_id, utcnow
 from heliostat.models.compute_configs import ComputeConfig, WorkerNodeGroupConfig
 from runtime.keys import Keys
-from runtime.messages import ClusterInput, NodeFact, NodeRegistered
+from runtime.messages.clusters import ClusterInput, NodeFact, NodeRegistered
 from runtime.settings import Settings
+from store.clusters import insert_cluster, write_cluster
 from store.commands import put_command
 from store.database import Database, migrate
-from store.projection import insert_cluster, write_cluster
 from store.tables import clouds, organizations, projects
 from tests.store.conftest import fresh_database
 

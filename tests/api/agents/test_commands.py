@@ -24,7 +24,7 @@ from heliostat.models.clusters import NodeRole
 from heliostat.models.uploads import upload_key
 from runtime.telemetry import COMMANDS_OPEN, REPORTS
 from store.commands import close_commands, put_command
-from store.projection import write_sealed
+from store.encrypted_values import write_sealed
 from store.tables import commands
 from tests.api.agents.conftest import Agent, World
 

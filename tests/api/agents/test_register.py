@@ -10,7 +10,7 @@ from sqlalchemy import select
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from api.agents import Registrations
+from api.agents.routes import Registrations
 from heliostat.errors import InvalidRequest
 from heliostat.models.agents import NodeConfigAnswer, RegisterRequest
 from heliostat.models.clusters import ClusterState, NodeRole, NodeState

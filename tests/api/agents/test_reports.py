@@ -14,8 +14,8 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import WorkflowEnvironment
 
-from api.agent_nodes import CallingNode, Fleet
-from api.agent_reports import FACTS_MAX, MAX_REPORTS_PER_S, WORKER_FACTOR, Facts, Reports, interval_s
+from api.agents.nodes import CallingNode, Fleet
+from api.agents.reports import FACTS_MAX, MAX_REPORTS_PER_S, WORKER_FACTOR, Facts, Reports, interval_s
 from heliostat.errors import Unavailable
 from heliostat.models.agents import Fact, ReportRequest
 from heliostat.models.clusters import NodeRole, NodeState

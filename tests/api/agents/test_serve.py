@@ -14,7 +14,7 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError
 
 from activities.commands import CommandRequest
-from api.serve_metrics import ServeTotals
+from api.services.metrics import ServeTotals
 from heliostat.models.agents import CommandKind, ServeStatus, ServeTraffic
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import new_id, utcnow
@@ -28,11 +28,11 @@ from heliostat.models.services import (
     ServiceVersionState,
 )
 from heliostat.models.uploads import upload_key
-from runtime.messages import ServiceInput, VersionSpec
+from runtime.messages.services import ServiceInput, VersionSpec
 from store.commands import put_command
-from store.projection import write_sealed
-from store.service_deploys import insert_service, insert_version
-from store.services import latest_traffic
+from store.encrypted_values import write_sealed
+from store.services.deploys import insert_service, insert_version
+from store.services.traffic import latest_traffic
 from store.tables import commands, service_versions, services
 from tests.api.agents.conftest import Agent, World, fact
 from tests.api.agents.test_commands import Asks, asking

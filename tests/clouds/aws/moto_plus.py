@@ -48,7 +48,7 @@ from moto.server import MotoRequestHandler
 from moto.sts.models import STSBackend
 from werkzeug.serving import make_server
 
-from tests.clouds.aws import moto_keeps
+from tests.clouds.aws import moto_retained as moto_keeps
 from tests.clouds.aws.moto_faults import Fault, Faulty
 from tests.clouds.aws.moto_iam import holds
 from tests.clouds.aws.moto_s3 import s3_backends

@@ -13,11 +13,11 @@ from typing import Any
 
 import botocore.session
 
-from clouds.aws import rights
+from clouds.aws.account.session import AwsSession, _loader
+from clouds.aws.account.throttle import Pace
 from clouds.aws.bucket import AwsBucket
-from clouds.aws.machines import AwsMachines
-from clouds.aws.pace import Pace
-from clouds.aws.session import AwsSession, _loader
+from clouds.aws.machines.ec2 import AwsMachines
+from clouds.aws.setup import rights
 from heliostat.models.clouds import AwsConfig
 from tests.clouds.aws import moto_iam, moto_plus
 from tests.clouds.support import OURS, Cloud

@@ -15,9 +15,9 @@ import pytest
 from moto.s3.exceptions import S3AccessDeniedError
 
 from clouds.aws import bucket as buckets
-from clouds.aws import rights
-from clouds.aws.session import DURATION_S, SIGNER_S
-from clouds.base import BadConfig, Denied, Gone
+from clouds.aws.account.session import DURATION_S, SIGNER_S
+from clouds.aws.setup import rights
+from clouds.contract.errors import BadConfig, Denied, Gone
 from heliostat.errors import InvalidRequest
 from tests.clouds.aws.moto_iam import iam_backends
 from tests.clouds.aws.support import Account, make_account

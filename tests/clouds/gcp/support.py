@@ -11,9 +11,9 @@ from typing import Any
 
 from google.auth.credentials import AnonymousCredentials
 
-from clouds.gcp.machines import GcpMachines
-from clouds.gcp.pace import Pace
-from clouds.gcp.session import Endpoints, Session
+from clouds.gcp.account.session import Endpoints, Session
+from clouds.gcp.account.throttle import Pace
+from clouds.gcp.machines.compute_engine import GcpMachines
 from heliostat.models.clouds import GcpConfig
 from tests.clouds.support import OURS, Cloud
 from tests.lab.gce import GceFake, Stage, start

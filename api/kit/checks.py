@@ -1,0 +1,37 @@
+"""Checks that requests for several kinds of resource share."""
+
+from __future__ import annotations
+
+import re
+
+from heliostat.errors import InvalidRequest
+from heliostat.models.jobs import MASK
+
+TAG_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+MAX_TAGS = 50
+
+
+def check_tags(tags: dict[str, str], field: str = "tags") -> None:
+    if len(tags) > MAX_TAGS:
+        raise InvalidRequest(f"{len(tags)} tags are too many.", remedy=f"Give at most {MAX_TAGS}.", field=field)
+    for key, value in tags.items():
+        if not TAG_KEY.fullmatch(key) or len(value) > 255:
+            raise InvalidRequest(
+                f"Tag {key!r} is refused.",
+                remedy="Keys: up to 63 of A-Z a-z 0-9 . _ / -, not starting with a sign; values: up to 255 characters.",
+                field=field,
+            )
+
+
+def check_env(env_vars: dict[str, str], field: str = "env_vars") -> None:
+    for key, value in env_vars.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key) or "\0" in value:
+            raise InvalidRequest(
+                f"{key!r} can't be an environment variable.", remedy="Use letters, digits and _.", field=field
+            )
+        if value == MASK:
+            raise InvalidRequest(
+                f"The value of {key!r} is the mask that answers show instead of it.",
+                remedy="Send the value itself; we do not give it out.",
+                field=f"{field}.{key}",
+            )

@@ -1,0 +1,75 @@
+"""What EC2 keeps beside machines: disks and network interfaces. Both end with their machine; what is left was taken off
+one by hand, or by a failure of EC2's own; or a head keeps it (``clouds.contract.retained``), and its cluster
+is over."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from clouds.aws.account.session import AwsSession
+from clouds.contract.machines import CLUSTER_TAG, OWNER_TAG
+from clouds.contract.retained import KEPT_TAG
+from heliostat.errors import CloudError
+
+Old = tuple[dict[str, str], str, str, str]
+"""Tags, id, what deletes it, and that call's argument."""
+
+
+class Leftovers:
+    """Args:
+    session: of the account and region.
+    clock: in seconds, since an interface does not say when it was made: it is old when it was first seen that long ago
+        by this process.
+    """
+
+    def __init__(self, session: AwsSession, clock: Callable[[], float] = time.monotonic) -> None:
+        self._session, self._clock = session, clock
+        self._first_seen: dict[str, float] = {}
+
+    def clear(self, installation_id: str, older_than_s: float, lives: Callable[[str], bool]) -> list[str]:
+        """See ``Machines.leftovers``. Two lists, and a call for each."""
+        lives = functools.cache(lives)
+        gone: list[str] = []
+        failed: CloudError | None = None
+        for tags, thing, operation, argument in [*self._volumes(installation_id, older_than_s),
+                                                 *self._interfaces(installation_id, older_than_s)]:  # fmt: skip
+            if KEPT_TAG in tags and lives(tags.get(CLUSTER_TAG, "")):
+                continue
+            try:
+                self._session.call("ec2", operation, thing, **{argument: thing})
+                gone.append(thing)
+            except CloudError as e:
+                code = str(e.details.get("code"))
+                if not code.endswith("NotFound") and "InUse" not in code:  # gone, or a machine's by now
+                    failed = failed or e
+        if failed is not None:
+            raise failed
+        return gone
+
+    def _volumes(self, installation_id: str, older_than_s: float) -> Iterator[Old]:
+        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        held = self._session.pages("ec2", "DescribeVolumes", "Volumes", Filters=_unattached(installation_id))
+        for volume in held:
+            if volume["CreateTime"] < before:
+                yield _tags(volume.get("Tags", [])), volume["VolumeId"], "DeleteVolume", "VolumeId"
+
+    def _interfaces(self, installation_id: str, older_than_s: float) -> Iterator[Old]:
+        filters = _unattached(installation_id)
+        pages = self._session.pages("ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", Filters=filters)
+        held, now = {str(i["NetworkInterfaceId"]): _tags(i.get("TagSet", [])) for i in pages}, self._clock()
+        self._first_seen = {i: self._first_seen.get(i, now) for i in held}
+        for interface, tags in held.items():
+            if now - self._first_seen[interface] >= older_than_s:
+                yield tags, interface, "DeleteNetworkInterface", "NetworkInterfaceId"
+
+
+def _unattached(installation_id: str) -> list[dict[str, Any]]:
+    return [{"Name": f"tag:{OWNER_TAG}", "Values": [installation_id]}, {"Name": "status", "Values": ["available"]}]
+
+
+def _tags(listed: list[dict[str, str]]) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in listed}

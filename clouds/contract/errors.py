@@ -1,0 +1,76 @@
+"""The errors that a cloud may raise. Each provider maps its vendor's errors to these in one table."""
+
+from __future__ import annotations
+
+from heliostat.errors import CloudError
+
+
+class NoCapacity(CloudError):
+    """The cloud has no such machine now: try another zone, type or market, or wait."""
+
+    code = "no_capacity"
+
+
+class NotOffered(NoCapacity):
+    """This zone never has that instance type: another zone or type may, and waiting does not help."""
+
+    code = "not_offered"
+    status = 422
+
+
+class QuotaExceeded(CloudError):
+    """The account's limit is reached: wait or raise it."""
+
+    code = "quota_exceeded"
+
+
+class Throttled(CloudError):
+    """Too many calls: the same call again, later."""
+
+    code = "throttled"
+    status = 503
+
+
+class BadConfig(CloudError):
+    """The cloud refuses this request for good: nothing but another request helps."""
+
+    code = "bad_config"
+    status = 422
+
+
+class Denied(CloudError):
+    """Our right is missing: the operator must grant it."""
+
+    code = "denied"
+
+
+class Gone(CloudError):
+    """The thing does not exist any more. Deletes treat this as done and never raise it."""
+
+    code = "gone"
+    status = 404
+
+
+class Outdated(CloudError):
+    """The thing goes by a newer revision than the one given, or by another word of the same one: nothing was changed.
+    ``details["revision"]`` is the one that it goes by; only a greater one changes it."""
+
+    code = "outdated"
+    status = 409
+
+    @classmethod
+    def backends(cls, service_id: str, given: int, has: int) -> Outdated:
+        return cls(
+            f"The load balancer of service {service_id} has backends of revision {has}: those of revision {given} are "
+            f"{'others' if given == has else 'older'}, and were not taken.",
+            remedy=f"Give what is wanted now under a revision above {has}.",
+            resource=service_id,
+            details={"revision": has},
+        )
+
+
+class BackendsLost(CloudError):
+    """The endpoint no longer knows which backends it should have: say them anew by ``set_backends``, under whatever
+    revision. It goes on by what it has, as long as that runs."""
+
+    code = "backends_lost"

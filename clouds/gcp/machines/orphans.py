@@ -1,0 +1,68 @@
+"""What Compute Engine keeps beside machines: disks. They end with their machine; what is left was taken off one by
+hand, or by a machine that was deleted without them; or a head keeps it (``clouds.contract.retained``), as it
+may an address, and
+its cluster is over."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+from clouds.contract.errors import Gone
+from clouds.contract.machines import CLUSTER_TAG, OWNER_TAG
+from clouds.contract.retained import KEPT_TAG
+from clouds.gcp.account import errors
+from clouds.gcp.account.session import Session, name_of
+from clouds.gcp.machines.history import reached
+from clouds.gcp.machines.instance import label
+from clouds.gcp.machines.retained import Keeps
+from heliostat.errors import CloudError
+
+
+def clear(
+    session: Session, keeps: Keeps, installation_id: str, before: datetime, lives: Callable[[str], bool]
+) -> list[str]:
+    """See ``Machines.leftovers``: two lists, and a call for each. Of the parts of load balancers ``list_owned`` finds
+    each by itself, and ``remove`` takes them all."""
+    if label(installation_id) != installation_id:
+        return []
+    lives = functools.cache(lives)
+    gone: list[str] = []
+    failed: CloudError | None = None
+    for cluster_id, name, delete in [*_disks(session, installation_id, before),
+                                     *_addresses(keeps, installation_id, before)]:  # fmt: skip
+        if cluster_id is not None and lives(cluster_id):
+            continue
+        try:
+            delete()
+            gone.append(name)
+        except (Gone, errors.InUse):
+            pass  # gone, or a machine's by now
+        except CloudError as e:
+            failed = failed or e
+    if failed is not None:
+        raise failed
+    return gone
+
+
+Old = tuple[str | None, str, Callable[[], Any]]
+"""The cluster whose head keeps it, if one does; its name; what deletes it."""
+
+
+def _disks(session: Session, installation_id: str, before: datetime) -> Iterator[Old]:
+    wanted = {"filter": f'labels.{OWNER_TAG} = "{installation_id}"'}
+    pages = session.call("Disks", "aggregated_list", wanted, "list disks")
+    for disk in [disk for _, page in pages for disk in reached(page).disks]:
+        if list(disk.users) or datetime.fromisoformat(disk.creation_timestamp) >= before:
+            continue
+        where = {"zone": name_of(disk.zone), "disk": disk.name}
+        cluster_id = disk.labels.get(CLUSTER_TAG, "") if KEPT_TAG in disk.labels else None
+        doing = f"delete disk {disk.name}"
+        yield cluster_id, disk.name, functools.partial(session.call, "Disks", "delete_unary", where, doing, disk.name)
+
+
+def _addresses(keeps: Keeps, installation_id: str, before: datetime) -> Iterator[Old]:
+    for name, cluster_id in keeps.addresses_left(installation_id, before):
+        yield cluster_id, name, functools.partial(keeps.delete_address, name)

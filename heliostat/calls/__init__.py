@@ -1,1 +1,0 @@
-"""The methods of ``Client`` and ``AsyncClient``, one file per noun, each written once (see ``heliostat._flow``)."""

@@ -1,0 +1,141 @@
+"""From the files and flags of ``heliostat service deploy`` to one ``ServiceDeploy``. Nothing is sent before it is
+right."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heliostat.cli import options
+from heliostat.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from heliostat.models.services import ServiceDeploy
+
+VERSIONS_SHAPE = """Write --versions '[{"name": "v1", "traffic_percent": 80}, …]'."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """Flags that are merged with what a file says; all others replace it."""
+
+    application: dict[str, Any]
+    """``import_path`` and ``args`` of the only application; empty: the file's."""
+    excludes: list[str]
+    env_vars: dict[str, str]
+    rollout: dict[str, Any]
+
+    def __bool__(self) -> bool:
+        return bool(self.application or self.excludes or self.env_vars or self.rollout)
+
+
+def build(
+    files: list[Path], *, replacing: dict[str, Any], adding: Added, how: dict[str, Any], versions: str | None
+) -> ServiceDeploy:
+    """``how``: ``in_place``, ``canary_percent``, ``max_surge_percent``; ``versions``: JSON, static weights."""
+    from heliostat.client import yaml_files
+    from heliostat.models.services import ServiceDeploy
+
+    if versions is None and len(files) > 1:
+        raise InvalidRequest("Several files are several versions.", remedy="Say their shares with --versions.")
+    if len(files) > 1 and "version_name" in replacing:
+        raise InvalidRequest(
+            "--version-name is one name for several files.", remedy="Write version_name into each file."
+        )
+    if len(files) > 1 and adding.application:
+        raise InvalidRequest(
+            "IMPORT_PATH is one application for several files.", remedy="Write `applications:` into each file."
+        )
+    if adding.rollout and (versions is not None or how.get("in_place")):
+        flag = "--versions" if versions is not None else "--in-place"
+        raise InvalidRequest(
+            f"{flag} has no steps: --steps and --hold-s do not go with it.",
+            remedy="Leave them out; for later rollouts write `rollout:` in the file.",
+            field=f"rollout.{next(iter(adding.rollout))}",
+        )
+    fields: dict[str, Any] = dict(how)
+    if versions is not None:
+        fields["versions"] = _weights(versions)
+    if versions is not None and not files and not adding.application:
+        if adding or replacing.keys() - {"name", "project"}:
+            raise InvalidRequest(
+                "Without a file or an import path only weights are changed.",
+                remedy="Beside --versions give -n and --project alone, or a new version's -f.",
+            )
+        return yaml_files.build(ServiceDeploy, fields | replacing, "the command line")
+    sources: list[Path | None] = [*files] or [None]
+    configs = [
+        yaml_files.service_config(
+            _merged(yaml_files.load(path) if path else {}, replacing, adding), str(path or "the command line")
+        )
+        for path in sources
+    ]
+    if all(config.name is None for config in configs):
+        raise InvalidRequest("The service has no name.", remedy="Give -n, or `name:` in the file.", field="name")
+    fields |= {"config": configs[0]} if versions is None else {"configs": configs}
+    return yaml_files.build(ServiceDeploy, fields, "the command line")
+
+
+def application(import_path: str | None, arguments: list[str]) -> dict[str, Any]:
+    if import_path is None:
+        return {}
+    args = {"args": options.pairs(arguments, "ARGS")} if arguments else {}
+    return {"import_path": import_path, **args}
+
+
+def rollout(steps: str | None, hold_s: float | None) -> dict[str, Any]:
+    """``steps``: ``5,25,50,100``."""
+    fields: dict[str, Any] = {} if hold_s is None else {"hold_s": hold_s}
+    if steps is None:
+        return fields
+    try:
+        return fields | {"steps": [int(part.strip().removesuffix("%")) for part in steps.split(",")]}
+    except ValueError:
+        raise InvalidRequest(
+            f"--steps {steps!r} are no percentages.", remedy="Write e.g. --steps 5,25,50,100.", field="rollout.steps"
+        ) from None
+
+
+def _merged(fields: dict[str, Any], replacing: dict[str, Any], adding: Added) -> dict[str, Any]:
+    fields = {**fields, **replacing}
+    if adding.application:
+        apps = fields.get("applications") or [{}]
+        if not isinstance(apps, list) or len(apps) > 1 or not isinstance(apps[0], dict):
+            raise InvalidRequest(
+                "The file has several applications; IMPORT_PATH says one.",
+                remedy="Leave IMPORT_PATH out, or change the file.",
+                field="applications",
+            )
+        fields["applications"] = [{**apps[0], **adding.application}]
+    if not fields.get("applications"):
+        raise InvalidRequest(
+            "There is no application.",
+            remedy="Give its import path, module:app, or `applications:` in the file.",
+            field="applications",
+        )
+    if adding.excludes:
+        fields["excludes"] = [*(fields.get("excludes") or []), *adding.excludes]
+    if adding.env_vars:
+        fields["env_vars"] = {**_mapping(fields, "env_vars"), **adding.env_vars}
+    if adding.rollout:
+        fields["rollout"] = {**_mapping(fields, "rollout"), **adding.rollout}
+    return fields
+
+
+def _mapping(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    value = fields.get(name) or {}
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{name} is no mapping.", remedy="Write 'key: value' lines.", field=name)
+    return value
+
+
+def _weights(text: str) -> list[Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"--versions is no JSON: {error}.", remedy=VERSIONS_SHAPE, field="versions") from None
+    if not isinstance(content, list):
+        raise InvalidRequest("--versions is no list.", remedy=VERSIONS_SHAPE, field="versions")
+    return content

@@ -1,0 +1,130 @@
+"""What is said to a cluster's workflow, and how it is started."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+from temporalio.client import Client
+
+from heliostat.models.agents import FactKind
+from heliostat.models.clusters import ClusterState
+from heliostat.models.common import Model, Result
+from heliostat.models.compute_configs import ComputeConfig
+from runtime.messages.common import Limits, _attributes, _start
+
+
+class ClusterInput(Model):
+    cluster_id: str
+    name: str
+    project_id: str
+    project: str
+    cloud_id: str
+    cloud: str
+    config: ComputeConfig
+    created_by: str
+    created_at: datetime
+    tags: dict[str, str] = {}
+    job_id: str | None = None
+    """The job that it is made for, which holds its first lease."""
+    service_id: str | None = None
+    """The service that it is made for, likewise."""
+    limits: Limits = Limits()
+    state: dict[str, Any] | None = None
+    """The workflow's own state over continue-as-new; None at first start."""
+
+    @property
+    def made_for(self) -> str | None:
+        """Workflow id of the one that it is made for."""
+        return self.job_id or self.service_id
+
+
+class NodeFact(Model):
+    """A change that a node's agent saw. ``event_id`` = ``<node id>/<fact id>``: delivered at least once."""
+
+    event_id: str
+    cluster_id: str
+    node_id: str
+    kind: FactKind
+    at: datetime
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class NodeRegistered(Model):
+    event_id: str
+    node_id: str
+    generation: int
+    ip: str
+
+
+class HeadSilent(Model):
+    """The monitor has not heard a head since ``since``, though it could have."""
+
+    event_id: str
+    node_id: str
+    since: datetime
+    silent_s: float = 0
+    """By the records' clock."""
+    mass: bool = False
+    """Many heads are silent at once, so our ears may be at fault: only what the cloud says is gone counts."""
+
+
+class LeaseRequest(Model):
+    holder: str
+    """Workflow id of the holder, told of every change by the signal ``cluster_changed``."""
+
+
+class LeaseAnswer(Result):
+    """Given at once: ``ready`` now, else the holder is told by ``cluster_changed``."""
+
+    cluster_id: str
+    state: ClusterState
+    ready: bool
+    head_node_id: str | None = None
+    head_generation: int = 0
+    reason: str = ""
+    cause: str = ""
+    """Error code behind ``reason``, e.g. ``bad_config`` or ``no_capacity``; empty when there is none."""
+    notice: str = ""
+    """What the cloud has announced for the head's machine; what runs there goes on until it is taken."""
+    revision: int = 0
+    """The cluster's, when this was said: an answer and a notice may cross on their way, the smaller one is older."""
+
+
+class ClusterNotice(LeaseAnswer):
+    """Signal ``cluster_changed`` to every lease holder. A grown ``head_generation`` means: the old head and
+    all that ran on it are gone."""
+
+    event_id: str = ""
+
+
+class Release(Model):
+    """Signal ``release``: the holder needs the cluster no more. ``end``: it was made for this holder, end it."""
+
+    holder: str
+    end: bool = False
+    reason: str = ""
+
+
+class LimitsUpdate(Model):
+    """Update ``set_limits`` of a cluster: new bounds of one worker group."""
+
+    actor: str
+    group: str
+    min_nodes: int | None = None
+    max_nodes: int | None = None
+
+
+async def start_cluster(client: Client, task_queue: str, arg: ClusterInput) -> None:
+    """Starts ``ClusterWorkflow`` with id = cluster id. Repeatable. Raises RPCError when Temporal is away."""
+    made_for = f" for job {arg.job_id}" if arg.job_id else f" for service {arg.service_id}" if arg.service_id else ""
+    await _start(
+        client,
+        "ClusterWorkflow",
+        arg,
+        arg.cluster_id,
+        task_queue,
+        f"cluster {arg.name} on {arg.cloud}{made_for}",
+        _attributes("cluster", "STARTING", arg.project, arg.name),
+    )

@@ -1,0 +1,150 @@
+"""What is said to a service's workflow, and how it is started or told of a deploy."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from temporalio.client import Client
+from temporalio.common import (
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+
+from heliostat.models.common import Model
+from heliostat.models.compute_configs import ComputeConfig
+from heliostat.models.services import ProbeConfig, RolloutAction, RolloutConfig
+from runtime.messages.common import Limits, _attributes
+
+
+class GateTokens(Model):
+    """What the proxies of a service ask for. ``hashes``: sha256 of each valid token, hex; of 256 random bits, so
+    no secret and no salt."""
+
+    enabled: bool = True
+    hashes: list[str] = []
+
+
+class VersionSpec(Model):
+    """One version as its service's workflow needs it; its whole config stands in the records (``service_versions``)."""
+
+    id: str
+    name: str
+    number: int
+    """Counts the service's versions from 1."""
+    compute_config: ComputeConfig
+    """Resolved; of each of its clusters."""
+    cluster_replicas: int = 1
+    probes: dict[str, ProbeConfig] = {}
+    """By application, with the path filled in; those that HTTP does not reach have none."""
+    grpc: bool = False
+    limits: Limits | None = None
+    """Of its clusters, which may differ from version to version: the cloud's config and the settings change while the
+    service lives. None: the service's first."""
+    rollout: RolloutConfig = RolloutConfig()
+    idle_termination_minutes: float | None = None
+    created_by: str
+    created_at: datetime
+    tags: dict[str, str] = {}
+
+
+class DeployRequest(Model):
+    """Signal ``deploy`` of a service, which also starts its workflow: new versions to go to."""
+
+    id: str
+    """Of this deploy: the same again changes nothing."""
+    actor: str
+    versions: list[VersionSpec] = []
+    """One, unless ``weights`` are given."""
+    in_place: bool = False
+    canary_percent: int | None = None
+    max_surge_percent: int = 100
+    weights: dict[str, int] = {}
+    """Version id → percent, static; empty: a rollout to the one version."""
+    back: bool = False
+    """Made by the workflow itself: the version before comes back."""
+    gate: GateTokens | None = None
+    """With every deploy: it may be what starts the workflow."""
+    life: int | None = None
+    """The records' revision when the service was made or started again last. Above that of the workflow that hears it:
+    the records call that one's life TERMINATED already, though it has not quite ended."""
+
+
+class ServiceInput(Model):
+    service_id: str
+    name: str
+    project_id: str
+    project: str
+    cloud_id: str
+    cloud: str
+    created_by: str
+    created_at: datetime
+    tags: dict[str, str] = {}
+    limits: Limits = Limits()
+    state: dict[str, Any] | None = None
+    """The workflow's own state over continue-as-new; None at first start."""
+    revision: int = 0
+    """Of the records, when a terminated service is started again: the workflow goes on from it."""
+
+
+class RolloutOrder(Model):
+    """Update ``rollout`` of a service."""
+
+    actor: str
+    action: RolloutAction
+    percent: int | None = None
+
+
+class RollbackOrder(Model):
+    """Update ``rollback`` of a service: the running rollout is abandoned or, when there is none, the version before
+    comes
+    back."""
+
+    actor: str
+    reason: str = ""
+
+
+class GateOrder(Model):
+    """Update ``set_gate`` of a service."""
+
+    actor: str
+    gate: GateTokens
+
+
+class EndpointLost(Model):
+    """Signal ``endpoint_lost`` of a service, by the monitor: its load balancer is not there any more, or no longer
+    knows its backends. It becomes whole by being told those that are wanted now, under a greater revision than ever."""
+
+    event_id: str
+    reason: str
+
+
+class EndpointTrouble(Model):
+    """Signal ``endpoint_trouble`` of a service, by the monitor: what of its load balancer can't be mended, when that
+    changes; "" once it is well again."""
+
+    event_id: str
+    trouble: str
+
+
+def service_attributes(arg: ServiceInput) -> TypedSearchAttributes:
+    return _attributes("service", "STARTING", arg.project, arg.name)
+
+
+async def deploy_service(client: Client, task_queue: str, arg: ServiceInput, deploy: DeployRequest) -> None:
+    """Gives a deploy to ``ServiceWorkflow`` with id = service id, which is started if it does not run: a signal, so no
+    worker need be there. Repeatable while the workflow runs: it knows a deploy by its id. Raises RPCError when Temporal
+    is away."""
+    await client.start_workflow(
+        "ServiceWorkflow",
+        arg,
+        id=arg.service_id,
+        task_queue=task_queue,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        search_attributes=service_attributes(arg),
+        static_summary=f"service {arg.name} on {arg.cloud}",
+        start_signal="deploy",
+        start_signal_args=[deploy],
+    )
