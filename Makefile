@@ -83,8 +83,7 @@ restore: setup
 	@$(BIN)/python -m embedded.stack restore $(FILE)
 
 test: setup
-	$(BIN)/pytest $(LIGHT)
-	$(BIN)/pytest $(RAY)
+	$(BIN)/python -m tests.rerun $(LIGHT) -- $(RAY)
 
 test-long: setup
 	$(BIN)/pytest -m long -p no:xdist --timeout 1800
