@@ -16,9 +16,10 @@ from activities.monitor.endpoints import EndpointWatch
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
 from heliostat.models.services import ServiceState
-from runtime.messages.clusters import HeadSilent, start_cluster
+from runtime.messages.clusters import ClusterHandle, HeadSilent, start_cluster
+from runtime.messages.common import reached
 from runtime.messages.jobs import start_job
-from runtime.messages.services import GateOrder, deploy_service
+from runtime.messages.services import GateOrder, ServiceHandle, deploy_service
 from runtime.settings import Settings
 from runtime.telemetry import CLUSTERS
 from store import heartbeats, outbox
@@ -118,9 +119,8 @@ class MonitorActivities:
         for service, deploy in await services.unstarted_deploys(self._db, 0, service_id):
             await deploy_service(self._client, self._settings.task_queue, service, deploy)
         try:
-            await self._client.get_workflow_handle(service_id).execute_update(
-                "set_gate", GateOrder(actor="monitor", gate=row.gate), rpc_timeout=timedelta(seconds=10)
-            )
+            order = GateOrder(actor="monitor", gate=row.gate)
+            await ServiceHandle(self._client, service_id).set_gate(order, timeout_s=10)
         except (WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
             log.warning("tokens not told yet", service=service_id, why=str(error.cause or error))
             return False
@@ -160,11 +160,7 @@ class MonitorActivities:
                 silent_s=(now - since).total_seconds(),
                 mass=mass,
             )
-            try:
-                await self._client.get_workflow_handle(cluster_id).signal("head_silent", message)
-            except RPCError as error:
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
+            await reached(ClusterHandle(self._client, cluster_id).head_silent(message))
 
     def _look_at_endpoints(self) -> None:
         """Beside the rounds: no endpoint may keep us from hearing that a head is silent."""

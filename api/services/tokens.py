@@ -15,16 +15,17 @@ import structlog
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import delete
 
-from api.kit import lookup, temporal
+from api.kit import lookup
 from api.kit.auth import Me
 from api.kit.idempotency import Order, Ordered, claim, earlier
+from api.kit.temporal import UPDATE_S, updating
 from api.services.checks import check_state
 from api.services.deploys import deliver
 from api.services.rows import new_token
 from api.services.view import opened
 from heliostat.errors import Conflict, HeliostatError, NotFound, Unavailable
 from heliostat.models.services import QueryToken, ServiceState
-from runtime.messages.services import GateOrder
+from runtime.messages.services import GateOrder, ServiceHandle
 from store.encrypted_values import write_sealed
 from store.services.rows import load_service, lock_service
 from store.services.tokens import gate_told, untold_gates, write_tokens
@@ -149,7 +150,8 @@ async def tell(state: Any, service_id: str, actor: str) -> None:
         try:
             await deliver(state, service_id)
             message = GateOrder(actor=actor, gate=row.gate)
-            await temporal.update(state.temporal, service_id, "set_gate", message, None, "service")
+            async with updating("service", service_id):
+                await ServiceHandle(state.temporal, service_id).set_gate(message, timeout_s=UPDATE_S)
         except Unavailable as e:
             e.message = f"The change is noted, but the service's proxies do not know it yet: {e.message}"
             raise

@@ -17,10 +17,11 @@ from datetime import datetime, timedelta
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from runtime.messages.clusters import OwnedMachine
+
 with workflow.unsafe.imports_passed_through():
     from heliostat.models.agents import FactKind
     from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
-    from heliostat.models.common import Model
     from heliostat.models.compute_configs import MAX_NODES_PER_CLUSTER
     from runtime.messages.clusters import (
         ClusterInput,
@@ -35,12 +36,6 @@ with workflow.unsafe.imports_passed_through():
     from runtime.messages.common import TerminateRequest
     from workflows.clusters.launching import ClusterNodes
     from workflows.clusters.progress import HEAD
-
-
-class OwnedMachine(Model):
-    node_id: str
-    machine_id: str | None
-    token: str
 
 
 @workflow.defn
