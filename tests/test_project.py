@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -67,3 +68,9 @@ def test_forms_can_be_read() -> None:
             assert content.keys() >= {"name", "description", "body"}, form
             ids = [part["id"] for part in content["body"] if part["type"] != "markdown"]
             assert len(set(ids)) == len(ids), form
+
+
+def test_coverage_measures_the_packages_that_are_type_checked() -> None:
+    """A folder that is new would else be left out of the figure, unseen."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert sorted(tool["coverage"]["run"]["source"]) == sorted(tool["mypy"]["packages"])
