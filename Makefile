@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LIGHT := -m "not long and not ray" -n 3 --dist loadfile
 RAY := -m "ray and not long" -p no:xdist
 
-.PHONY: help setup lock up down status demo demo-service test test-long coverage check format openapi wheel backup restore bench
+.PHONY: help setup lock up down status demo demo-service test test-long coverage check format openapi docs wheel backup restore bench
 
 help:
 	@echo "make setup      .venv from requirements.lock"
@@ -29,7 +29,8 @@ help:
 	@echo "make backup     [FILE=path]    make restore FILE=path"
 	@echo "make test       15 minutes at most        make test-long   soaks and sweeps"
 	@echo "make coverage   the light tests, measured; fails below the floor in pyproject.toml; the report: .coverage-html/"
-	@echo "make check      format, lint, types, import contracts      make format   mends what can be"
+	@echo "make check      format, lint, types, import contracts, documentation      make format   mends what can be"
+	@echo "make docs       the documentation as a site in site/"
 	@echo "make wheel      the client's package in dist/"
 	@echo "make openapi    api/openapi.json      make lock   requirements.lock      make bench   docs/benchmarks.md's numbers"
 
@@ -101,7 +102,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy installation.py serve.py worker.py
+	$(BIN)/mypy -p tools
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: setup
 	$(BIN)/ruff format .
@@ -109,6 +112,10 @@ format: setup
 
 openapi: setup
 	$(BIN)/python -m api.openapi
+
+# Never with --quiet: mkdocs then counts no warning, and --strict passes whatever is broken.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: setup
 	$(BIN)/python -m hatchling build -t wheel -d dist
