@@ -385,6 +385,7 @@ def _command(command: Any, parent: Any, name: str, level: int) -> Iterator[str]:
             yield from _command(part, context, verb, level + 1)
         return
     pieces = " ".join(piece for piece in command.collect_usage_pieces(context) if piece)
+    pieces = re.sub(r"\[\[([^\[\]]*\.\.\.)\]\]\.\.\.", r"[\1]", pieces)  # a metavar that has its brackets already
     yield f"```text\n{context.command_path} {pieces}\n```"
     yield _options(command, context)
 

@@ -1,6 +1,6 @@
 """A report that a schedule makes: the nodes of the cluster, and the sum of a hundred tasks.
 
-    python report.py        # without Heliostat, on a machine with Ray
+python report.py        # without Heliostat, on a machine with Ray
 """
 
 import os
