@@ -255,7 +255,7 @@ def ignored_by(patterns: Iterable[str]) -> Callable[[str], bool]:
 def _no_pattern(text: str) -> InvalidRequest:
     return InvalidRequest(
         f"excludes: {text!r} is not a valid pattern.",
-        remedy="Write it like a line of .gitignore, e.g. 'data/' or '*.ckpt'. Escape a leading # or ! with a backslash.",
+        remedy="Write a line of .gitignore, e.g. 'data/' or '*.ckpt'. Escape a leading # or ! with a backslash.",
         field="excludes",
     )
 
