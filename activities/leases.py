@@ -14,11 +14,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from heliostat.models.clusters import Cluster, ClusterState
 from heliostat.models.common import Model
-from runtime.messages.clusters import ClusterHandle, ClusterInput, LeaseAnswer, LeaseRequest, Release, start_cluster
+from runtime.messages.clusters import ClusterHandle, ClusterInput, LeaseAnswer, LeaseRequest, Release
 from runtime.messages.common import WorkflowHandle, reached
 from store import clusters as cluster_records
-from store import outbox
 from store.database import Database
+from store.outbox import Outbox, is_cancelled
 
 
 class MadeCluster(Model):
@@ -43,7 +43,7 @@ class LeaseActivities:
     def __init__(self, db: Database, client: Client, task_queue: str) -> None:
         self._db = db
         self._client = client
-        self._task_queue = task_queue
+        self._outbox = Outbox(db, client, task_queue)
 
     @activity.defn
     async def start_service_cluster(self, request: MadeCluster) -> None:
@@ -52,9 +52,9 @@ class LeaseActivities:
 
     @activity.defn
     async def start_job_cluster(self, request: MadeCluster) -> bool:
-        """The same for a job. False: the job's acceptance was taken back, nothing was made."""
+        """The same for a job. False: the job's request was cancelled, nothing was made."""
         job_id = request.input.job_id
-        if job_id is not None and await outbox.is_withdrawn(self._db, "job", job_id):
+        if job_id is not None and await is_cancelled(self._db, "job", job_id):
             return False
         await self._start(request)
         return True
@@ -66,15 +66,14 @@ class LeaseActivities:
                 "it is tried again, and comes when that one has ended",
                 type="conflict",
             )
-        await start_cluster(self._client, self._task_queue, request.input)
-        await outbox.mark_started(self._db, "cluster", request.cluster.id)
+        await self._outbox.start_cluster(request.input)
 
     @activity.defn
     async def acquire_lease(self, request: AcquireLease) -> LeaseAnswer:
         """Asks a cluster for a lease; the answer comes at once. A cluster that is gone answers with its end,
         not with an error."""
-        if request.holder.startswith("job_") and await outbox.is_withdrawn(self._db, "job", request.holder):
-            raise ApplicationError("The acceptance was taken back.", type="withdrawn", non_retryable=True)
+        if request.holder.startswith("job_") and await is_cancelled(self._db, "job", request.holder):
+            raise ApplicationError("The request was cancelled.", type="withdrawn", non_retryable=True)
         info = activity.info()
         try:
             return await ClusterHandle(self._client, request.cluster_id).acquire(

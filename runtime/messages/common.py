@@ -37,6 +37,8 @@ NAME = SearchAttributeKey.for_keyword("HeliostatName")
 SEARCH_ATTRIBUTES = (KIND, STATE, PROJECT, NAME)
 MONITOR_ID = "monitor"
 SWEEP_SCHEDULE_ID = "sweep"
+SYSTEM = "system"
+"""The actor of what nobody requested: the sweep, the monitor, a message that is delivered late."""
 
 QUERY_S = 10.0
 """A query is answered by a worker, from its cache or by a replay."""
