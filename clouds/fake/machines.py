@@ -18,7 +18,7 @@ from clouds.contract.errors import BadConfig, Denied, Gone, NoCapacity, QuotaExc
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
 from clouds.contract.object_keys import checked
 from clouds.fake.retained import FakeKeeps
-from clouds.local.bucket.signed_urls import SignedUrls
+from clouds.signed_urls import SignedUrls
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Capabilities, Market
 from heliostat.models.common import utcnow

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clouds.aws.machines import advanced
 from clouds.aws.machines.images import Image
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
 from clouds.contract.retained import DEVICES, KEPT_TAG
 from heliostat.models.clouds import AwsConfig, Market
-
-if TYPE_CHECKING:
-    from clouds.aws.machines.retained import Kept
 
 TOKEN_TAG, REQUEST_TAG, GENERATION_TAG = "heliostat-token", "heliostat-request", "heliostat-generation"
 """Of an instance: the token it was launched under, the hash of the whole request, and which try of its slot it is."""
@@ -34,6 +32,21 @@ _REASONS = {
     "Server.InsufficientInstanceCapacity": "AWS had no machine for it after all",
 }
 """By ``StateReason.Code``."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a head is launched with from the one before."""
+
+    volume_id: str | None = None
+    interface_id: str | None = None
+
+    @property
+    def devices(self) -> str:
+        """Where the volume appears: by its id where disks are NVMe, else by the name that it is attached as
+        (https://docs.aws.amazon.com/ebs/latest/userguide/nvme-ebs-volumes.html)."""
+        serial = (self.volume_id or "").replace("-", "")
+        return f"/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_{serial} /dev/xvdp"
 
 
 def request(

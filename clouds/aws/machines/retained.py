@@ -11,12 +11,12 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from clouds.aws.account.session import AwsSession
 from clouds.aws.machines import instances
 from clouds.aws.machines.advanced import KEPT_DEVICE
+from clouds.aws.machines.instances import Kept
 from clouds.contract.errors import Gone, NotOffered
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, MachineSpec, MachineState
 from clouds.contract.retained import KEPT_TAG, Keep
@@ -25,19 +25,6 @@ from heliostat.models.clouds import AwsConfig, AwsSubnet
 
 Found = dict[str, Any]
 """A volume or a network interface, as EC2 describes it."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    volume_id: str | None = None
-    interface_id: str | None = None
-
-    @property
-    def devices(self) -> str:
-        """Where the volume appears: by its id where disks are NVMe, else by the name that it is attached as
-        (https://docs.aws.amazon.com/ebs/latest/userguide/nvme-ebs-volumes.html)."""
-        serial = (self.volume_id or "").replace("-", "")
-        return f"/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_{serial} /dev/xvdp"
 
 
 class Keeps:

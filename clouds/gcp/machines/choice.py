@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clouds.contract.errors import BadConfig
 from clouds.contract.machines import MachineSpec
+from clouds.gcp.account.operations import label
 from clouds.gcp.machines import advanced, instance
 from clouds.gcp.machines.catalogue import Catalogue, MachineType, disk_of, parts
 from heliostat.models.clouds import GcpConfig
@@ -22,7 +23,7 @@ def chosen(spec: MachineSpec, config: GcpConfig, types: Catalogue) -> MachineTyp
         refused = f"{spec.zone!r} is none of the cloud's zones ({', '.join(config.zones)})"
     elif len(spec.user_data.encode()) > instance.MAX_USER_DATA_BYTES:
         refused = f"the start-up script has {len(spec.user_data.encode())} bytes, more than 256 KiB"
-    elif instance.label(spec.installation_id) != spec.installation_id:
+    elif label(spec.installation_id) != spec.installation_id:
         refused = f"the installation's id {spec.installation_id!r} can't be a label's value"
     elif spec.instance_type is None and asks:
         architecture = spec.cpu_architecture or "x86_64"

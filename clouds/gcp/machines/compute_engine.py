@@ -16,13 +16,14 @@ from typing import Any
 from clouds.contract.errors import BadConfig, Gone, NoCapacity, NotOffered, QuotaExceeded
 from clouds.contract.machines import OWNER_TAG, Machine, MachineSpec, MachineState
 from clouds.gcp.account import errors
+from clouds.gcp.account.operations import done, label, reached
 from clouds.gcp.account.session import Session, matching, name_of
 from clouds.gcp.machines import instance
 from clouds.gcp.machines import orphans as sweep
 from clouds.gcp.machines.catalogue import Catalogue, MachineType, shipped
 from clouds.gcp.machines.choice import chosen
 from clouds.gcp.machines.combined import Combined
-from clouds.gcp.machines.history import NAMES_A_QUESTION, History, Story, done, reached
+from clouds.gcp.machines.history import NAMES_A_QUESTION, History, Story
 from clouds.gcp.machines.retained import Keeps, Kept
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Capabilities, GcpConfig, Market
@@ -255,7 +256,7 @@ class GcpMachines:
         return {i.name: i for i in self._list(matching("name", names))}
 
     def _owned(self, installation_id: str) -> list[Any]:
-        if instance.label(installation_id) != installation_id:
+        if label(installation_id) != installation_id:
             return []
         return self._list(f'labels.{OWNER_TAG} = "{installation_id}"')
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from clouds.contract.machines import Machine, MachineState
 from clouds.gcp.account import errors
+from clouds.gcp.account.operations import done, reached
 from clouds.gcp.account.session import Session, matching, name_of
 from clouds.gcp.machines.combined import Combined
 from heliostat.errors import CloudError
@@ -101,17 +102,6 @@ class History:
             elif op.operation_type in ENDINGS and failure(op) is None:
                 story.endings.append(op)
         return found
-
-
-def reached(page: Any) -> Any:
-    """The page of one zone, which must have been asked: what is missing in a list counts as gone."""
-    if page.warning and page.warning.code == "UNREACHABLE":
-        raise CloudError("Google Cloud could not ask every zone.", remedy="Try again.")
-    return page
-
-
-def done(op: Any) -> bool:
-    return bool(op.status == type(op).Status.DONE)
 
 
 def failure(op: Any) -> CloudError | None:

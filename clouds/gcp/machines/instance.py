@@ -12,6 +12,7 @@ from typing import Any
 
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
 from clouds.contract.retained import DEVICES
+from clouds.gcp.account.operations import label
 from clouds.gcp.machines import advanced
 from clouds.gcp.machines.catalogue import MachineType, parts
 from heliostat.models.clouds import GcpConfig, Market
@@ -63,12 +64,6 @@ def digest(spec: MachineSpec) -> str:
 def tags(spec: MachineSpec) -> dict[str, str]:
     ours = {OWNER_TAG: spec.installation_id, CLUSTER_TAG: spec.cluster_id, NODE_TAG: spec.node_id}
     return spec.tags | ours
-
-
-def label(text: str) -> str:
-    """As a label's value: small letters, digits, ``_`` and ``-``, 63 of them at most
-    (https://cloud.google.com/compute/docs/labeling-resources#requirements)."""
-    return re.sub(r"[^a-z0-9_-]", "_", text.lower())[:63]
 
 
 def labels(spec: MachineSpec, more: Mapping[str, str]) -> dict[str, str]:

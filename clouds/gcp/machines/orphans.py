@@ -14,9 +14,8 @@ from clouds.contract.errors import Gone
 from clouds.contract.machines import CLUSTER_TAG, OWNER_TAG
 from clouds.contract.retained import KEPT_TAG
 from clouds.gcp.account import errors
+from clouds.gcp.account.operations import label, reached
 from clouds.gcp.account.session import Session, name_of
-from clouds.gcp.machines.history import reached
-from clouds.gcp.machines.instance import label
 from clouds.gcp.machines.retained import Keeps
 from heliostat.errors import CloudError
 

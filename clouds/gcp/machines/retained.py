@@ -18,12 +18,12 @@ from typing import Any
 from clouds.contract.errors import Gone, NotOffered
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, MachineSpec
 from clouds.contract.retained import KEPT_TAG, Keep
+from clouds.gcp.account.operations import label, reached
+from clouds.gcp.account.resources import ADDRESS, Resources
 from clouds.gcp.account.session import Session, name_of
-from clouds.gcp.balancer.parts import ADDRESS, Parts
 from clouds.gcp.machines.advanced import KEPT_DEVICE
 from clouds.gcp.machines.catalogue import MachineType
-from clouds.gcp.machines.history import reached
-from clouds.gcp.machines.instance import label, subnetwork
+from clouds.gcp.machines.instance import subnetwork
 from heliostat.errors import CloudError
 from heliostat.models.clouds import GcpConfig
 
@@ -60,7 +60,7 @@ class Keeps:
     ) -> None:
         self._config, self._session, self._tags = config, session, tags
         self._installation_id = installation_id
-        self._parts = Parts(session, config.region, poll_s)
+        self._resources = Resources(session, config.region, poll_s)
 
     def prepare(self, spec: MachineSpec, keep: Keep) -> Kept:
         """Reserves the address, and looks for the disk. Raises CloudError for what is not there any more, NotOffered
@@ -77,12 +77,12 @@ class Keeps:
                     resource=spec.node_id,
                 )
         if keep.address:
-            found = self._parts.get(ADDRESS, name)
+            found = self._resources.get(ADDRESS, name)
             if found is None and keep.had:
                 raise self._missing("address", spec)
             if found is None:
-                self._parts.make(ADDRESS, name, self._address(spec))
-                found = self._parts.get(ADDRESS, name)
+                self._resources.make(ADDRESS, name, self._address(spec))
+                found = self._resources.get(ADDRESS, name)
             if found is None or not found.address:
                 raise CloudError(f"Google Cloud does not show address {name} yet.", remedy="Try again.")
             ip = str(found.address)
@@ -103,18 +103,18 @@ class Keeps:
         """One list, and a call for each."""
         name = name_for(cluster_id)
         self._delete_disks(self._disks(name))
-        self._parts.delete(ADDRESS, name)
+        self._resources.delete(ADDRESS, name)
 
     def addresses_left(self, installation_id: str, before: datetime) -> Iterator[tuple[str, str]]:
         """(name, cluster) of those of that installation that no machine has, made before that time. One list."""
-        for address in self._parts.list(ADDRESS, _NAMES):
+        for address in self._resources.list(ADDRESS, _NAMES):
             told = json.loads(address.description or "{}")
             old = datetime.fromisoformat(address.creation_timestamp) < before
             if told.get(OWNER_TAG) == installation_id and not list(address.users) and old:
                 yield address.name, str(told.get(CLUSTER_TAG, ""))
 
     def delete_address(self, name: str) -> None:
-        self._parts.delete(ADDRESS, name)
+        self._resources.delete(ADDRESS, name)
 
     # -- inside
 
@@ -146,7 +146,7 @@ class Keeps:
         for disk in disks:
             where = {"zone": name_of(disk.zone), "disk": disk.name}
             try:
-                self._parts.wait(
+                self._resources.wait(
                     self._session.call("Disks", "delete_unary", where, f"delete disk {disk.name}", disk.name)
                 )
             except Gone:

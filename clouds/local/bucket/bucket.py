@@ -17,7 +17,7 @@ from typing import BinaryIO, Self
 from clouds.contract.bucket import StoredObject
 from clouds.contract.errors import BadConfig, Gone, QuotaExceeded
 from clouds.contract.object_keys import checked
-from clouds.local.bucket.signed_urls import SignedUrls
+from clouds.signed_urls import SignedUrls
 from heliostat.errors import InvalidRequest
 
 LEFTOVER_S = 24 * 3600

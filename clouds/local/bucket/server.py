@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from clouds.contract.errors import QuotaExceeded
 from clouds.local.bucket.bucket import LocalBucket
-from clouds.local.bucket.signed_urls import Grant
+from clouds.signed_urls import Grant
 from heliostat.errors import HeliostatError, InvalidRequest
 from runtime.keys import load_or_create
 from runtime.settings import Settings
