@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 from heliostat.errors import Unavailable
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Offer:
     """What one provider offers, in all of its clouds."""
 
     catalogue: Catalogue
-    check_advanced: Callable[[Mapping[str, Any], Keep | None], None]
+    check_advanced: Callable[[Mapping[str, Any], RetainedResources | None], None]
     """Raises BadConfig, whose ``field`` is a path within it, for an ``advanced_instance_config`` that a launch would
     refuse, beside what its node keeps."""
 
@@ -85,7 +85,7 @@ def is_accelerator(wanted: str, has: str) -> bool:
 
 
 def own_or_shipped(path: Path, load: Callable[[Path], T], shipped: Callable[[], T], module: str) -> T:
-    """The operator's own catalogue where there is one. Raises Unavailable for one that can't be read.
+    """The operator's own catalogue where there is one. Raises Unavailable for one that cannot be read.
 
     Args:
         module: makes it anew.
@@ -96,8 +96,8 @@ def own_or_shipped(path: Path, load: Callable[[Path], T], shipped: Callable[[], 
         return load(path)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise Unavailable(
-            f"The catalogue of instance types {path} can't be read: {type(e).__name__}: {e}.",
-            remedy=f"Make it anew with `python -m {module} refresh`, or remove it.",
+            f"The catalogue of instance types {path} cannot be read: {type(e).__name__}: {e}.",
+            remedy=f"Create it again with `python -m {module} refresh`, or remove it.",
             resource=str(path),
         ) from e
 

@@ -58,7 +58,7 @@ class Stack:
             nonlocal interrupts
             interrupts += 1
             if interrupts == 1:
-                say("\nStopping the control plane; clusters and their jobs go on.")
+                say("\nStopping the control plane; clusters and their jobs keep running.")
                 stop.set()
             else:
                 say("Killing it.")
@@ -96,7 +96,7 @@ class Stack:
         await asyncio.gather(
             self._supervisor.start(made["api"], made["worker"]), asyncio.to_thread(set_retention, self.layout)
         )
-        say(f"all is ready ({time.monotonic() - began:.1f} s)")
+        say(f"everything is ready ({time.monotonic() - began:.1f} s)")
 
     async def _keep(self) -> None:
         await asyncio.gather(self._supervisor.watch(), self._supervisor.limit_logs())
@@ -154,13 +154,13 @@ Heliostat {state["version"]} is up.
 
   Try          {cli} job submit --wait -- python -c "print('hello')"
 
-Ctrl-C stops the control plane only: clusters and jobs go on. `make down` ends them too.
+Ctrl-C stops the control plane only: clusters and jobs keep running. `make down` ends them too.
 """
 
 
 def up(settings: Settings, home: Home, *, detach: bool) -> int:
     for name, meant in misspelt(os.environ).items():
-        say(f"warning: there is no setting {name}; {meant} is probably meant")
+        say(f"warning: unknown setting {name}; did you mean {meant}?")
     home.create()
     if detach:
         return _up_detached(home)
@@ -170,7 +170,7 @@ def up(settings: Settings, home: Home, *, detach: bool) -> int:
     with lock:
         orphans = home.processes()
         if orphans:
-            say(f"ending what an earlier stack left behind: {', '.join(sorted(orphans.values()))}")
+            say(f"ending processes of an earlier stack: {', '.join(sorted(orphans.values()))}")
             end_processes(orphans, grace_s=10)
         return asyncio.run(Stack(settings, home).run())
 
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(backup(home, args.file))  # noqa: T201
             case "restore":
                 aside = restore(home, args.file)
-                say(f"restored to {home.path}" + (f"; what stood there is in {aside}" if aside else ""))
+                say(f"restored to {home.path}" + (f"; the previous home is in {aside}" if aside else ""))
         return 0
     except HeliostatError as error:
         say(f"error: {error}")

@@ -123,8 +123,8 @@ class Supervisor:
             born = time.monotonic()
             try:
                 part.process = await _spawn(part)
-            except OSError as error:  # its log can't be opened, no process can be made: this may pass
-                self._say(f"{part.name} can't be started: {error}; again in {pause:.1f} s")
+            except OSError as error:  # its log cannot be opened, no process can be made: this may pass
+                self._say(f"{part.name} cannot be started: {error}; again in {pause:.1f} s")
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, MAX_BACKOFF_S)
                 continue
@@ -135,7 +135,7 @@ class Supervisor:
                 pause = 0.2
             if part.ready.is_set():
                 how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-                self._say(f"{part.name} ended {how}; it is started again in {pause:.1f} s ({part.log})")
+                self._say(f"{part.name} ended {how}; it restarts in {pause:.1f} s ({part.log})")
             elif part.deaths >= START_TRIES:
                 return  # _await_ready tells
             await asyncio.sleep(pause)
@@ -150,7 +150,7 @@ class Supervisor:
                 self._keepers[part.name].result()
                 raise PartFailed(
                     f"{part.name} does not start: it ended {part.deaths} times. It wrote last:\n{tail(part.log)}",
-                    remedy=f"The whole log is in {part.log}.",
+                    remedy=f"The full log is in {part.log}.",
                     resource=part.name,
                 )
             if answers:
@@ -158,7 +158,7 @@ class Supervisor:
             if spent > part.ready_s:
                 raise PartFailed(
                     f"{part.name} runs but was not ready within {part.ready_s:.0f} s. It wrote last:\n{tail(part.log)}",
-                    remedy=f"The whole log is in {part.log}.",
+                    remedy=f"The full log is in {part.log}.",
                     resource=part.name,
                 )
             if time.monotonic() - last_word > 5:
@@ -199,7 +199,7 @@ async def _spawn(part: Part) -> asyncio.subprocess.Process:
             )
         except FileNotFoundError as error:
             raise PartFailed(
-                f"{part.name} can't be started: there is no {part.argv[0]}.",
+                f"{part.name} cannot be started: not found: {part.argv[0]}.",
                 remedy="Run `make setup`.",
                 resource=part.name,
             ) from error

@@ -109,7 +109,7 @@ class SweepActivities:
             return asyncio.run_coroutine_threadsafe(self._lives(cluster_id), loop).result(LIVES_S)
 
         grace_s = self._settings.newborn_grace_s
-        left = await asyncio.to_thread(cloud.leftovers, self._installation_id, grace_s, lives)
+        left = await asyncio.to_thread(cloud.delete_orphans, self._installation_id, grace_s, lives)
         if left:
             log.error("deleted what belonged to no machine", cloud=cloud_id, things=left)
         if failed is not None:
@@ -328,7 +328,7 @@ class SweepActivities:
         failed: dict[str, CloudError] = {}
         kept_s = max(s.retention_logs_days, 1.0) * 86_400
         for cloud_id, machines in list(self._machines.items()):
-            pruned = await self._unless_failed(cloud_id, failed, partial(machines.prune, kept_s))
+            pruned = await self._unless_failed(cloud_id, failed, partial(machines.forget_ended, kept_s))
             counts["machines"] = counts.get("machines", 0) + len(pruned or [])
             activity.heartbeat()
         for cloud_id, cluster_id in await retention.logs_before(self._db, now - timedelta(days=s.retention_logs_days)):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from clouds.contract.errors import BadConfig
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 from clouds.shapes import Offer, Shape, accelerators, is_accelerator, nearest
 from heliostat.errors import InvalidRequest
 from heliostat.models.clouds import Cloud
@@ -127,7 +127,7 @@ def _node(
     if offer is None:
         _has_no_types(path, node, advanced, cloud)
         return node
-    keep = Keep.of(node, had=False) if isinstance(node, HeadNodeConfig) else None
+    keep = RetainedResources.of(node, had=False) if isinstance(node, HeadNodeConfig) else None
     try:
         offer.check_advanced(advanced, keep)
     except BadConfig as e:

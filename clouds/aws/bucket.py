@@ -57,7 +57,11 @@ class AwsBucket:
         try:
             body: bytes = self._read("GetObject", key)["Body"].read()
         except Gone:
-            raise Gone(f"Object {key} does not exist.", remedy="It may have been pruned.", resource=key) from None
+            raise Gone(
+                f"Object {key} does not exist.",
+                remedy="It may have been deleted by the retention policy.",
+                resource=key,
+            ) from None
         except BotoCoreError as e:  # the connection broke while the object came
             raise translated(e, "s3", "GetObject", key, self._session.role_arn) from e
         return body

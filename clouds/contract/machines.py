@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 from heliostat.models.clouds import Capabilities, Market
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import Model, Result
@@ -52,7 +52,7 @@ class MachineSpec(Model):
     """Where no instance type is named; None: x86_64."""
     advanced: dict[str, Any] = {}
     """Fields of the vendor's own launch request, put over ours."""
-    keep: Keep | None = None
+    keep: RetainedResources | None = None
     """Of a head: what it has from the one before, or begins to have for the next one."""
 
     def digest(self) -> str:
@@ -112,20 +112,20 @@ class Machines(Protocol):
         they are gone: ``describe`` tells. Never touches a machine without our owner tag."""
         ...
 
-    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
+    def attach_retained(self, cluster_id: str, machine_id: str | None) -> None:
         """What the cluster keeps (``MachineSpec.keep``) goes to this machine, which was launched with it; what launches
         in vain have left elsewhere is deleted. None: the cluster is over, and all of it is deleted. Nothing to hand
         over, or done already, is done. Raises CloudError when it is too early (the machine does not run yet, or the one
         before still holds it): repeat the call; Gone when that machine has ended."""
         ...
 
-    def prune(self, older_than_s: float) -> list[str]:
+    def forget_ended(self, older_than_s: float) -> list[str]:
         """Drops what is kept for us of machines that ended longer ago than that (directories, retained console
         output) and gives their ids; nothing where the cloud itself forgets. Their tokens may boot again
         afterwards, so nobody asks for less than a day."""
         ...
 
-    def leftovers(
+    def delete_orphans(
         self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
     ) -> list[str]:
         """Deletes what carries our owner tag beside machines, belongs to none (disks, network interfaces) and has been

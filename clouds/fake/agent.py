@@ -74,7 +74,7 @@ class FakeFleet:
         """An agent for a machine with this user-data, on the fleet's loop."""
         match = re.search(r"<<'HELIOSTAT_BOOT'\n(.*)\nHELIOSTAT_BOOT\n", user_data)
         if match is None:
-            raise ValueError("this is no user-data of clouds.boot.user_data")
+            raise ValueError("this is not user-data of clouds.boot.user_data")
         agent = FakeAgent(self, json.loads(match[1]), ip)
         self.agents[agent.node_id] = agent
         return agent

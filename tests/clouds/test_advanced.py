@@ -87,7 +87,7 @@ def test_aws_refuses_what_is_ours_by_name(name: str) -> None:
         ({"CpuOptions": {"CoreCount": "two"}}, "CoreCount"),
         ({"BlockDeviceMappings": [{"DeviceName": "d", "Ebs": {"DeleteOnTermination": False}}]}, "DeleteOnTermination"),
         ({"BlockDeviceMappings": {}}, "BlockDeviceMappings"),
-        ({"Placement": {"AvailabilityZone": "a"}}, "give zones"),
+        ({"Placement": {"AvailabilityZone": "a"}}, "set zones"),
     ],
 )
 def test_aws_refuses_what_run_instances_does_not_know(given: dict[str, Any], words: str) -> None:

@@ -74,7 +74,7 @@ async def test_a_part_that_dies_is_started_again(bench: Bench) -> None:
     os.kill(before["one"], signal.SIGKILL)
     await until(lambda: bench.pids[-1].get("one", before["one"]) != before["one"])
     assert bench.pids[-1]["two"] == before["two"]
-    assert "one ended by signal SIGKILL; it is started again in 0.2 s" in "\n".join(bench.said)
+    assert "one ended by signal SIGKILL; it restarts in 0.2 s" in "\n".join(bench.said)
 
 
 async def test_a_part_that_never_comes_up_ends_the_start_with_its_words(bench: Bench) -> None:
@@ -90,7 +90,7 @@ async def test_a_part_that_is_never_ready_ends_the_start(bench: Bench) -> None:
 async def test_a_missing_program_is_named(bench: Bench) -> None:
     part = bench.part("one")
     part.argv = ["/nonexistent/temporal"]
-    with pytest.raises(PartFailed, match="there is no /nonexistent/temporal") as raised:
+    with pytest.raises(PartFailed, match="not found: /nonexistent/temporal") as raised:
         await bench.supervisor.start(part)
     assert "make setup" in raised.value.remedy
 

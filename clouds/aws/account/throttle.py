@@ -29,7 +29,7 @@ class _Line:
     slowed_at: float = 0.0
 
 
-class Pace:
+class RateLimiter:
     """One account and region.
 
     Args:
@@ -52,7 +52,7 @@ class Pace:
             turn = max(now, line.next_at)
             if turn > deadline:
                 raise Throttled(
-                    f"AWS takes no more calls of {action} now: {line.gap_s:.2g} s lie between two of ours, and those "
+                    f"AWS throttles {action}: calls are {line.gap_s:.2g} s apart, and those queued "
                     f"before this one take {turn - now:.0f} s.",
                     remedy="Try again later; ask AWS for a higher request rate if this is common.",
                 )

@@ -32,7 +32,7 @@ Seen = TypeVar("Seen")
 class AwsBalancer:
     """ALBs (``clouds.contract.balancer.LoadBalancer``), with targets by IP address and weights in the listener.
 
-    Where an ALB does less than the contract, since it can't:
+    Where an ALB does less than the contract, since it cannot:
 
     - A request whose backend does not take it is *not* tried on another one: ALB answers 502. It notices a dead
       backend by its health check, within 10 s; until then that backend's share of the requests fails. Clients retry.
@@ -141,7 +141,7 @@ class AwsBalancer:
             missing = "balancer_certificate: an ALB speaks gRPC over TLS alone"
         if missing:
             raise BadConfig(
-                f"Service {spec.service_id} can't have an endpoint: the cloud's config lacks {missing}.",
+                f"Service {spec.service_id} cannot have an endpoint: the cloud's config lacks {missing}.",
                 remedy="Add it to the cloud.",
                 resource=spec.service_id,
             )
@@ -176,17 +176,17 @@ class AwsBalancer:
         wanted = Stamp.read(tags.get(WANTED_TAG))
         why = ""
         if wanted is None:
-            why = f"its tag {WANTED_TAG} is not what we wrote"
+            why = f"its tag {WANTED_TAG} is corrupt"
         elif Stamp.read(tags.get(APPLIED_TAG)) != wanted:
-            why = f"its change to revision {wanted.revision} was not finished"
+            why = f"its change to revision {wanted.revision} is not finished"
         else:
             backends = self._backends(service_id)
             if Stamp.of(wanted.revision, backends, 0) == wanted:
                 return wanted, backends
-            why = "its target groups are not those that it should have"
+            why = "its target groups are out of date"
         raise BackendsLost(
-            f"The load balancer of service {service_id} does not know its backends: {why}.",
-            remedy="They are made anew by `set_backends`, which the service's workflow calls when it hears of this.",
+            f"The load balancer of service {service_id} has lost its backends: {why}.",
+            remedy="The service's workflow sets them again by `set_backends`.",
             resource=service_id,
         )
 
@@ -244,15 +244,15 @@ class AwsBalancer:
         scheme = "https" if self._config.balancer_certificate else "http"
         state, wanted = found["State"]["Code"], Stamp.read(tags.get(WANTED_TAG))
         if state not in ("active", "active_impaired"):
-            state = f"AWS makes it, which takes some minutes ({state} {found['State'].get('Reason', '')})"
+            state = f"AWS is creating it, which takes some minutes ({state} {found['State'].get('Reason', '')})"
         elif wanted is None:
             state = "its backends are lost"
         elif Stamp.read(tags.get(APPLIED_TAG)) != wanted:
             state = f"its change to revision {wanted.revision} is not finished"
         elif (listener := self._rules.listener(found["LoadBalancerArn"])) is None:
-            state = "its listener is not there"
+            state = "its listener is missing"
         elif not self._rules.certified(listener):
-            state = "its certificate must be changed to that of the cloud's config"
+            state = "its certificate differs from that of the cloud's config"
         else:
             state = "ready"
         return Endpoint(service_id=service_id, url=f"{scheme}://{found['DNSName']}", state=state)

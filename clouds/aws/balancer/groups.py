@@ -15,7 +15,7 @@ from heliostat.models.clouds import AwsConfig
 TAGS_AT_ONCE = 20
 """ARNs that one DescribeTags takes."""
 SET_UP_TAG = "heliostat-set-up"
-"""On a group whose attributes are set: they can't be given when it is made."""
+"""On a group whose attributes are set: they cannot be given when it is made."""
 LEFT_TAG = "heliostat-left-at"
 """On a group that is not wanted any more: since when, in seconds of Unix time."""
 KEEP_LEFT_S = 3600
@@ -45,7 +45,7 @@ class Groups:
         self._session, self._config, self._now = session, config, now
 
     def of(self, service_id: str) -> dict[str, Found]:
-        """By name. ELB can't be asked for some by name's beginning, nor by tag: all of the region, 400 a call."""
+        """By name. ELB cannot be asked for some by name's beginning, nor by tag: all of the region, 400 a call."""
         arns = self.arns(prefix(service_id))
         tags = self.tags(list(arns.values()))
         return {name: Found(arn, tags[arn]) for name, arn in arns.items() if arn in tags}

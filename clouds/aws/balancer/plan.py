@@ -103,14 +103,14 @@ def plan(service_id: str, installation_id: str, backends: list[Backend]) -> Plan
 
 
 def check(backends: list[Backend]) -> None:
-    """Raises BadConfig for an id or an address that can't be one, one cluster twice, two weights (but for 0) of one
+    """Raises BadConfig for an id or an address that cannot be one, one cluster twice, two weights (but for 0) of one
     version, and more versions with traffic than an ALB takes."""
     weights: dict[str, int] = {}
     seen = set()
     for b in backends:
         wrong = ""
         if not _ID.fullmatch(b.id) or not _ID.fullmatch(b.version_id):
-            wrong = "has an id that is none"
+            wrong = "has an invalid id"
         elif not _ADDRESS.fullmatch(b.http) or (b.grpc and not _ADDRESS.fullmatch(b.grpc)):
             wrong = f"has no address of the form IPv4:port: {b.http!r}, {b.grpc!r}"
         elif b.id in seen:
@@ -123,7 +123,7 @@ def check(backends: list[Backend]) -> None:
             raise BadConfig(f"Backend {b.id!r} of version {b.version_id!r} {wrong}.", resource=b.id)
         seen.add(b.id)
     if len(weights) > MAX_GROUPS:
-        raise BadConfig(f"{len(weights)} versions have traffic; an ALB parts it between {MAX_GROUPS} at most.")
+        raise BadConfig(f"{len(weights)} versions have traffic; an ALB supports {MAX_GROUPS} at most.")
 
 
 def read(tags: dict[str, str]) -> tuple[int, Backend] | None:

@@ -10,7 +10,7 @@ from typing import Any
 from clouds.aws.machines import advanced
 from clouds.aws.machines.images import Image
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
-from clouds.contract.retained import DEVICES, KEPT_TAG
+from clouds.contract.retained import DEVICES, RETAINED_TAG
 from heliostat.models.clouds import AwsConfig, Market
 
 TOKEN_TAG, REQUEST_TAG, GENERATION_TAG = "heliostat-token", "heliostat-request", "heliostat-generation"
@@ -27,15 +27,15 @@ STATES = {
 }
 _REASONS = {
     "Client.UserInitiatedShutdown": "terminated",
-    "Client.InstanceInitiatedShutdown": "the machine has shut itself down",
-    "Server.SpotInstanceTermination": "AWS has reclaimed the spot machine",
-    "Server.InsufficientInstanceCapacity": "AWS had no machine for it after all",
+    "Client.InstanceInitiatedShutdown": "the machine shut itself down",
+    "Server.SpotInstanceTermination": "AWS reclaimed the spot machine",
+    "Server.InsufficientInstanceCapacity": "AWS had no capacity for it",
 }
 """By ``StateReason.Code``."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class RetainedIds:
     """What a head is launched with from the one before."""
 
     volume_id: str | None = None
@@ -56,12 +56,12 @@ def request(
     image: Image,
     instance_type: str,
     more_tags: Mapping[str, str],
-    kept: Kept | None = None,
+    retained: RetainedIds | None = None,
 ) -> dict[str, Any]:
     """Arguments of RunInstances: the same for the same arguments here, as EC2 compares them under one token.
 
     Args:
-        kept: what a head has from the one before.
+        retained: what a head has from the one before.
     """
     tags = {
         "Name": f"heliostat {spec.node_id}",
@@ -103,13 +103,13 @@ def request(
             {"ResourceType": kind, "Tags": listed} for kind in ("instance", "volume", "network-interface")
         ],
     }
-    if kept is not None and kept.volume_id is not None:
-        arguments["UserData"] = spec.user_data.replace(DEVICES, kept.devices)
+    if retained is not None and retained.volume_id is not None:
+        arguments["UserData"] = spec.user_data.replace(DEVICES, retained.devices)
         of_instance = arguments["TagSpecifications"][0]
-        of_instance["Tags"] = [*of_instance["Tags"], {"Key": KEPT_TAG, "Value": kept.volume_id}]
-    if kept is not None and kept.interface_id is not None:
+        of_instance["Tags"] = [*of_instance["Tags"], {"Key": RETAINED_TAG, "Value": retained.volume_id}]
+    if retained is not None and retained.interface_id is not None:
         del arguments["SubnetId"], arguments["SecurityGroupIds"]  # they are the interface's; so are its tags
-        arguments["NetworkInterfaces"] = [{"DeviceIndex": 0, "NetworkInterfaceId": kept.interface_id}]
+        arguments["NetworkInterfaces"] = [{"DeviceIndex": 0, "NetworkInterfaceId": retained.interface_id}]
         arguments["TagSpecifications"] = arguments["TagSpecifications"][:-1]
     if spec.market is Market.SPOT:
         arguments["InstanceMarketOptions"] = {

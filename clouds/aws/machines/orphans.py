@@ -12,14 +12,14 @@ from typing import Any
 
 from clouds.aws.account.session import AwsSession
 from clouds.contract.machines import CLUSTER_TAG, OWNER_TAG
-from clouds.contract.retained import KEPT_TAG
+from clouds.contract.retained import RETAINED_TAG
 from heliostat.errors import CloudError
 
 Old = tuple[dict[str, str], str, str, str]
 """Tags, id, what deletes it, and that call's argument."""
 
 
-class Leftovers:
+class Orphans:
     """Args:
     session: of the account and region.
     clock: in seconds, since an interface does not say when it was made: it is old when it was first seen that long ago
@@ -31,13 +31,13 @@ class Leftovers:
         self._first_seen: dict[str, float] = {}
 
     def clear(self, installation_id: str, older_than_s: float, lives: Callable[[str], bool]) -> list[str]:
-        """See ``Machines.leftovers``. Two lists, and a call for each."""
+        """See ``Machines.delete_orphans``. Two lists, and a call for each."""
         lives = functools.cache(lives)
         gone: list[str] = []
         failed: CloudError | None = None
         for tags, thing, operation, argument in [*self._volumes(installation_id, older_than_s),
                                                  *self._interfaces(installation_id, older_than_s)]:  # fmt: skip
-            if KEPT_TAG in tags and lives(tags.get(CLUSTER_TAG, "")):
+            if RETAINED_TAG in tags and lives(tags.get(CLUSTER_TAG, "")):
                 continue
             try:
                 self._session.call("ec2", operation, thing, **{argument: thing})

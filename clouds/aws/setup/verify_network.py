@@ -92,7 +92,7 @@ def _subnet(
             return
         said += f", out {out}"
     if free < FEW_ADDRESSES:
-        found.warn(name, f"{said}: that many machines, and no more.", "Name a larger subnet beside it.")
+        found.warn(name, f"{said}: room for that many machines.", "Name a larger subnet beside it.")
     else:
         found.ok(name, f"{said}.")
 
@@ -123,16 +123,17 @@ def way_out(subnet: dict[str, Any], routes: list[dict[str, Any]], api_url: str) 
             return private, "", ""
         return (
             "",
-            f"Its machines have no route to us ({api_url}): no default route, and none to that address.",
+            f"Its machines have no route to the control plane ({api_url}): no default route, and none to that address.",
             f"Route {EVERYWHERE} to a NAT gateway or transit gateway, or give the API an endpoint in the VPC.",
         )
     target = next((str(default[key]) for key in _TARGETS if default.get(key)), "")
     if default.get("State") == "blackhole":
-        return "", f"Its default route leads to {target}, which is gone (a black hole).", "Mend the route."
+        return "", f"Its default route leads to {target}, which is gone (a black hole).", "Fix the route."
     if target.startswith("igw-") and not subnet.get("MapPublicIpOnLaunch"):
         return (
             "",
-            f"Its default route leads to {target}, but machines get no public address there: nothing comes back to us.",
+            f"Its default route leads to {target}, but machines get no public address there: "
+            "no answer can return to the control plane.",
             "Turn on auto-assignment of public addresses in the subnet, or route through a NAT gateway.",
         )
     return f"by {target}", "", ""
@@ -224,7 +225,7 @@ def _among_themselves(found: Checklist, machines: list[dict[str, Any]], ours: se
     else:
         found.fail(
             name,
-            "No group of the machines allows all traffic from the machines: Ray's nodes can't join their head.",
+            "No group of the machines allows all traffic from the machines: Ray's nodes cannot join their head.",
             f"Add to {sorted(ours)[0]} an inbound rule for all traffic from itself.",
         )
 
@@ -249,10 +250,10 @@ def _from_outside(found: Checklist, machines: list[dict[str, Any]]) -> None:
     if opened:
         ports = ", ".join(sorted({_ports(rule) for rule in opened}))
         found.warn(
-            name, f"The whole world may call machines ({ports}).", "Take the rule away: nothing of ours needs it."
+            name, f"Machines are open to the internet ({ports}).", "Remove the rule: Heliostat does not need it."
         )
     else:
-        found.ok(name, "Not open to the world.")
+        found.ok(name, "Not open to the internet.")
 
 
 def _from_balancers(found: Checklist, machines: list[dict[str, Any]], balancers: set[str]) -> None:

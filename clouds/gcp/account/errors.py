@@ -94,7 +94,7 @@ REMEDIES: dict[type[CloudError], str] = {
     QuotaExceeded: "Wait until other resources are gone, or raise the project's quota (console: IAM & Admin, Quotas).",
     Throttled: "Try again later.",
     BadConfig: "Change the cloud's or the compute config.",
-    Gone: "It does not exist any more.",
+    Gone: "It no longer exists.",
     Denied: "Grant it to the cloud's service account.",
 }
 
@@ -151,7 +151,7 @@ def raised(e: Exception, doing: str, resource: str | None = None) -> CloudError:
             remedy="Try again: the call is repeatable. Check the network if it goes on.",
             resource=resource,
         )
-    raise TypeError(f"{type(e)} is no error of Google's libraries")
+    raise TypeError(f"{type(e)} is not an error of Google's libraries")
 
 
 def answered(response: requests.Response, doing: str, resource: str | None = None) -> CloudError:

@@ -25,7 +25,7 @@ from google.auth.transport.requests import AuthorizedSession
 from clouds.contract.errors import Throttled
 from clouds.gcp.account import errors
 from clouds.gcp.account.oidc import Issuer
-from clouds.gcp.account.throttle import Pace
+from clouds.gcp.account.throttle import Backoff
 from heliostat.models.clouds import GcpConfig
 
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
@@ -120,7 +120,7 @@ class Session:
         service_account: whom we act as, by e-mail.
         credentials: what calls are signed with.
         endpoints: Google's, or a fake's.
-        pace: shared by all who call this project.
+        backoff: shared by all who call this project.
     """
 
     def __init__(
@@ -129,10 +129,10 @@ class Session:
         service_account: str,
         credentials: Credentials,
         endpoints: Endpoints | None = None,
-        pace: Pace | None = None,
+        backoff: Backoff | None = None,
     ) -> None:
         self.project, self.service_account, self.credentials = project, service_account, credentials
-        self.endpoints, self.pace = endpoints or Endpoints(), pace or Pace()
+        self.endpoints, self.backoff = endpoints or Endpoints(), backoff or Backoff()
         self._lock = threading.Lock()
         self._clients: dict[str, Any] = {}
         self._local = threading.local()
@@ -187,18 +187,18 @@ class Session:
         return response
 
     def _paced(self, ask: Callable[[], Any], doing: str, resource: str | None) -> Any:
-        asked_at = self.pace.wait(doing)
+        asked_at = self.backoff.wait(doing)
         try:
             answer = ask()
         except RAISED as e:
             found = errors.raised(e, doing, resource)
             if isinstance(found, Throttled):
-                self.pace.refused(asked_at)
+                self.backoff.refused(asked_at)
             raise found from e
         if isinstance(answer, requests.Response) and answer.status_code == 429:
-            self.pace.refused(asked_at)
+            self.backoff.refused(asked_at)
         else:
-            self.pace.taken(asked_at)
+            self.backoff.taken(asked_at)
         return answer
 
     def _authorized(self) -> Any:
@@ -232,7 +232,7 @@ class Sessions:
         self._endpoints, self._anonymous = endpoints or Endpoints(), anonymous
         self._lock = threading.Lock()
         self._made: dict[tuple[str, str, str, str], Session] = {}
-        self._paces: dict[str, Pace] = {}
+        self._backoffs: dict[str, Backoff] = {}
 
     def get(self, config: GcpConfig, organization: str) -> Session:
         """The session of that project, the same for all its regions.
@@ -243,9 +243,9 @@ class Sessions:
         key = (organization, config.service_account, config.project, config.workload_identity_provider)
         with self._lock:
             if key not in self._made:
-                pace = self._paces.setdefault(config.project, Pace())
+                backoff = self._backoffs.setdefault(config.project, Backoff())
                 credentials = self._credentials(config, organization)
-                self._made[key] = Session(config.project, config.service_account, credentials, self._endpoints, pace)
+                self._made[key] = Session(config.project, config.service_account, credentials, self._endpoints, backoff)
             return self._made[key]
 
     def _credentials(self, config: GcpConfig, organization: str) -> Credentials:

@@ -150,7 +150,7 @@ def shipped() -> Catalogue:
 
 
 def of(home: Path) -> Catalogue:
-    """The operator's own, if there is one, else the one that ships. Raises Unavailable for one that can't be read."""
+    """The operator's own, if there is one, else the one that ships. Raises Unavailable for one that cannot be read."""
     return own_or_shipped(home / OWN, load, shipped, "clouds.gcp.machines.catalogue")
 
 

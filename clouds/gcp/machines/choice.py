@@ -1,4 +1,4 @@
-"""What a node's request means on Google Cloud, or why it can't be had: decided before anything is asked."""
+"""What a node's request means on Google Cloud, or why it cannot be had: decided before anything is asked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def chosen(spec: MachineSpec, config: GcpConfig, types: Catalogue) -> MachineTyp
     elif len(spec.user_data.encode()) > instance.MAX_USER_DATA_BYTES:
         refused = f"the start-up script has {len(spec.user_data.encode())} bytes, more than 256 KiB"
     elif label(spec.installation_id) != spec.installation_id:
-        refused = f"the installation's id {spec.installation_id!r} can't be a label's value"
+        refused = f"the installation's id {spec.installation_id!r} cannot be a label's value"
     elif spec.instance_type is None and asks:
         architecture = spec.cpu_architecture or "x86_64"
         fit = types.candidates(spec.cpu or 0, spec.memory, spec.gpu, spec.accelerator or "", architecture)
@@ -40,9 +40,9 @@ def chosen(spec: MachineSpec, config: GcpConfig, types: Catalogue) -> MachineTyp
         elif (kind := _named(types, name)) is not None:
             return kind
         else:
-            refused = f"{name!r} is no machine type's name"
+            refused = f"{name!r} is not a valid machine type"
     raise BadConfig(
-        f"The cloud in project {config.project} can't have node {spec.node_id}: {refused}.",
+        f"The cloud in project {config.project} cannot have node {spec.node_id}: {refused}.",
         remedy="Change the compute config.",
         resource=spec.node_id,
     )

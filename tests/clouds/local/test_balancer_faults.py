@@ -352,7 +352,7 @@ def test_one_endpoints_garbled_file_is_nobody_elses_trouble(
 
 def test_a_folder_that_is_none(tmp_path: Path, backends: dict[str, Process]) -> None:
     (tmp_path / "balancers").write_text("a file")
-    with pytest.raises(CloudError, match="can't be read or written"):
+    with pytest.raises(CloudError, match="cannot be read or written"):
         LocalBalancer(tmp_path).ensure(spec())
 
 

@@ -344,7 +344,7 @@ def test_what_no_alb_can_have(world: AwsWorld) -> None:
         ([world.backend("cl_a", weight=1000)], "takes 999"),
         ([world.backend("cl_a"), world.backend("cl_a")], "is there twice"),
         ([world.backend("cl_a"), world.backend("cl_b", weight=5)], "has weight 5"),
-        ([Backend(id="cl*", version_id="sv_1", http="10.0.0.1:80", weight=1)], "has an id that is none"),
+        ([Backend(id="cl*", version_id="sv_1", http="10.0.0.1:80", weight=1)], "has an invalid id"),
         ([Backend(id="cl_a", version_id="sv_1", http="host:80", weight=1)], "IPv4:port"),
     ):
         with pytest.raises(BadConfig, match=words):
