@@ -15,7 +15,7 @@ from typing import Any
 from clouds.aws.machines import catalogue as aws
 from clouds.contract.retained import RetainedResources
 from clouds.gcp.machines import catalogue as gcp
-from clouds.shapes import Offer
+from clouds.instance_types import Offer
 from heliostat.models.clouds import Provider
 
 

@@ -47,7 +47,7 @@ class MachineSpec(Model):
     """What the machine runs at first boot (``clouds.boot.user_data``); holds no presigned URL."""
     tags: dict[str, str] = {}
     accelerator: str | None = None
-    """Which GPUs, where no instance type is named (``clouds.shapes.is_accelerator``)."""
+    """Which GPUs, where no instance type is named (``clouds.instance_types.is_accelerator``)."""
     cpu_architecture: Architecture | None = None
     """Where no instance type is named; None: x86_64."""
     advanced: dict[str, Any] = {}

@@ -150,20 +150,13 @@ class FakeMachines:
             with self._lock:
                 found = self._machines.get(machine_id)
                 if found is not None and found.spec != spec:
-                    raise BadConfig(
-                        f"Machine {machine_id} was launched under the same token with another request.",
-                        remedy="Use a new generation of the node for another request.",
-                        resource=spec.node_id,
-                    )
+                    raise BadConfig.same_token(machine_id, spec.node_id)
                 if found is None:
                     retained = self.retained.prepare(spec, self.can.zones, self.clock())
                     self._refuse(spec)
                     number = next(self._numbers)
-                    ip = (
-                        retained.ip
-                        if retained and retained.ip
-                        else f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-                    )
+                    any_ip = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+                    ip = retained.ip if retained and retained.ip else any_ip
                     found = _Fake(spec, machine_id, ip, self.clock())
                     self._machines[machine_id] = self._lit[machine_id] = found
                     found.booted = self._unregistered < 1

@@ -12,7 +12,7 @@ from clouds.contract.machines import MachineSpec
 from clouds.gcp.machines import advanced as gcp
 from clouds.gcp.machines import instance
 from clouds.gcp.machines.catalogue import shipped
-from clouds.shapes import accelerators, is_accelerator, nearest
+from clouds.instance_types import accelerators, is_accelerator, nearest
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import NodeRole
 from heliostat.models.compute_configs import Architecture

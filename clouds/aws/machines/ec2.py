@@ -242,11 +242,7 @@ class AwsMachines:
             ) from error
         if instances.tags_of(instance).get(REQUEST_TAG) == spec.digest():
             return self._machine(instance)
-        raise BadConfig(
-            f"Machine {instance['InstanceId']} was launched under the same token with another request.",
-            remedy="Use a new generation of the node for another request.",
-            resource=spec.node_id,
-        ) from error
+        raise BadConfig.same_token(instance["InstanceId"], spec.node_id) from error
 
     # -- asking EC2
 

@@ -20,6 +20,7 @@ from clouds.aws.machines.instances import RetainedIds
 from clouds.contract.errors import Gone, NotOffered
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, MachineSpec, MachineState
 from clouds.contract.retained import RETAINED_TAG, RetainedResources
+from clouds.try_each import try_each
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig, AwsSubnet
 
@@ -206,17 +207,17 @@ class RetainedStore:
 
     def _delete(self, volumes: Iterable[Found], interfaces: Iterable[Found]) -> None:
         """Raises, after all were tried, what the first that failed did; InUse among it, which passes."""
-        failed: CloudError | None = None
-        asked = [("DeleteVolume", "VolumeId", v["VolumeId"]) for v in volumes]
-        asked += [("DeleteNetworkInterface", "NetworkInterfaceId", i["NetworkInterfaceId"]) for i in interfaces]
-        for operation, argument, thing in asked:
-            try:
-                self._session.call("ec2", operation, thing, **{argument: thing})
-            except CloudError as e:
-                if not str(e.details.get("code")).endswith("NotFound"):
-                    failed = failed or e
-        if failed is not None:
-            raise CloudError(failed.message, remedy="Try again.", resource=failed.resource, details=failed.details)
+        things = [("DeleteVolume", "VolumeId", v["VolumeId"]) for v in volumes]
+        things += [("DeleteNetworkInterface", "NetworkInterfaceId", i["NetworkInterfaceId"]) for i in interfaces]
+
+        def delete(thing: tuple[str, str, str]) -> None:
+            operation, argument, thing_id = thing
+            self._session.call("ec2", operation, thing_id, **{argument: thing_id})
+
+        try:
+            try_each(things, delete, lambda error: str(error.details.get("code")).endswith("NotFound"))
+        except CloudError as e:
+            raise CloudError(e.message, remedy="Try again.", resource=e.resource, details=e.details) from e
 
 
 def _token(cluster_id: str, place: str) -> str:

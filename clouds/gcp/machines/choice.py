@@ -56,4 +56,4 @@ def _named(types: Catalogue, name: str) -> MachineType | None:
     machine, accelerator, count = found
     gpus = count or int(machine.startswith(_WITH_GPUS))
     arm = "arm64" if machine.startswith(_ARM) else "x86_64"
-    return MachineType(name, 0, 0, gpus, accelerator, arm, disk_of(machine), choosable=False)
+    return MachineType(name, 0, 0, gpus, accelerator, arm, choosable=False, disk=disk_of(machine))

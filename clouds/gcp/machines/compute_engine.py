@@ -243,11 +243,7 @@ class GcpMachines:
         name = instance.name_for(spec.token)
         listed = self._listed.get([name]).get(name)
         if listed is not None and listed.labels.get(instance.REQUEST_LABEL) != instance.digest(spec):
-            raise BadConfig(
-                f"Machine {name} was launched under the same token with another request.",
-                remedy="Use a new generation of the node for another request.",
-                resource=spec.node_id,
-            )
+            raise BadConfig.same_token(name, spec.node_id)
         if listed is not None and _state(listed) is not MachineState.GONE:
             return instance.machine(listed)
         found = self._one(name)

@@ -24,6 +24,7 @@ from clouds.gcp.account.session import Session, name_of
 from clouds.gcp.machines.advanced import RETAINED_DEVICE
 from clouds.gcp.machines.catalogue import MachineType
 from clouds.gcp.machines.instance import subnetwork
+from clouds.try_each import try_each
 from heliostat.errors import CloudError
 from heliostat.models.clouds import GcpConfig
 
@@ -142,19 +143,12 @@ class RetainedStore:
 
     def _delete_disks(self, disks: list[Any]) -> None:
         """Raises, after all were tried, what the first that failed did: InUse among it, which passes."""
-        failed: CloudError | None = None
-        for disk in disks:
-            where = {"zone": name_of(disk.zone), "disk": disk.name}
-            try:
-                self._resources.wait(
-                    self._session.call("Disks", "delete_unary", where, f"delete disk {disk.name}", disk.name)
-                )
-            except Gone:
-                pass
-            except CloudError as e:
-                failed = failed or e
-        if failed is not None:
-            raise failed
+
+        def delete(disk: Any) -> None:
+            where, doing = {"zone": name_of(disk.zone), "disk": disk.name}, f"delete disk {disk.name}"
+            self._resources.wait(self._session.call("Disks", "delete_unary", where, doing, disk.name))
+
+        try_each(disks, delete, lambda error: isinstance(error, Gone))
 
     def _address(self, spec: MachineSpec) -> dict[str, Any]:
         told = {OWNER_TAG: spec.installation_id, CLUSTER_TAG: spec.cluster_id}

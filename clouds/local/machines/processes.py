@@ -107,11 +107,7 @@ class LocalMachines:
             if machine is None or request is None:
                 continue  # pruned this moment
             if request["spec_sha256"] != spec.digest():
-                raise BadConfig(
-                    f"Machine {machine_id} was launched under the same token with another request.",
-                    remedy="Use a new generation of the node for another request.",
-                    resource=spec.node_id,
-                )
+                raise BadConfig.same_token(machine_id, spec.node_id)
             if (folder / "started").exists() or (folder / "stop").exists():
                 return machine
             if spawned == 2 or time.monotonic() > deadline:
