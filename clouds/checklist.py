@@ -89,7 +89,7 @@ class Checklist:
             self.ok(name, f"Within {SKEW_S:.0f} s of the cloud's.")
 
     def api(self, api_url: str) -> None:
-        """Whether machines elsewhere can call the API, as far as its URL tells."""
+        """Whether machines elsewhere can call the API, as far as its URL shows."""
         name, address = "api_url", address_of(api_url)
         scheme, host = urlsplit(api_url).scheme, urlsplit(api_url).hostname or ""
         remedy = "Set HELIOSTAT_API_URL to what machines of the cloud reach."
@@ -104,7 +104,7 @@ class Checklist:
         elif scheme != "https":
             self.warn(name, f"{api_url} is not https: tokens and commands can be read on the way.", remedy)
         else:
-            self.ok(name, f"{api_url}; whether machines reach it, `--launch` tells.")
+            self.ok(name, f"{api_url}; `--launch` checks whether machines reach it.")
 
     def bucket_works(self, bucket: Bucket, shown: str) -> None:
         """Writes, reads, lists and deletes a probe. Only if ``bucket`` has not failed before.

@@ -37,7 +37,7 @@ class AwsBucket:
       refused (403). Other bytes are 400 (BadDigest).
     - Another ``size`` is 403 (the length is signed), and a body without a length 501.
     - A URL is for one method: a GET's is none for HEAD.
-    - It ends with the credentials that signed it: one hour at most, 55 minutes at least if so much was asked for.
+    - It ends with the credentials that signed it: one hour at most, 55 minutes at least if that much was requested.
     - A full disk does not exist. One PUT takes 5 GiB at most.
     """
 

@@ -71,7 +71,7 @@ class Machine(Result):
     ip: str | None = None
     launched_at: datetime
     reason: str = ""
-    """Why it ended, as far as the cloud tells."""
+    """Why it ended, as far as the cloud knows."""
     tags: dict[str, str] = {}
 
 
@@ -79,7 +79,7 @@ class Machines(Protocol):
     """Machines of one cloud."""
 
     def capabilities(self) -> Capabilities:
-        """What can be asked for; read once, when the cloud is registered or the server starts."""
+        """What can be requested; read once, when the cloud is registered or the server starts."""
         ...
 
     def launch(self, spec: MachineSpec) -> Machine:
@@ -87,7 +87,7 @@ class Machines(Protocol):
 
         Idempotent by ``spec.token``: the second call returns the first one's machine, also when that has
         ended since (it must never boot twice); other arguments under the same token raise BadConfig.
-        Where no instance type is named, one is picked that has what is asked for, the best of the catalogue.
+        Where no instance type is named, the best one of the catalogue that satisfies the request is picked.
         With ``spec.keep`` it makes what is to be kept where there is none yet; NotOffered where a head has had it
         elsewhere.
         Raises NoCapacity (NotOffered among it), QuotaExceeded, Throttled, BadConfig, Denied; any other CloudError may
@@ -109,7 +109,7 @@ class Machines(Protocol):
 
     def terminate(self, machine_ids: Iterable[str]) -> None:
         """Asks the cloud to end them (a power cut: no grace inside). Already gone is done. Returns before
-        they are gone: ``describe`` tells. Never touches a machine without our owner tag."""
+        they are gone: see ``describe``. Never touches a machine without our owner tag."""
         ...
 
     def attach_retained(self, cluster_id: str, machine_id: str | None) -> None:
@@ -122,7 +122,7 @@ class Machines(Protocol):
     def forget_ended(self, older_than_s: float) -> list[str]:
         """Drops what is kept for us of machines that ended longer ago than that (directories, retained console
         output) and gives their ids; nothing where the cloud itself forgets. Their tokens may boot again
-        afterwards, so nobody asks for less than a day."""
+        afterwards, so pass a day at least."""
         ...
 
     def delete_orphans(

@@ -59,7 +59,7 @@ _ROWS: tuple[tuple[type[CloudError], str], ...] = (
 )
 
 EXPIRED = re.compile(r"ExpiredToken\w*|RequestExpired|TokenRefreshRequired|InvalidToken")
-"""The session of the role has ended, or our clock is wrong: new credentials are asked for, once."""
+"""The session of the role has ended, or our clock is wrong: new credentials are requested, once."""
 SKEWED = re.compile(r"RequestTimeTooSkewed|SignatureDoesNotMatch|InvalidSignature\w*|IncompleteSignature")
 
 _FIRST = {  # codes that a wider row would take

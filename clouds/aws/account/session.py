@@ -40,7 +40,7 @@ _NEXT_PAGE = {
     "s3": ("ContinuationToken", "NextContinuationToken"),
     "iam": ("Marker", "Marker"),
 }
-"""What to give for the next page, and where the answer tells it."""
+"""What to give for the next page, and where the answer has it."""
 
 _limiters: dict[tuple[str, str], RateLimiter] = {}
 _limiters_lock = threading.Lock()
@@ -127,15 +127,15 @@ class AwsSession:
 
     def pages(
         self, service: str, operation: str, what: str, resource: str | None = None, **arguments: Any
-    ) -> Iterator[dict[str, Any]]:
-        """All items of the answer's list ``what``, page by page."""
-        ask, told = _NEXT_PAGE[service]
+    ) -> Iterator[Any]:
+        """All items of the answer's list ``what``, page by page; the caller names their type."""
+        ask, token_field = _NEXT_PAGE[service]
         while True:
             answer = self.call(service, operation, resource, **arguments)
             yield from answer.get(what, [])
-            if not answer.get(told):
+            if not answer.get(token_field):
                 return
-            arguments[ask] = answer[told]
+            arguments[ask] = answer[token_field]
 
     def signer(self, lasts_s: float) -> Any:
         """A client of S3 to presign with. A URL ends with the credentials that signed it, whatever it says: these are

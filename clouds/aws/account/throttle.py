@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from clouds.contract.errors import Throttled
 
 MAX_WAIT_S = 20.0
-"""A caller that would wait for longer is told Throttled: its activity is tried again, and counts as such meanwhile."""
+"""A caller that would wait for longer gets Throttled: its activity is retried."""
 FIRST_GAP_S, MAX_GAP_S = 0.25, 8.0
 SHRINK = 0.85
 """Of the gap, by each success: from 2/s back to the account's own rate in some 20 calls."""

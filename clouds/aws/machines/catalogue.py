@@ -16,9 +16,13 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from clouds import instance_types
+
+if TYPE_CHECKING:
+    from types_boto3_ec2 import EC2Client
+    from types_boto3_ec2.type_defs import InstanceTypeInfoTypeDef
 
 SHIPPED = Path(__file__).with_name("catalogue.csv")
 OWN = "aws-types.csv"
@@ -55,7 +59,7 @@ class InstanceType(instance_types.InstanceType):
         return self.gpu, not known, rank if self.gpu else 0, size, rank, self.name
 
     @classmethod
-    def described(cls, said: dict[str, Any]) -> InstanceType | None:
+    def described(cls, said: InstanceTypeInfoTypeDef) -> InstanceType | None:
         """From one item of DescribeInstanceTypes; None for a Mac.
 
         Choosable are types on Nitro (all since 2018; AWS calls types that most people use "previous generation") that
@@ -99,7 +103,7 @@ def of(home: Path) -> Catalogue:
     return instance_types.own_or_shipped(home / OWN, load, shipped, "clouds.aws.machines.catalogue")
 
 
-def refreshed(ec2: Any) -> Catalogue:
+def refreshed(ec2: EC2Client) -> Catalogue:
     """What the region of this boto3 client offers now; some 10 calls of DescribeInstanceTypes."""
     said = (t for page in ec2.get_paginator("describe_instance_types").paginate() for t in page["InstanceTypes"])
     return Catalogue(found for t in said if (found := InstanceType.described(t)) is not None)

@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 from clouds.aws.account.session import AwsSession
 from clouds.aws.machines import advanced, catalogue, instances
@@ -22,6 +22,9 @@ from clouds.contract.errors import BadConfig, Gone, NotOffered
 from clouds.contract.machines import OWNER_TAG, Machine, MachineSpec, MachineState
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig, AwsSubnet, Capabilities, Market
+
+if TYPE_CHECKING:
+    from types_boto3_ec2.type_defs import FilterTypeDef, InstanceTypeDef
 
 VISIBLE_S = 300
 """EC2 is eventually consistent: for so long after its launch a machine that EC2 does not show yet is no missing one."""
@@ -41,7 +44,7 @@ class AwsMachines:
         config: where machines go.
         session: of the same account and region.
         installation_id: whose machines may be ended here; another's in the same account are never touched.
-        tags: on everything that is made, beside ours, e.g. the organization's.
+        tags: on everything that is made, besides ours, e.g. the organization's.
         types: which instance type is chosen for what a node asks for; default: the catalogue that ships with us.
         clock: in seconds, for what is remembered for a while.
 
@@ -260,21 +263,21 @@ class AwsMachines:
         return []
 
     def _described(self, machine_ids: list[str]) -> list[Machine]:
-        # By a filter: asked for by id, one that EC2 does not know would refuse all.
+        # By a filter: by id, one unknown to EC2 would fail the whole call.
         return [m for some in _batches(machine_ids) for m in self._filtered([_filter("instance-id", *some)])]
 
-    def _filtered(self, filters: list[dict[str, Any]]) -> list[Machine]:
+    def _filtered(self, filters: list[FilterTypeDef]) -> list[Machine]:
         return [self._machine(instance) for instance in self._instances(filters)]
 
-    def _instances(self, filters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _instances(self, filters: list[FilterTypeDef]) -> list[InstanceTypeDef]:
         reservations = self._session.pages("ec2", "DescribeInstances", "Reservations", Filters=filters, MaxResults=1000)
         return [instance for reservation in reservations for instance in reservation["Instances"]]
 
-    def _machine(self, instance: dict[str, Any]) -> Machine:
+    def _machine(self, instance: InstanceTypeDef) -> Machine:
         return instances.machine(instance, self._tags)
 
 
-def _filter(name: str, *values: str) -> dict[str, Any]:
+def _filter(name: str, *values: str) -> FilterTypeDef:
     return {"Name": name, "Values": list(values)}
 
 

@@ -1,17 +1,20 @@
-"""An EC2 instance as what RunInstances is asked for, and as what DescribeInstances tells. No call is made here."""
+"""An EC2 instance as an argument of RunInstances, and as an answer of DescribeInstances. No call is made here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clouds.aws.machines import advanced
 from clouds.aws.machines.images import Image
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
 from clouds.contract.retained import DEVICES, RETAINED_TAG
 from heliostat.models.clouds import AwsConfig, Market
+
+if TYPE_CHECKING:
+    from types_boto3_ec2.type_defs import InstanceTypeDef
 
 TOKEN_TAG, REQUEST_TAG, GENERATION_TAG = "heliostat-token", "heliostat-request", "heliostat-generation"
 """Of an instance: the token it was launched under, the hash of the whole request, and which try of its slot it is."""
@@ -119,8 +122,8 @@ def request(
     return advanced.put_over(arguments, spec.advanced) if spec.advanced else arguments
 
 
-def machine(instance: dict[str, Any], hidden: Mapping[str, str]) -> Machine:
-    """``hidden``: tags that all have, which are nobody's business above."""
+def machine(instance: InstanceTypeDef, hidden: Mapping[str, str]) -> Machine:
+    """``hidden``: tags that every machine has; callers do not see them."""
     tags = tags_of(instance)
     state = STATES[instance["State"]["Name"]]
     said = instance.get("StateReason", {})
@@ -141,5 +144,5 @@ def machine(instance: dict[str, Any], hidden: Mapping[str, str]) -> Machine:
     )
 
 
-def tags_of(instance: dict[str, Any]) -> dict[str, str]:
+def tags_of(instance: InstanceTypeDef) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}

@@ -8,13 +8,16 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from clouds.aws.account.session import AwsSession
 from clouds.contract.machines import CLUSTER_TAG, OWNER_TAG
 from clouds.contract.retained import RETAINED_TAG
 from clouds.try_each import try_each
 from heliostat.errors import CloudError
+
+if TYPE_CHECKING:
+    from types_boto3_ec2.type_defs import FilterTypeDef, TagTypeDef
 
 
 class Old(NamedTuple):
@@ -69,9 +72,9 @@ class Orphans:
                 yield Old(tags, interface, "DeleteNetworkInterface", "NetworkInterfaceId")
 
 
-def _unattached(installation_id: str) -> list[dict[str, Any]]:
+def _unattached(installation_id: str) -> list[FilterTypeDef]:
     return [{"Name": f"tag:{OWNER_TAG}", "Values": [installation_id]}, {"Name": "status", "Values": ["available"]}]
 
 
-def _tags(listed: list[dict[str, str]]) -> dict[str, str]:
+def _tags(listed: list[TagTypeDef]) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in listed}

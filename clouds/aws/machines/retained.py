@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from clouds.aws.account.session import AwsSession
 from clouds.aws.machines import instances
@@ -24,14 +24,23 @@ from clouds.try_each import try_each
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig, AwsSubnet
 
-Found = dict[str, Any]
-"""A volume or a network interface, as EC2 describes it."""
+if TYPE_CHECKING:
+    from types_boto3_ec2.literals import ResourceTypeType
+    from types_boto3_ec2.type_defs import (
+        CreateNetworkInterfaceRequestTypeDef,
+        CreateVolumeRequestTypeDef,
+        FilterTypeDef,
+        InstanceTypeDef,
+        NetworkInterfaceTypeDef,
+        TagSpecificationTypeDef,
+        VolumeTypeDef,
+    )
 
 
 class RetainedStore:
     """Args:
     installation_id: whose things are found and deleted here.
-    tags: on what is made, beside ours.
+    tags: on what is made, besides ours.
     """
 
     def __init__(self, config: AwsConfig, session: AwsSession, installation_id: str, tags: Mapping[str, str]) -> None:
@@ -82,7 +91,9 @@ class RetainedStore:
         """Two lists, and a call for each."""
         self._delete(self._volumes(cluster_id), self._interfaces(cluster_id))
 
-    def volume_request(self, spec: MachineSpec, keep: RetainedResources, subnet: AwsSubnet) -> dict[str, Any]:
+    def volume_request(
+        self, spec: MachineSpec, keep: RetainedResources, subnet: AwsSubnet
+    ) -> CreateVolumeRequestTypeDef:
         """Arguments of CreateVolume."""
         return {
             "ClientToken": _token(spec.cluster_id, subnet.zone),
@@ -93,7 +104,7 @@ class RetainedStore:
             "TagSpecifications": self._specification("volume", "volume", spec),
         }
 
-    def interface_request(self, spec: MachineSpec, subnet: AwsSubnet) -> dict[str, Any]:
+    def interface_request(self, spec: MachineSpec, subnet: AwsSubnet) -> CreateNetworkInterfaceRequestTypeDef:
         """Arguments of CreateNetworkInterface."""
         return {
             "ClientToken": _token(spec.cluster_id, subnet.id),
@@ -105,7 +116,7 @@ class RetainedStore:
 
     # -- inside
 
-    def _attach(self, volume: Found | None, volume_id: str, machine_id: str) -> None:
+    def _attach(self, volume: VolumeTypeDef | None, volume_id: str, machine_id: str) -> None:
         holders = [a["InstanceId"] for a in volume.get("Attachments", [])] if volume is not None else None
         if holders is None or (holders and machine_id not in holders):
             where = "with another machine" if holders else "not shown by EC2"
@@ -118,8 +129,8 @@ class RetainedStore:
         self,
         spec: MachineSpec,
         keep: RetainedResources,
-        volumes: list[Found],
-        interfaces: list[Found],
+        volumes: list[VolumeTypeDef],
+        interfaces: list[NetworkInterfaceTypeDef],
         subnets: list[AwsSubnet],
     ) -> AwsSubnet:
         lost = ["volume"] if keep.volume_gib and not volumes else []
@@ -167,7 +178,7 @@ class RetainedStore:
         answer = self._session.call("ec2", "CreateNetworkInterface", spec.node_id, **request)
         return str(answer["NetworkInterface"]["NetworkInterfaceId"])
 
-    def _specification(self, kind: str, what: str, spec: MachineSpec) -> list[dict[str, Any]]:
+    def _specification(self, kind: ResourceTypeType, what: str, spec: MachineSpec) -> list[TagSpecificationTypeDef]:
         tags = {
             "Name": f"heliostat head of {spec.cluster_id}",
             **self._tags,
@@ -179,25 +190,25 @@ class RetainedStore:
         tags.pop(NODE_TAG, None)  # the first head's
         return [{"ResourceType": kind, "Tags": [{"Key": k, "Value": v} for k, v in sorted(tags.items())]}]
 
-    def _volumes(self, cluster_id: str) -> list[Found]:
+    def _volumes(self, cluster_id: str) -> list[VolumeTypeDef]:
         found = self._session.pages("ec2", "DescribeVolumes", "Volumes", Filters=self._filters(cluster_id))
         return [v for v in found if v["State"] not in ("deleting", "deleted")]
 
-    def _interfaces(self, cluster_id: str) -> list[Found]:
+    def _interfaces(self, cluster_id: str) -> list[NetworkInterfaceTypeDef]:
         filters = self._filters(cluster_id)
         return list(self._session.pages("ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", Filters=filters))
 
-    def _filters(self, cluster_id: str) -> list[dict[str, Any]]:
+    def _filters(self, cluster_id: str) -> list[FilterTypeDef]:
         return [
             {"Name": f"tag:{OWNER_TAG}", "Values": [self._installation_id]},
             {"Name": f"tag:{CLUSTER_TAG}", "Values": [cluster_id]},
             {"Name": "tag-key", "Values": [RETAINED_TAG]},
         ]
 
-    def _running(self, machine_id: str) -> dict[str, Any]:
+    def _running(self, machine_id: str) -> InstanceTypeDef:
         filters = [{"Name": "instance-id", "Values": [machine_id]}]
         pages = self._session.pages("ec2", "DescribeInstances", "Reservations", Filters=filters)
-        found: dict[str, Any] | None = next((i for reservation in pages for i in reservation["Instances"]), None)
+        found: InstanceTypeDef | None = next((i for reservation in pages for i in reservation["Instances"]), None)
         state = instances.STATES[found["State"]["Name"]] if found else MachineState.PENDING
         if state in (MachineState.STOPPING, MachineState.GONE):
             raise Gone(f"Machine {machine_id} has ended.", resource=machine_id)
@@ -205,7 +216,7 @@ class RetainedStore:
             raise CloudError(f"Machine {machine_id} does not run yet.", remedy="Try again.", resource=machine_id)
         return found
 
-    def _delete(self, volumes: Iterable[Found], interfaces: Iterable[Found]) -> None:
+    def _delete(self, volumes: Iterable[VolumeTypeDef], interfaces: Iterable[NetworkInterfaceTypeDef]) -> None:
         """Raises, after all were tried, what the first that failed did; InUse among it, which passes."""
         things = [("DeleteVolume", "VolumeId", v["VolumeId"]) for v in volumes]
         things += [("DeleteNetworkInterface", "NetworkInterfaceId", i["NetworkInterfaceId"]) for i in interfaces]

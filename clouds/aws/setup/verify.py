@@ -154,7 +154,7 @@ def _region(found: Checklist, config: AwsConfig, *, answered: bool) -> None:
 
 
 def _instance_profile(found: Checklist, session: AwsSession, config: AwsConfig) -> list[str]:
-    """ARN of the role in it, if that is told."""
+    """ARN of the role in it, if S3 or STS returns it."""
     name = "instance profile"
 
     def ask() -> list[str]:

@@ -1,4 +1,4 @@
-"""Rights of the assumed role, told without using them up: simulated, or by a launch that EC2 only pretends."""
+"""Rights of the assumed role, checked without using them: simulated, or by a dry run of a launch."""
 
 from __future__ import annotations
 

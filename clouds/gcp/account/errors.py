@@ -103,7 +103,7 @@ _PERMISSION = re.compile(
     r"|does not have permission '?(?P<d>[\w.]+\.[\w.]+)"
 )
 _POLICY = re.compile(r"\b(?:constraints|customConstraints)/[\w.]+")
-"""What an organization's policy forbids is told as a fingerprint that is not the newest (412, CONDITION_NOT_MET)."""
+"""An organization's policy refuses by the error of an outdated fingerprint (412, CONDITION_NOT_MET)."""
 _API = re.compile(r"\b(\w+\.googleapis\.com)\b")
 
 
@@ -157,9 +157,9 @@ def raised(e: Exception, doing: str, resource: str | None = None) -> CloudError:
 def answered(response: requests.Response, doing: str, resource: str | None = None) -> CloudError:
     """An HTTP answer of 400 and above of Cloud Storage's JSON API or of IAM, as one of ours."""
     try:
-        told = response.json()["error"]
-        code = next((e["reason"] for e in told.get("errors", [])), str(told.get("status", "")))
-        text = str(told["message"])
+        body_json = response.json()["error"]
+        code = next((e["reason"] for e in body_json.get("errors", [])), str(body_json.get("status", "")))
+        text = str(body_json["message"])
     except (ValueError, KeyError, TypeError):
         code, text = "", response.text[:500] or response.reason
     return error(code, response.status_code, text, doing, resource)
@@ -182,9 +182,9 @@ def _not_trusted(e: OAuthError | RefreshError, doing: str) -> CloudError:
         return CloudError(f"Google's token service failed when asked to {doing}.", remedy="Try again.")
     text = body
     try:
-        told = json.loads(body)
-        held = told.get("error")
-        text = held["message"] if isinstance(held, dict) else f"{held}: {told.get('error_description', '')}"
+        body_json = json.loads(body)
+        held = body_json.get("error")
+        text = held["message"] if isinstance(held, dict) else f"{held}: {body_json.get('error_description', '')}"
     except (ValueError, KeyError, AttributeError):
         pass  # not JSON: as it is
     missing = permission(text) or ("iam.serviceAccounts.getAccessToken" if "getAccessToken" in text else "")

@@ -69,7 +69,7 @@ class Federated(Credentials):  # type: ignore[misc]
     """An access token of the customer's service account, refreshed by one thread at a time.
 
     google-auth's own external-account credentials look up "regional access boundaries" at a fixed host from a thread of
-    their own before a call (google-auth 2.62); asked for tokens alone, as here, they do not.
+    their own before a call (google-auth 2.62); for tokens alone, as here, they do not.
 
     Args:
         config: names the provider and the service account.

@@ -17,7 +17,7 @@ from clouds.contract.errors import Throttled
 
 FIRST_S, MOST_S = 1.0, 60.0
 PATIENCE_S = 15.0
-"""Who would have to wait for longer is told so at once: the activity's own retry waits better than a thread does."""
+"""A caller that would wait for longer fails at once: the activity's own retry waits better than a thread does."""
 
 
 class Backoff:

@@ -41,7 +41,7 @@ class GcpBalancer:
       connection are one (``gateway-error``).
     - A version whose clusters are all down keeps its share of the requests, which get 503; a retry goes to another
       cluster of the same version. An only backend that fails its health check gets no requests.
-    - ``counters`` tells who is up, and counts nothing: Google counts in Cloud Monitoring, minutes late.
+    - ``counters`` reports who is up, and counts nothing: Google counts in Cloud Monitoring, minutes late.
     - gRPC needs a certificate: Google speaks HTTP/2 with clients over TLS alone.
     - A backend must be a machine of this project, known by its cluster's label and its address; one whose machine is
     gone
@@ -89,17 +89,17 @@ class GcpBalancer:
             raise self._gone(spec.service_id)
         if held is not None and maps.read(held.description).get("heliostat") != spec.installation_id:
             raise BadConfig(f"{spec.service_id} belongs to another installation.", resource=spec.service_id)
-        told = {"description": maps.described(spec)}
+        described = {"description": maps.described(spec)}
         if held is None:
-            resources.make(ADDRESS, name, {**told, **self._address()})
+            resources.make(ADDRESS, name, {**described, **self._address()})
         for grpc in (False, True):
-            resources.make(HEALTH, f"{name}-{'tcp' if grpc else 'http'}", {**told, **maps.health_check(grpc)})
+            resources.make(HEALTH, f"{name}-{'tcp' if grpc else 'http'}", {**described, **maps.health_check(grpc)})
         self._pools.make_none(name, spec)
         found = resources.get(MAP, name)
         if found is None:
             fields = {"default_service": resources.link(SERVICE, f"{name}-none")}
-            resources.make(MAP, name, {**fields, "description": self._revision(told["description"], -1, [])})
-        self._front(spec, name, told)
+            resources.make(MAP, name, {**fields, "description": self._revision(described["description"], -1, [])})
+        self._front(spec, name, described)
         endpoint = self.describe(spec.service_id)
         if endpoint is None:
             raise CloudError(f"The endpoint of {spec.service_id} was removed meanwhile.", remedy="Try again.")
@@ -132,7 +132,7 @@ class GcpBalancer:
             address = self._resources.get(ADDRESS, name)
             if address is None:
                 raise CloudError(
-                    f"The endpoint of {service_id} must be mended first.", remedy="Try again after ensure."
+                    f"The endpoint of {service_id} must be repaired first.", remedy="Try again after ensure."
                 )
             matcher = self._pools.prepare(name, address.description, backends, maps.services_of(before))
             wanted = {
@@ -209,9 +209,9 @@ class GcpBalancer:
         found = set()
         for kind in (ADDRESS, MAP, SERVICE, GROUP, HEALTH, RULE):
             for part in self._resources.list(kind, f"{maps.OURS}.*"):
-                told = maps.read(part.description)
-                if told.get("heliostat") == installation_id:
-                    found.add(str(told["service"]))
+                stored = maps.read(part.description)
+                if stored.get("heliostat") == installation_id:
+                    found.add(str(stored["service"]))
         return sorted(found)
 
     # -- inside
@@ -225,10 +225,10 @@ class GcpBalancer:
             "subnetwork": maps.subnetwork(self._config),
         }
 
-    def _front(self, spec: EndpointSpec, name: str, told: dict[str, str]) -> None:
+    def _front(self, spec: EndpointSpec, name: str, described: dict[str, str]) -> None:
         """The target proxy and the forwarding rule."""
         config, resources = self._config, self._resources
-        proxy: dict[str, Any] = {**told, "url_map": resources.link(MAP, name)}
+        proxy: dict[str, Any] = {**described, "url_map": resources.link(MAP, name)}
         if config.balancer_certificates:
             proxy["ssl_certificates"] = list(config.balancer_certificates)
         kind, port = (HTTPS, "443") if config.balancer_certificates else (HTTP, "80")
@@ -242,7 +242,7 @@ class GcpBalancer:
             resources.certify(name, proxy["ssl_certificates"])
         if resources.get(RULE, name) is None:
             rule: dict[str, Any] = {
-                **told,
+                **described,
                 "labels": maps.rule_labels(spec),
                 "I_p_address": resources.link(ADDRESS, name),
                 "I_p_protocol": "TCP",
@@ -259,11 +259,11 @@ class GcpBalancer:
         """By their names: those of a proxy are of its project and region, which Google writes in its own way."""
         return [name_of(c) for c in proxy.ssl_certificates] == [name_of(c) for c in self._config.balancer_certificates]
 
-    def _revision(self, told: str, revision: int, backends: list[Backend]) -> str:
-        """The URL map's description; ``told``: the other parts'."""
+    def _revision(self, description: str, revision: int, backends: list[Backend]) -> str:
+        """The URL map's description, made from that of the other parts."""
         at = self._clock().isoformat(timespec="seconds")
         more = {"revision": revision, "digest": maps.digest(backends), "changed_at": at}
-        return json.dumps(maps.read(told) | more, sort_keys=True)
+        return json.dumps(maps.read(description) | more, sort_keys=True)
 
     def _gone(self, service_id: str) -> Gone:
         return Gone(f"Service {service_id} has no load balancer.", resource=service_id)

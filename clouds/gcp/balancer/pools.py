@@ -53,11 +53,11 @@ class Pools:
         fields = maps.service(self._config, self._health(name, False), [], False)
         self._resources.make(SERVICE, f"{name}-none", {"description": maps.described(spec), **fields})
 
-    def prepare(self, name: str, told: str, backends: list[Backend], used: set[str]) -> dict[str, Any]:
+    def prepare(self, name: str, description: str, backends: list[Backend], used: set[str]) -> dict[str, Any]:
         """Makes what the backends need, waits until it is healthy, and gives the rules that send requests there.
 
         Args:
-            told: description of the resources.
+            description: of every resource that is made.
             used: names of the services that requests go to now; they are not waited for.
         """
         targets = self._targets(backends)
@@ -67,8 +67,8 @@ class Pools:
             for group in groups[b.id] if b.weight else []:
                 sharing.setdefault((b.version_id, group.grpc), []).append(group)
         every = [group for found in groups.values() for group in found]
-        self._make_groups(name, told, every)
-        self._make_services(name, told, [*([g] for g in every), *sharing.values()], used)
+        self._make_groups(name, description, every)
+        self._make_services(name, description, [*([g] for g in every), *sharing.values()], used)
 
         def link(members: Iterable[Group]) -> str:
             return self._resources.link(SERVICE, maps.service_name(name, members))
@@ -91,10 +91,10 @@ class Pools:
         groups = [g for g in self._resources.list(GROUP, f"{name}-n-.*") if g.name not in used]
         _all(lambda group: self._resources.delete(GROUP, group.name, name_of(group.zone)), groups)
 
-    def _make_groups(self, name: str, told: str, groups: list[Group]) -> None:
+    def _make_groups(self, name: str, description: str, groups: list[Group]) -> None:
         filled = {g.name for g in self._resources.list(GROUP, f"{name}-n-.*") if g.size} if groups else set()
         fields = {
-            "description": told,
+            "description": description,
             "network_endpoint_type": "GCE_VM_IP_PORT",
             "network": maps.network(self._config),
             "subnetwork": maps.subnetwork(self._config),
@@ -106,7 +106,7 @@ class Pools:
 
         _all(make, [g for g in groups if g.name not in filled])
 
-    def _make_services(self, name: str, told: str, wanted: list[list[Group]], used: set[str]) -> None:
+    def _make_services(self, name: str, description: str, wanted: list[list[Group]], used: set[str]) -> None:
         new = {n: members for members in wanted if (n := maps.service_name(name, members)) not in used}
         if not new:
             return
@@ -116,7 +116,7 @@ class Pools:
             members = new[service]
             links = [self._resources.link(GROUP, g.name, g.target.zone) for g in members]
             fields = maps.service(self._config, self._health(name, members[0].grpc), links, members[0].grpc)
-            self._resources.make(SERVICE, service, {"description": told, **fields})
+            self._resources.make(SERVICE, service, {"description": description, **fields})
 
         _all(make, [service for service in new if service not in there])
         deadline = time.monotonic() + self._health_wait_s

@@ -45,7 +45,7 @@ class GcpMachines:
         config: where machines go.
         session: of the same project.
         installation_id: ours; ``forget_ended`` deletes only what carries it.
-        tags: labels of everything that is made, beside ours, e.g. the organization's.
+        tags: labels of everything that is made, besides ours, e.g. the organization's.
         types: what is chosen for what a node asks for; default: the catalogue that ships with us.
         poll_s: between two looks at an operation.
         clock: now; it must be the cloud's within ``history.LAG_S``.

@@ -52,7 +52,7 @@ class RetainedState:
 class RetainedStore:
     """Args:
     installation_id: whose things are found and deleted here.
-    tags: labels of what is made, beside ours.
+    tags: labels of what is made, besides ours.
     poll_s: between two looks at an operation.
     """
 
@@ -109,10 +109,10 @@ class RetainedStore:
     def addresses_left(self, installation_id: str, before: datetime) -> Iterator[tuple[str, str]]:
         """(name, cluster) of those of that installation that no machine has, made before that time. One list."""
         for address in self._resources.list(ADDRESS, _NAMES):
-            told = json.loads(address.description or "{}")
+            owner = json.loads(address.description or "{}")
             old = datetime.fromisoformat(address.creation_timestamp) < before
-            if told.get(OWNER_TAG) == installation_id and not list(address.users) and old:
-                yield address.name, str(told.get(CLUSTER_TAG, ""))
+            if owner.get(OWNER_TAG) == installation_id and not list(address.users) and old:
+                yield address.name, str(owner.get(CLUSTER_TAG, ""))
 
     def delete_address(self, name: str) -> None:
         self._resources.delete(ADDRESS, name)
@@ -151,12 +151,12 @@ class RetainedStore:
         try_each(disks, delete, lambda error: isinstance(error, Gone))
 
     def _address(self, spec: MachineSpec) -> dict[str, Any]:
-        told = {OWNER_TAG: spec.installation_id, CLUSTER_TAG: spec.cluster_id}
+        owner = {OWNER_TAG: spec.installation_id, CLUSTER_TAG: spec.cluster_id}
         return {
             "address_type": "INTERNAL",
             "purpose": "GCE_ENDPOINT",
             "subnetwork": subnetwork(self._config),
-            "description": json.dumps(told, sort_keys=True),
+            "description": json.dumps(owner, sort_keys=True),
         }
 
     def _labels(self, spec: MachineSpec) -> dict[str, str]:

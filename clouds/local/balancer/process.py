@@ -78,7 +78,7 @@ def _end_all(left: Callable[[], Iterable[dict[str, Any]]], folder: Path) -> None
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """``status.json``; {} while the supervisor has not written any, or where it is garbled: it only tells."""
+    """``status.json``; {} while the supervisor has not written any, or where it is corrupt: it only tells."""
     try:
         found = json.loads(read(folder / "status.json"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The ``local`` cloud's bucket: a directory, and signed URLs that ``clouds.local.bucket.server`` honours."""
+"""The ``local`` cloud's bucket: a directory, and signed URLs that ``clouds.local.bucket.server`` accepts."""
 
 from __future__ import annotations
 
