@@ -18,20 +18,11 @@ from pathlib import Path
 
 from heliostat.errors import Conflict, InvalidRequest, NotFound
 from runtime.home import Home
+from store.sqlite import copy_database
 
 _DATABASES = ("records.db", "temporal.db")
 _FILES = ("secret.key", "oidc.key", "admin.token", "stack.json")
 """``stack.json`` for its ports: clusters that live call them."""
-
-
-def copy_database(source: Path, target: Path) -> None:
-    """A consistent copy of a SQLite file that may be in use (SQLite's own online backup), 0600."""
-    os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
-    with contextlib.closing(sqlite3.connect(source, timeout=30)) as old:
-        with contextlib.closing(sqlite3.connect(target)) as new:
-            old.backup(new)
-            # The copy inherits WAL mode; without it, it is one file, complete in itself.
-            new.execute("PRAGMA journal_mode=DELETE")
 
 
 def backup(home: Home, to: Path | None = None) -> Path:

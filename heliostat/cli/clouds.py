@@ -44,7 +44,7 @@ def setup(
     from heliostat.models.clouds import CloudSetup
 
     fields = {"provider": provider, "region": region, "name": name, "project": project}
-    request = yaml_files.build(CloudSetup, {k: v for k, v in fields.items() if v is not None}, "the command line")
+    request = yaml_files.build(CloudSetup, {k: v for k, v in fields.items() if v is not None}, yaml_files.COMMAND_LINE)
     with options.connect() as client:
         made = client.clouds.setup(request)
     written = [directory / Path(file).name for file in made.files]
@@ -73,9 +73,9 @@ def register(
     """Register a cloud. It holds names only, never a key; it can be used at once."""
     from heliostat.client import yaml_files
 
-    given = {"name": name, "is_default": default or None}
-    fields = yaml_files.load(file) | {k: v for k, v in given.items() if v is not None}
-    request = yaml_files.cloud(fields, str(file))
+    given = {k: v for k, v in {"name": name, "is_default": default or None}.items() if v is not None}
+    fields = yaml_files.load(file)
+    request = yaml_files.cloud(fields | given, fields.source.replaced(given))
     with options.connect() as client:
         cloud = client.clouds.register(request)
         note(f"Cloud {cloud.name} is registered: {cloud.id}")
@@ -99,8 +99,9 @@ def update(
 
     with options.connect() as client:
         before = client.clouds.get(ref)
-        fields = {"name": before.name, "provider": before.provider.value} | yaml_files.load(file)
-        request = yaml_files.cloud(fields | ({"is_default": True} if default else {}), str(file))
+        document = yaml_files.load(file)
+        fields = {"name": before.name, "provider": before.provider.value} | document
+        request = yaml_files.cloud(fields | ({"is_default": True} if default else {}), document.source)
         cloud = client.clouds.update(before.id, request)
         changed = _changed(before, cloud)
         note(f"Cloud {cloud.name} ({cloud.id}): " + (f"changed {', '.join(changed)}." if changed else "as it was."))

@@ -42,7 +42,10 @@ def create(
 
     if file and compute_config:
         raise InvalidRequest("Both -f and --compute-config are given.", remedy="Give one of them.")
-    config: Any = yaml_files.compute_config(yaml_files.load(file), str(file)) if file else compute_config
+    config: Any = compute_config
+    if file:
+        document = yaml_files.load(file)
+        config = yaml_files.compute_config(document, document.source)
     fields = {
         "name": name,
         "compute_config": config,
@@ -50,7 +53,9 @@ def create(
         "project": project,
         "tags": options.pairs(tag, "--tag") or None,
     }
-    request = yaml_files.build(ClusterCreate, {k: v for k, v in fields.items() if v is not None}, "the command line")
+    request = yaml_files.build(
+        ClusterCreate, {k: v for k, v in fields.items() if v is not None}, yaml_files.COMMAND_LINE
+    )
     with options.connect() as client:
         if dry_run:
             plan = client.clusters.plan(request)

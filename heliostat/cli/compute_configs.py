@@ -31,9 +31,10 @@ def create(
     from heliostat.client import yaml_files
     from heliostat.models.compute_configs import ComputeConfigCreate
 
-    config = yaml_files.compute_config(yaml_files.load(file), str(file))
+    fields = yaml_files.load(file)
+    config = yaml_files.compute_config(fields, fields.source)
     request = yaml_files.build(
-        ComputeConfigCreate, {"config": config} | ({"name": name} if name else {}), "the command line"
+        ComputeConfigCreate, {"config": config} | ({"name": name} if name else {}), yaml_files.COMMAND_LINE
     )
     with options.connect() as client:
         made = client.compute_configs.create(request, project=project)

@@ -59,7 +59,7 @@ def submit(
     """Submit a job; its command stands after --, e.g. -- python main.py"""
     from heliostat.client import yaml_files
 
-    fields: dict[str, Any] = yaml_files.load(file) if file else {}
+    fields = yaml_files.load(file) if file else yaml_files.Document({}, yaml_files.COMMAND_LINE)
     given = {
         "name": name,
         "entrypoint": _entrypoint(entrypoint),
@@ -74,7 +74,9 @@ def submit(
         "timeout_s": timeout_s,
         "tags": options.pairs(tag, "--tag") or None,
     }
-    fields |= {key: value for key, value in given.items() if value is not None}
+    given = {key: value for key, value in given.items() if value is not None}
+    source = fields.source.replaced(given)
+    fields |= given
     if exclude:
         fields["excludes"] = [*(fields.get("excludes") or []), *exclude]
     if env:
@@ -85,7 +87,7 @@ def submit(
             remedy="Write the command after --, or `entrypoint:` in the file.",
             field="entrypoint",
         )
-    config = yaml_files.job_config(fields, str(file) if file else "the command line")
+    config = yaml_files.job_config(fields, source)
     with options.connect() as client:
         if dry_run:
             plan = client.jobs.plan(config)

@@ -18,6 +18,7 @@ from heliostat.errors import HeliostatError, InvalidRequest
 
 if TYPE_CHECKING:
     from heliostat.client.client import Client
+    from heliostat.client.sources import Document
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -136,14 +137,14 @@ def env_vars(values: Iterable[str]) -> dict[str, str]:
                 remedy="Write --env KEY=VALUE, or --env KEY for the shell's value.",
                 field="env_vars",
             )
-        found[key] = rest if sign else from_shell(key)
+        found[key] = rest if sign else from_shell(key, f"--env: {key}")
     return found
 
 
-def compute_config(value: str | None) -> str | dict[str, Any] | None:
+def compute_config(value: str | None) -> str | Document | None:
     """What ``--compute-config`` names; the content where it is a file."""
     if value is not None and value.endswith((".yaml", ".yml", ".json")):
-        from heliostat.client.yaml_files import load
+        from heliostat.client.sources import load
 
         return load(value)
     return value

@@ -29,10 +29,12 @@ def apply(
     from heliostat.client import yaml_files
 
     fields = yaml_files.load(file)
+    source = fields.source
     if isinstance(fields.get("job_config"), dict):
-        given = {"name": name, "project": project}
-        fields["job_config"] = {**fields["job_config"], **{k: v for k, v in given.items() if v is not None}}
-    config = yaml_files.schedule_config(fields, str(file))
+        given = {k: v for k, v in {"name": name, "project": project}.items() if v is not None}
+        fields["job_config"] = {**fields["job_config"], **given}
+        source = source.replaced(given, "job_config.")
+    config = yaml_files.schedule_config(fields, source)
     with options.connect() as client:
         made = client.schedules.apply(config)
     show(made, lambda: _status(made))

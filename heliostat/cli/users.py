@@ -17,10 +17,10 @@ tokens = typer.Typer(name="token", help="With what they ask.", no_args_is_help=T
 @projects.command("create")
 def create_project(name: str, output: options.Output = Format.TEXT) -> None:
     """Create a project (admins)."""
-    from heliostat.client.yaml_files import build
+    from heliostat.client.yaml_files import COMMAND_LINE, build
     from heliostat.models.users import ProjectCreate
 
-    request = build(ProjectCreate, {"name": name}, "the command line")
+    request = build(ProjectCreate, {"name": name}, COMMAND_LINE)
     with options.connect() as client:
         made = client.projects.create(request)
     show(made, lambda: f"Project {made.name} is made: {made.id}")
@@ -63,11 +63,11 @@ def create_user(
     output: options.Output = Format.TEXT,
 ) -> None:
     """Create a user (admins)."""
-    from heliostat.client.yaml_files import build
+    from heliostat.client.yaml_files import COMMAND_LINE, build
     from heliostat.models.users import Role, UserCreate
 
     fields = {"name": name, "role": Role.ADMIN if admin else Role.MEMBER, "projects": project or []}
-    request = build(UserCreate, fields, "the command line")
+    request = build(UserCreate, fields, COMMAND_LINE)
     with options.connect() as client:
         made = client.users.create(request)
     show(
@@ -93,11 +93,11 @@ def create_token(
     output: options.Output = Format.TEXT,
 ) -> None:
     """Create a token. It is printed this once, alone on stdout."""
-    from heliostat.client.yaml_files import build
+    from heliostat.client.yaml_files import COMMAND_LINE, build
     from heliostat.models.users import TokenCreate
 
     fields = {"name": name, "user": user, "expires_in_days": expires_in_days}
-    request = build(TokenCreate, {k: v for k, v in fields.items() if v is not None}, "the command line")
+    request = build(TokenCreate, {k: v for k, v in fields.items() if v is not None}, COMMAND_LINE)
     with options.connect() as client:
         made = client.tokens.create(request)
     note(f"Token {made.name} ({made.id}) of {made.user} is made. It is not shown again:")

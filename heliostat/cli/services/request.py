@@ -64,18 +64,21 @@ def build(
                 "Without a file or an import path only weights are changed.",
                 remedy="Beside --versions give -n and --project alone, or a new version's -f.",
             )
-        return yaml_files.build(ServiceDeploy, fields | replacing, "the command line")
-    sources: list[Path | None] = [*files] or [None]
+        return yaml_files.build(ServiceDeploy, fields | replacing, yaml_files.COMMAND_LINE)
+    documents = [yaml_files.load(path) for path in files] or [yaml_files.Document({}, yaml_files.COMMAND_LINE)]
     configs = [
         yaml_files.service_config(
-            _merged(yaml_files.load(path) if path else {}, replacing, adding), str(path or "the command line")
+            _merged(document, replacing, adding),
+            document.source.replaced(replacing)
+            .replaced(adding.application, "applications.0.")
+            .replaced(adding.rollout, "rollout."),
         )
-        for path in sources
+        for document in documents
     ]
     if all(config.name is None for config in configs):
         raise InvalidRequest("The service has no name.", remedy="Give -n, or `name:` in the file.", field="name")
     fields |= {"config": configs[0]} if versions is None else {"configs": configs}
-    return yaml_files.build(ServiceDeploy, fields, "the command line")
+    return yaml_files.build(ServiceDeploy, fields, yaml_files.COMMAND_LINE)
 
 
 def application(import_path: str | None, arguments: list[str]) -> dict[str, Any]:
