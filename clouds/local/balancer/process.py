@@ -53,8 +53,13 @@ def ask(host: str, port: int, path: str, service_id: str) -> tuple[int, str]:
 
 def end(folder: Path) -> None:
     """Ends the supervisor, then Traefik: the other way round it would be started again."""
-    _end_all(lambda: balancer_supervisor.found(folder, "supervisor"), folder)
+    end_supervisor(folder)
     end_traefik(folder)
+
+
+def end_supervisor(folder: Path) -> None:
+    """Traefik, if it runs, keeps running; the next supervisor adopts it."""
+    _end_all(lambda: balancer_supervisor.found(folder, "supervisor"), folder)
 
 
 def end_traefik(folder: Path) -> None:

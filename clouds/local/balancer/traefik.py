@@ -220,7 +220,7 @@ class LocalBalancer:
         if blind:  # a Traefik that runs watches the folder that was there before
             balancer_process.end_traefik(folder)
         began = changed = time.monotonic()
-        restarted = False
+        restarted = replaced = False
         while True:
             if not is_held(folder / "supervisor.lock"):
                 balancer_process.supervise(folder, self._traefik)
@@ -237,6 +237,10 @@ class LocalBalancer:
                         "the load balancer takes the port over by itself.",
                         resource=record.service_id,
                     )
+                if status.get("problem") and "port" not in status and not replaced:
+                    # The supervisor starts the program that it was given: of an older release, which may be gone.
+                    balancer_process.end_supervisor(folder)
+                    replaced = True
             elif now - changed > RELOAD_S and not restarted:
                 self._publish(folder, texts)
                 balancer_process.end_traefik(folder)
