@@ -111,7 +111,7 @@ def _part(
 
 
 def temporal_argv(layout: Layout) -> list[str]:
-    """The dev server on one SQLite file, on loopback. Its two dear settings are measured (design §4): WAL halves
+    """The dev server on one SQLite file, on loopback. Its two costly settings are measured: WAL halves
     the cost of a commit, and the poll rate takes task dispatch from 37 to 3 ms."""
     return [
         TEMPORAL,

@@ -62,7 +62,7 @@ class Stack:
                 stop.set()
             else:
                 say("Killing it.")
-                self._supervisor.hurry()
+                self._supervisor.kill_all()
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -70,10 +70,10 @@ class Stack:
                 loop.add_signal_handler(number, interrupted)
         code = 0
         try:
-            if await _unless(stop, self._start()):
+            if await _until_stopped(stop, self._start()):
                 self._write("ready")
                 say(banner(self.home.state()))
-                await _unless(stop, self._keep())
+                await _until_stopped(stop, self._watch())
         except HeliostatError as error:
             say(f"error: {error}")
             code = error.exit_code
@@ -98,7 +98,7 @@ class Stack:
         )
         say(f"everything is ready ({time.monotonic() - began:.1f} s)")
 
-    async def _keep(self) -> None:
+    async def _watch(self) -> None:
         await asyncio.gather(self._supervisor.watch(), self._supervisor.limit_logs())
 
     def _pids_changed(self, pids: dict[str, int]) -> None:
@@ -125,7 +125,7 @@ def check_space(home: Home) -> None:
         )
 
 
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+async def _until_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     """Does the work unless told to stop before it is done; True when it was done."""
     task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:

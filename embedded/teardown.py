@@ -1,7 +1,7 @@
 """``down``: ends the jobs, services and clusters of this home's stack, then the stack.
 
 Clusters end the way they always do, by their workflows, confirmed by their cloud; a stopped control plane
-is started for that. Only when it cannot be, the local cloud cuts the power of every machine that carries our owner
+is started for that. Only when it cannot be, the local cloud kills every machine that carries our owner
 tag; then nothing runs on this machine any more, and machines elsewhere are named for the next ``up``.
 """
 
@@ -26,7 +26,7 @@ from heliostat.models.services import ServiceState
 from runtime.home import Home, end_processes
 
 STUCK_S = 120.0
-"""Without any progress for so long, ending by workflow is given up for cutting the power."""
+"""Without any progress for so long, ending by workflow is given up, and machines are killed."""
 API_S = 60.0
 REASON = "make down"
 
@@ -52,7 +52,7 @@ def down(home: Home, start: Callable[[], int]) -> int:
             left = str(error)
             say(f"The control plane could not end everything: {error}")
     stop(home)
-    cut = cut_power(home)
+    cut = kill_machines(home)
     if cut:
         say(f"Killed {len(cut)} machines: {', '.join(cut)}")
     if left and not cut:
@@ -163,7 +163,7 @@ def may_hold_clusters(home: Home) -> bool:
     return bool(local_machines(home, "list"))
 
 
-def cut_power(home: Home) -> list[str]:
+def kill_machines(home: Home) -> list[str]:
     """Ends every machine of the local cloud that carries our owner tag; returns their ids when they are gone."""
     return local_machines(home, "end")
 

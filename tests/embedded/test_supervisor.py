@@ -42,7 +42,7 @@ class Bench:
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     made = Bench(tmp_path)
     yield made
-    made.supervisor.hurry()
+    made.supervisor.kill_all()
     await made.supervisor.stop()
 
 
@@ -107,7 +107,7 @@ async def test_the_second_interrupt_kills_at_once(bench: Bench) -> None:
     await bench.supervisor.start(bench.part("one", STUBBORN, stop_s=600))
     stopping = asyncio.create_task(bench.supervisor.stop())
     await until(lambda: "stopping one" in bench.said)
-    bench.supervisor.hurry()
+    bench.supervisor.kill_all()
     async with asyncio.timeout(30):
         await stopping
 

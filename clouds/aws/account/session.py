@@ -1,7 +1,7 @@
-"""Credentials and clients: the customer's role, assumed under an external id, kept in memory alone.
+"""Credentials and clients: the customer's role, assumed under an external id, kept in memory only.
 
-How (each measured, research/cloud.md §0 and §6): ``AssumeRole`` for 3600 s, the most that role chaining allows; with
-900 s botocore would assume anew for every call. botocore renews the credentials 15 minutes before their end. One
+Each choice is measured: ``AssumeRole`` for 3600 s, the most that role chaining allows; with 900 s botocore would assume
+the role again for every call. botocore renews the credentials 15 minutes before their end. One
 botocore session and one client per service for each (role, region), since clients are safe between threads and a
 session costs 260 ms and 11 MB.
 """

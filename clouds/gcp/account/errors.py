@@ -2,8 +2,7 @@
 
 HTTP answers have a status and ``errors[].reason`` (https://cloud.google.com/compute/docs/troubleshooting/common-errors
 and https://cloud.google.com/apis/design/errors); an operation that is DONE has ``error.errors[].code``. What is out of
-stock comes the second way alone. Codes were gathered from Google's pages and from what SkyPilot handles
-(research/cloud.md §3).
+stock comes the second way alone. The codes come from Google's pages and from what SkyPilot handles.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Nothing is stored: our own OIDC token (``clouds.gcp.account.oidc``) is exchanged
 federation), and the result acts as the customer's service account for an hour at most. Everything is built from the
 checked fields of ``GcpConfig``. A customer's credential JSON is never taken, since google-auth sends our token
 to whatever URL stands in it, and ``google.auth.load_credentials_from_*`` is never called, since it calls hosts of its
-own (research/cloud.md §4).
+own.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Session:
 
     def client(self, name: str) -> Any:
         """The client of that name, e.g. ``Instances``; one of each kind. Their ``*_unary`` methods only: the others'
-        ``result()`` asks compute.googleapis.com, whatever the endpoint (research/cloud.md §3)."""
+        ``result()`` asks compute.googleapis.com, whatever the endpoint."""
         with self._lock:
             if name not in self._clients:
                 make = getattr(self.types, f"{name}Client")
