@@ -86,8 +86,8 @@ class GcpMachines:
     def launch(self, spec: MachineSpec) -> Machine:
         """``zone`` None: the config's zones in their order. ``PREFER_SPOT``: all zones for SPOT first.
 
-        Each place has a request id of its own for each attempt, and the next place is asked only when the operation of
-        the one before has failed; so two launchers of one token make the same calls and one machine."""
+        Each placement has a request id of its own for each attempt. The next one is tried only when the operation of
+        the one before has failed, so two launchers of one token make the same calls and one machine."""
         kind = chosen(spec, self._config, self._types)
         name = instance.name_for(spec.token)
         history = self._history.of([name]).get(name, MachineHistory())
@@ -95,21 +95,21 @@ class GcpMachines:
         if history.insert is not None:
             return self._settled(spec, history.insert, deadline)
         retained = self._retained.prepare(spec, spec.keep) if spec.keep else None
-        places = [place for place in self._places(spec) if retained is None or retained.may_be_in(place[0])]
-        tried = [_attempts(spec, place, history.failed) for place in places]
+        placements = [p for p in self._placements(spec) if retained is None or retained.may_be_in(p[0])]
+        tried = [_attempts(spec, placement, history.failed) for placement in placements]
         refused: list[CloudError] = []
-        for place, attempt in zip(places, tried, strict=True):
+        for placement, attempt in zip(placements, tried, strict=True):
             if attempt > min(tried):
                 continue  # it was asked already, in a round that broke off
             if refused and time.monotonic() > deadline:
                 raise CloudError(
-                    f"{len(refused)} of {len(places)} placements have no machine for node {spec.node_id}; "
+                    f"{len(refused)} of {len(placements)} placements have no machine for node {spec.node_id}; "
                     "the deadline has passed.",
                     remedy="Try again: it continues with the next placement.",
                     resource=spec.node_id,
                 )
             try:
-                return self._settled(spec, self._insert(spec, kind, *place, attempt, retained), deadline)
+                return self._settled(spec, self._insert(spec, kind, *placement, attempt, retained), deadline)
             except errors.Exists:
                 return self._launched(spec)
             except (NoCapacity, QuotaExceeded) as e:
@@ -182,7 +182,7 @@ class GcpMachines:
 
     # -- inside
 
-    def _places(self, spec: MachineSpec) -> list[tuple[str, Market]]:
+    def _placements(self, spec: MachineSpec) -> list[tuple[str, Market]]:
         zones = [spec.zone] if spec.zone is not None else self._config.zones
         markets = [Market.SPOT, Market.ON_DEMAND] if spec.market is Market.PREFER_SPOT else [spec.market]
         return [(zone, market) for market in markets for zone in zones]
@@ -285,10 +285,10 @@ class GcpMachines:
                 answer.result()
 
 
-def _attempts(spec: MachineSpec, place: tuple[str, Market], failed: set[str]) -> int:
-    """How often that place was asked in vain."""
+def _attempts(spec: MachineSpec, placement: tuple[str, Market], failed: set[str]) -> int:
+    """How often that placement has failed."""
     attempt = 0
-    while instance.request_id(spec.token, *place, attempt) in failed:
+    while instance.request_id(spec.token, *placement, attempt) in failed:
         attempt += 1
     return attempt
 
@@ -298,7 +298,7 @@ def _state(listed: Any) -> MachineState:
 
 
 def _of(refused: list[CloudError], spec: MachineSpec) -> CloudError:
-    """What to say when no place would have it: what the last one said, and the others' words. A type that no zone
+    """The error when no placement has a machine: that of the last one, and the others' messages. A type that no zone
     offers is a bad request, but another zone may still be wanted."""
     last = refused[-1]
     if len(refused) == 1:
