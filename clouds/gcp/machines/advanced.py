@@ -50,7 +50,7 @@ def check(advanced: Mapping[str, Any], keep: RetainedResources | None = None) ->
         try:
             compute_v1.Instance.from_json(json.dumps({name: value}))
         except Exception as e:  # protobuf's, and what it makes of a value that is none of its kinds
-            raise _refused(name, f"an instance has no such thing: {e}") from e
+            raise _refused(name, f"an instance has no such field: {e}") from e
     for i, disk in enumerate(given.get("disks", [])):
         if disk.get("auto_delete", True) is not True:
             raise _refused(f"disks.{i}.auto_delete", "a disk always goes with its machine")
