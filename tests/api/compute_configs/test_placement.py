@@ -179,7 +179,7 @@ NODE: list[tuple[Cloud, dict[str, Any], str, str, str]] = [
     ),
     (
         GCP, {"advanced_instance_config": {"min_cpu_plattform": "x"}}, "advanced_instance_config.min_cpu_plattform",
-        "no such thing", "correct",
+        "no such field", "correct",
     ),
 ]  # fmt: skip
 
