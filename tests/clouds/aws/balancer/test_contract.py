@@ -141,7 +141,7 @@ def test_a_renewed_certificate_is_taken_over(world: AwsWorld) -> None:
     assert first.url.startswith("https://")
     seen = new.describe("svc_2")
     assert seen is not None
-    assert "certificate must be changed" in seen.state, "whoever looks after it mends it"
+    assert "certificate differs" in seen.state, "whoever looks after it corrects it"
     assert new.ensure(spec("svc_2"), make=False) == first == new.describe("svc_2")
     elb = world.account.client("elbv2")
     (found,) = elb.describe_load_balancers(Names=[prefix("svc_2")])["LoadBalancers"]
