@@ -107,9 +107,9 @@ def main() -> int:
 def page(results: Path) -> str:
     """docs/benchmarks.md from all results that there are."""
     parts = [
-        "# Benchmarks\n\n`python -m benchmarks` (`make bench`) writes this page; the numbers are in `benchmarks/results/`. "
-        "Each figure is compared with the same work without Heliostat, measured in the same run in interleaved pairs. "
-        "Ranges are minimum – maximum. `python -m benchmarks NAME` runs one benchmark again.\n"
+        "# Benchmarks\n\n`python -m benchmarks` (`make bench`) writes this page; the numbers are in "
+        "`benchmarks/results/`. Each figure is compared with the same work without Heliostat, measured in the same run "
+        "in interleaved pairs. Ranges are minimum – maximum. `python -m benchmarks NAME` runs one benchmark again.\n"
     ]
     for name, module in ALL.items():
         path = results / f"{name}.json"
