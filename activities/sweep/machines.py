@@ -122,7 +122,7 @@ class MachineSweepActivities:
         def runs(cluster_id: str) -> bool:
             return asyncio.run_coroutine_threadsafe(self._runs(cluster_id), loop).result(RUNS_S)
 
-        deleted = await asyncio.to_thread(cloud.leftovers, self._installation_id, self._newborn_grace_s, runs)
+        deleted = await asyncio.to_thread(cloud.delete_orphans, self._installation_id, self._newborn_grace_s, runs)
         if deleted:
             log.error("deleted resources that belong to no machine", cloud=cloud_id, resources=deleted)
         return deleted

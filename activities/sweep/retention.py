@@ -74,7 +74,7 @@ class RetentionActivities:
     async def _prune_machines(self, counts: dict[str, int], failed: dict[str, CloudError]) -> None:
         older_than_s = max(self._settings.retention_logs_days, 1.0) * 86_400
         for cloud_id, machines in list(self._machines.items()):
-            pruned = await self._unless_failed(cloud_id, failed, partial(machines.prune, older_than_s))
+            pruned = await self._unless_failed(cloud_id, failed, partial(machines.forget_ended, older_than_s))
             counts["machines"] = counts.get("machines", 0) + len(pruned or [])
             activity.heartbeat()
 
