@@ -16,7 +16,7 @@ _BY_SHELL = (134, 137, 139, 143)
 """How a shell says that its program was aborted, killed, crashed or terminated."""
 
 
-def short(message: str) -> str:
+def summarize(message: str) -> str:
     """One line, at most ``MAX_CHARS`` characters."""
     found = _EXIT.match(message.strip())
     if found:

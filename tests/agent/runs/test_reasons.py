@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.runs.reasons import MAX_CHARS, short
+from agent.runs.reasons import MAX_CHARS, summarize
 
 HEAD = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n"
 RAYS = "2026-11-23 07:38:20\tINFO job_manager.py:581 -- Runtime env is setting up.\nRunning entrypoint for job j: x\n"
@@ -37,8 +37,8 @@ RAYS = "2026-11-23 07:38:20\tINFO job_manager.py:581 -- Runtime env is setting u
     ],
 )  # fmt: skip
 def test_one_line(message: str, reason: str) -> None:
-    assert short(message) == reason
+    assert summarize(message) == reason
 
 
 def test_is_bounded() -> None:
-    assert len(short("a" * 10_000)) == MAX_CHARS
+    assert len(summarize("a" * 10_000)) == MAX_CHARS

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.constants import Constants
-from agent.node.notices import Notice, Notices
+from agent.node.interruptions import InterruptionWatcher, Notice
 from tests.agent.conftest import AgentNode, Nodes, namespaces_work, until
 from tests.agent.control_plane import ControlPlane
 from tests.agent.metadata import Metadata
@@ -42,7 +42,7 @@ def watching(metadata: Metadata) -> Iterator[Any]:
 
     def begin(provider: str) -> list[Notice]:
         told: list[Notice] = []
-        notices = Notices(provider, Constants(metadata_url=metadata.url, notice_poll_s=0.05), told.append)
+        notices = InterruptionWatcher(provider, Constants(metadata_url=metadata.url, notice_poll_s=0.05), told.append)
         for source in notices.sources:
             threading.Thread(target=notices.watch, args=(source, stop), daemon=True).start()
         return told
@@ -174,7 +174,7 @@ def test_another_ray_than_the_control_planes_is_why_the_node_ends(start: Any, pl
     told = {"environment": {"provider": "aws", "ray_version": "1.13.0"}}
     start(told=told, constants={"metadata_url": plane.url}, files={"startup.log": "$ docker pull\n"})
     reason = plane.fact("node_failed")["data"]["reason"]
-    assert "the control plane is made for Ray 1.13.0" in reason
+    assert "the control plane requires Ray 1.13.0" in reason
     assert "container_image" in reason
     plane.wait(lambda: plane.log("nd_head", "node/startup.log") == b"$ docker pull\n", why="the start-up log")
 
