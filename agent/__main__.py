@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 
-if sys.version_info < (3, 11):  # noqa: UP036 - a container image may have any; the imports below fail without saying why
+if sys.version_info < (3, 11):  # noqa: UP036 - a container image may have any; the imports below would fail unclearly
     print(  # noqa: T201
         f"heliostat: the agent needs Python 3.11 or later; {sys.executable} is {sys.version.split()[0]}. "
         "Use an image of Ray with a newer one (e.g. rayproject/ray:<version>-py311).",

@@ -124,7 +124,7 @@ class Call:
         if verdict == Verdict.PROBE:
             STATS.probes += 1
             return cls(ProbeContext(context), None)
-        return cls(context, STATS.begin() if counted else None)
+        return cls(context, STATS.start() if counted else None)
 
     def answered(self) -> None:
         if self._ticket is not None:

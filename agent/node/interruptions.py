@@ -1,4 +1,4 @@
-"""Interruption notices: the cloud takes this machine back. They come from the metadata service, which only the machine
+"""Interruption notices: the cloud reclaims this machine. They come from the metadata service, which only the machine
 itself can reach.
 
 AWS (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html): two minutes before a
@@ -33,8 +33,8 @@ WAIT_S = 60
 @dataclass(frozen=True)
 class Notice:
     kind: str
-    """``interruption``: the cloud takes the machine at the deadline. ``rebalance``: an interruption has become likely.
-    ``maintenance``: the machine ends with its host."""
+    """``interruption``: the cloud reclaims the machine at the deadline. ``rebalance``: an interruption has become
+    likely. ``maintenance``: the machine ends with its host."""
     deadline: str | None
     """ISO 8601; None: unknown."""
     reason: str
@@ -120,10 +120,10 @@ class InterruptionWatcher:
         action = self._imds("spot/instance-action")
         if action is not None:
             at = datetime.fromisoformat(action["time"].replace("Z", "+00:00")).isoformat()
-            return Notice("interruption", at, f"AWS takes this spot machine back ({action['action']}) at {at}")
+            return Notice("interruption", at, f"AWS interrupts this spot machine ({action['action']}) at {at}")
         advice = self._imds("events/recommendations/rebalance")
         if advice is not None:
-            return Notice("rebalance", None, f"AWS may soon take this spot machine back (since {advice['noticeTime']})")
+            return Notice("rebalance", None, f"AWS may soon interrupt this spot machine (since {advice['noticeTime']})")
         return None
 
     def _imds(self, path: str) -> dict[str, str] | None:

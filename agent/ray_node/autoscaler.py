@@ -93,14 +93,14 @@ class Scaling:
         self._event = ""
         self._hold_until = 0.0
         self._interrupted: dict[str, tuple[str, float]] = {}
-        """Nodes that their cloud takes back: group, and when they were last listed as such."""
+        """Nodes that their cloud reclaims: group, and when they were last listed as such."""
         self._hidden_until: dict[str, float] = {}
         """Replacements of such nodes: until when they are hidden from Ray."""
 
     # -- from the control plane ---------------------------------------------------------------------------------
 
     def headroom(self, nodes: list[dict[str, Any]]) -> dict[str, int]:
-        """How many nodes beyond its maximum Ray may see of each group: as many as their cloud takes back, for their
+        """How many nodes beyond its maximum Ray may see of each group: as many as their cloud reclaims, for their
         replacements start beside them. Without it Ray's autoscaler terminates each replacement. ``nodes``: of a
         report's answer, before ``update``. A node counts for a while after its end, for Ray lists nodes and reads its
         maxima at different times."""

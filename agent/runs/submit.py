@@ -42,26 +42,26 @@ def job_spec(run_id: str, args: dict[str, Any], packages: Packages) -> dict[str,
 
 def submit_to_ray(ray: RayApi, run_id: str, spec: dict[str, Any], mask: Callable[[str], str]) -> None:
     """Until Ray has it or refuses it. After a lost answer Ray is asked whether it has the run."""
-    why = ""
+    reason = ""
     for attempt in range(5):
         try:
             if attempt and ray.job(run_id) is not None:
                 return
             ray.submit(spec)
         except RayUnavailable as error:
-            why = str(error)
+            reason = str(error)
             log.warning("run %s, attempt %d: Ray did not answer: %s", run_id, attempt + 1, error)
             time.sleep(0.5 * (attempt + 1))
         except RayRefused as error:
             lines = [line for line in str(error).splitlines() if len(line.strip()) > 3] or [""]
-            why = mask(f"Ray answered HTTP {error.status}: {lines[-1][:500]}")
+            reason = mask(f"Ray answered HTTP {error.status}: {lines[-1][:500]}")
             if error.status < 500 or "status code 400" in str(error):  # an answer of Ray's job agent
-                raise CommandRefused(f"Ray refused run {run_id}. {why}") from None
+                raise CommandRefused(f"Ray refused run {run_id}. {reason}") from None
             # its job agent does not listen yet, for example, just after the head became ready
-            log.warning("run %s, attempt %d: %s", run_id, attempt + 1, why)
+            log.warning("run %s, attempt %d: %s", run_id, attempt + 1, reason)
             time.sleep(0.5 * (attempt + 1))
         else:
             return
     raise CommandRefused(
-        f"Ray on this head does not accept run {run_id}; the command may be repeated. {why}", retryable=True
+        f"Ray on this head does not accept run {run_id}; the command may be repeated. {reason}", retryable=True
     )

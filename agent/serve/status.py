@@ -56,16 +56,16 @@ def serve_status(deploy: Deploy, details: dict[str, Any], node_id: str, addresse
     proxy: dict[str, Any] = next(
         (p for p in (details.get("proxies") or {}).values() if p.get("node_instance_id") == node_id), {}
     )
-    why = [f"application {n} is {a['status']}" + (f": {a['message']}" if a["message"] else "")
-           for n, a in apps.items() if not _is_healthy(a)]  # fmt: skip
+    problems = [f"application {n} is {a['status']}" + (f": {a['message']}" if a["message"] else "")
+                for n, a in apps.items() if not _is_healthy(a)]  # fmt: skip
     if proxy.get("status") != "HEALTHY":
-        why.append(f"the proxy is {proxy.get('status') or 'not started yet'}")
+        problems.append(f"the proxy is {proxy.get('status') or 'not started yet'}")
     return {
         "version_id": deploy.version_id,
         "deploy": deploy.id,
-        "healthy": not why,
+        "healthy": not problems,
         "failed": any(a["status"] == "DEPLOY_FAILED" for a in apps.values()),
-        "message": "; ".join(why)[: 4 * MAX_CHARS],
+        "message": "; ".join(problems)[: 4 * MAX_CHARS],
         "applications": apps,
         "http": addresses[0],
         "grpc": addresses[1],

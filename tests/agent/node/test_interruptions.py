@@ -64,7 +64,7 @@ def test_aws_announces_a_rebalance_and_then_the_interruption_each_once(metadata:
     assert [n.kind for n in told] == ["rebalance", "interruption"]
     assert told[0].deadline is None
     assert 100 < (told[1].left_s() or 0) <= 120
-    assert "AWS takes this spot machine back (terminate)" in told[1].reason
+    assert "AWS interrupts this spot machine (terminate)" in told[1].reason
 
 
 def test_google_is_asked_to_hold_the_question_until_there_is_news(metadata: Metadata, watching: Any) -> None:
@@ -126,7 +126,7 @@ def test_a_workers_interruption_is_told_and_ray_drains_it(start: Any, plane: Con
     assert 90 < int(options["deadline-remaining-seconds"]) <= 120
     # Its work is done: Ray ends its raylet, the agent the machine, and says why.
     os.kill(next(p for p in worker.pids() if "--node_id=abc123" in _command(p)), signal.SIGKILL)
-    assert "AWS takes this spot machine back" in plane.fact("stopping")["data"]["reason"]
+    assert "AWS interrupts this spot machine" in plane.fact("stopping")["data"]["reason"]
     assert worker.process.wait(20) == 0
 
 
@@ -143,7 +143,7 @@ def test_a_worker_that_is_still_busy_leaves_before_its_power_goes(
     plane.fact("spot_notice")
     time.sleep(1)
     assert worker.process.poll() is None, "it uses the time that it has"
-    assert "AWS takes this spot machine back" in plane.fact("stopping", 15)["data"]["reason"]
+    assert "AWS interrupts this spot machine" in plane.fact("stopping", 15)["data"]["reason"]
     assert worker.process.wait(20) == 0
     assert time.monotonic() < taken_at
 
@@ -158,7 +158,7 @@ def test_a_heads_interruption_is_told_and_its_end_when_the_system_goes_down(
     time.sleep(0.3)
     assert not (head.folder / "fake-drained.json").exists(), "what runs on a head goes on"
     head.terminate()
-    assert "AWS takes this spot machine back" in plane.fact("node_lost")["data"]["reason"]
+    assert "AWS interrupts this spot machine" in plane.fact("node_lost")["data"]["reason"]
     assert head.process.wait(20) == 0
 
 

@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from agent.constants import Constants
 from agent.gate import grpc as gate_grpc
+from agent.gate import policy as gate_policy
 from agent.gate.policy import GateFile
 from agent.gate.stats import Stats
 from agent.serve import probe_grpc
@@ -85,6 +86,7 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     from ray.serve._private.grpc_util import start_grpc_server
 
     writer, stats = GateWriter(tmp_path / "gate.json"), Stats()
+    monkeypatch.setattr(gate_policy, "REFRESH_S", 0.0)  # each call sees the file as a test has just written it
     monkeypatch.setattr(gate_grpc, "GATE_FILE", GateFile(str(writer.path)))
     monkeypatch.setattr(gate_grpc, "STATS", stats)
     with held_port() as port:
@@ -150,7 +152,7 @@ async def test_what_is_no_good_answer_is_told_with_its_reason(served: Served) ->
     assert "no answer within 0.2 s" in await served.refusal(timeout_s=0.2)
     served.hold = False
     assert (await served.probe())["healthy"] is True
-    assert "gRPC UNAVAILABLE came from something" in await served.refusal("http://127.0.0.1:1")
+    assert "gRPC UNAVAILABLE came from another server" in await served.refusal("http://127.0.0.1:1")
     assert "the request failed" in await served.refusal("https://127.0.0.1:1")
 
 
