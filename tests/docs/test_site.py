@@ -52,3 +52,13 @@ def test_links_of_pages_of_the_root_are_moved() -> None:
     text = "[a](docs/cli.md#x) [b](CHANGELOG.md) [c](https://x/docs/) [d](SECURITY.md#y) [e](LICENSE)"
     wanted = "[a](cli.md#x) [b](changelog.md) [c](https://x/docs/) [d](security.md#y) [e](license.md)"
     assert hook.moved(text) == wanted
+
+
+def test_links_to_source_files_become_text() -> None:
+    text = "[`a/b.py`](../a/b.py) [c](../cli.md) [d](how-to/spot.md#x)"
+    assert hook.without_source_links(text) == "`a/b.py` [c](../cli.md) [d](how-to/spot.md#x)"
+
+
+def test_links_to_pages_of_the_root_lead_into_the_site() -> None:
+    assert hook.linked_to_root("[a](../SECURITY.md#x)", 0) == "[a](security.md#x)"
+    assert hook.linked_to_root("[a](../../LICENSE) [b](../LICENSE)", 1) == "[a](../license.md) [b](../LICENSE)"
