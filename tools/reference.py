@@ -44,7 +44,7 @@ from heliostat.models.jobs import JobConfig
 from heliostat.models.schedules import ScheduleConfig
 from heliostat.models.services import ApplicationConfig, ProbeConfig, RolloutConfig, ServiceConfig
 from runtime.settings import Settings
-from tools.reference_texts import ERRORS, EXAMPLES, MEANINGS, UNIT, UNITS
+from tools.reference_texts import CLOUD_ERRORS, ERRORS, EXAMPLES, MEANINGS, UNIT, UNITS
 
 METRICS = ["runtime.telemetry", "api.agents.serve_metrics | api.services.metrics"]
 """Modules that register metrics; of several names, the first that exists."""
@@ -329,7 +329,10 @@ def error_codes() -> str:
         "The API answers an error as problem+json (RFC 9457) with `code`, `detail`, `remedy` and, where they apply, "
         "`resource`, `field` and `details`. The Python client raises the class of that code from `heliostat.errors`. "
         "The command line prints `detail` and `remedy` and ends with the exit code.\n\n"
-        f"{_table(['code', 'class', 'HTTP status', 'exit code', 'meaning'], rows)}\n"
+        f"{_table(['code', 'class', 'HTTP status', 'exit code', 'meaning'], rows)}\n\n"
+        "## Errors of clouds\n\n"
+        "These codes name what a cloud answered. Events and `heliostat_launches_total{outcome}` show them.\n\n"
+        f"{_table(['code', 'meaning'], ([f'`{code}`', text] for code, text in CLOUD_ERRORS.items()))}\n"
     )
 
 

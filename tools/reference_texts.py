@@ -229,6 +229,19 @@ EXAMPLES = {
 }
 """Values as a YAML file has them, by field; a test reads each with its model."""
 
+CLOUD_ERRORS = {
+    "no_capacity": "The cloud has no such machine now. Heliostat tries another zone, type or market, or waits.",
+    "not_offered": "The zone never has this instance type. Heliostat tries another zone or type.",
+    "quota_exceeded": "The account's limit is reached. Wait, or raise it.",
+    "throttled": "Too many calls. Heliostat repeats the call later.",
+    "bad_config": "The cloud refuses this request for good. Change the request.",
+    "denied": "The control plane lacks a right. Grant it: `heliostat cloud verify` names it.",
+    "gone": "The resource does not exist any more. A delete treats this as done.",
+    "outdated": "The load balancer has a newer revision of its backends. Nothing was changed.",
+    "backends_lost": "The endpoint lost its list of backends. The service's workflow sends it again.",
+}
+"""Codes of ``clouds.contract.errors``."""
+
 ERRORS = {
     "heliostat_error": "Base class. Never raised itself.",
     "user_error": "The request must change. Base class of the next six.",

@@ -10,6 +10,7 @@ import typer.main
 import yaml
 from pydantic import BaseModel
 
+from clouds.contract import errors as cloud_errors
 from heliostat import errors
 from heliostat.cli.app import app
 from runtime.settings import Settings
@@ -73,6 +74,13 @@ def test_each_error_has_a_meaning() -> None:
     assert codes == set(reference.ERRORS)
     page = PAGES["reference/errors.md"]
     assert all(f"| `{code}` |" in page for code in codes)
+
+
+def test_each_error_of_a_cloud_has_a_meaning() -> None:
+    found = {
+        c.code for c in vars(cloud_errors).values() if isinstance(c, type) and c.__module__ == cloud_errors.__name__
+    }
+    assert found == set(reference.CLOUD_ERRORS)
 
 
 def test_each_command_and_option_is_listed() -> None:
