@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError
 from clouds.boot.user_data import NodeEnvironment, user_data
 from clouds.contract.errors import BadConfig, Denied, Gone, NoCapacity, QuotaExceeded, Throttled
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, Machines, MachineSpec, MachineState
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import NodeRole
@@ -60,11 +60,11 @@ class LaunchNode(Model):
     accelerator: str | None = None
     cpu_architecture: Architecture | None = None
     advanced: dict[str, Any] = {}
-    keep: Keep | None = None
+    keep: RetainedResources | None = None
 
 
 class HandOver(Model):
-    """See ``Machines.hand_over``."""
+    """See ``Machines.attach_retained``."""
 
     cloud_id: str
     cluster_id: str
@@ -170,7 +170,7 @@ class NodeActivities:
         """Gives what the cluster's heads keep to the machine of the new one; without a machine, deletes it. Tried again
         while it is too early."""
         try:
-            self._cloud(what.cloud_id).hand_over(what.cluster_id, what.machine_id)
+            self._cloud(what.cloud_id).attach_retained(what.cluster_id, what.machine_id)
         except CloudError as error:
             final = what.machine_id is not None and isinstance(error, (*FINAL, Gone))  # what costs money is never left
             raise ApplicationError(str(error), type=error.code, non_retryable=final) from error

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import structlog
 from temporalio.client import Client
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from clouds.contract.balancer import BackendCounters, EndpointSpec, LoadBalancer
 from clouds.contract.errors import BackendsLost, Gone
 from heliostat.errors import CloudError
 from heliostat.models.common import new_id
 from heliostat.models.services import ServiceState
-from runtime.messages.services import EndpointLost, EndpointTrouble
+from runtime.messages.common import reached
+from runtime.messages.services import EndpointLost, EndpointTrouble, ServiceHandle
 from runtime.telemetry import forget_endpoint, set_endpoint_counters
 from store.database import Database
 from store.services import rows as services
@@ -115,7 +116,7 @@ class EndpointWatch:
                 log.info("endpoint is well again", service=service.id)
             self._told_lost.pop(service.id, None)
             if service.endpoint_trouble:
-                await self._tell(service, "endpoint_trouble", EndpointTrouble(event_id=new_id("ev"), trouble=""))
+                await self._tell(service, EndpointTrouble(event_id=new_id("ev"), trouble=""))
         else:
             task = asyncio.create_task(self._mend(service, balancer, seen.state))
             self._mending[service.id] = task
@@ -142,7 +143,7 @@ class EndpointWatch:
             self._say(service, f"can't be mended, and is tried again: {error}")
             if service.endpoint_trouble != str(error):
                 trouble = EndpointTrouble(event_id=new_id("ev"), trouble=str(error))
-                await self._tell(service, "endpoint_trouble", trouble)
+                await self._tell(service, trouble)
         except Exception:  # as in _look_at
             log.exception("endpoint can't be mended", service=service.id)
         else:
@@ -161,18 +162,18 @@ class EndpointWatch:
         told = self._told_lost.get(service.id)
         if service.state == ServiceState.TERMINATING or (told is not None and time.monotonic() - told < LOST_AGAIN_S):
             return
-        if await self._tell(service, "endpoint_lost", EndpointLost(event_id=new_id("ev"), reason=reason)):
+        if await self._tell(service, EndpointLost(event_id=new_id("ev"), reason=reason)):
             self._told_lost[service.id] = time.monotonic()
 
-    async def _tell(self, service: ServiceNames, signal: str, message: EndpointLost | EndpointTrouble) -> bool:
+    async def _tell(self, service: ServiceNames, message: EndpointLost | EndpointTrouble) -> bool:
         """False: Temporal is away, or it does not run, which the sweep settles; the next look tells it again."""
+        handle = ServiceHandle(self._client, service.id)
+        call = handle.endpoint_lost(message) if isinstance(message, EndpointLost) else handle.endpoint_trouble(message)
         try:
-            await self._client.get_workflow_handle(service.id).signal(signal, message)
+            return await reached(call)
         except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                log.warning("service not told of its endpoint", service=service.id, why=str(error))
+            log.warning("service not told of its endpoint", service=service.id, why=str(error))
             return False
-        return True
 
 
 def _seen(balancer: LoadBalancer, service_id: str) -> _Seen:

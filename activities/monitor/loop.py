@@ -15,29 +15,27 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.monitor.endpoints import EndpointWatch
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
-from heliostat.models.services import ServiceState
-from runtime.messages.clusters import HeadSilent, start_cluster
-from runtime.messages.jobs import start_job
-from runtime.messages.services import GateOrder, deploy_service
+from runtime.messages.clusters import ClusterHandle, HeadSilent
+from runtime.messages.common import SYSTEM, reached
 from runtime.settings import Settings
 from runtime.telemetry import CLUSTERS
-from store import heartbeats, outbox
+from store import heartbeats
 from store.database import Database
-from store.services import rows as services
-from store.services import tokens as token_records
+from store.outbox import Outbox
+from store.services.tokens import pending_tokens
 from store.tables import clusters
 
 log = structlog.get_logger(__name__)
 
-UNSTARTED_AFTER_S = 10.0
-"""The API starts a workflow within milliseconds of accepting; one that is not there by now lost its API."""
+PENDING_AFTER_S = 10.0
+"""The API starts a workflow within milliseconds of accepting; what is pending for so long has lost its API."""
+
+TOKENS_S = 10.0
+"""For a service's workflow to take its tokens; without a worker the next round tries again."""
 
 ENDPOINTS_S = 10.0
 """Between two looks at the endpoints. A load balancer that was killed is back after this, for nobody else starts it;
 its counters are scraped by Prometheus every 15 s by habit."""
-
-TELL_TRIES = 5
-"""Changes of a service's tokens that may come while we tell the one before."""
 
 MASS_SHARE = 0.5
 MASS_MIN = 3
@@ -58,6 +56,7 @@ class MonitorActivities:
         self._look: asyncio.Task[None] | None = None
         self._db = db
         self._client = client
+        self._outbox = Outbox(db, client, settings.task_queue)
         self._settings = settings
         self._told: dict[str, datetime] = {}
         self._alarm = False
@@ -80,57 +79,23 @@ class MonitorActivities:
 
     async def round(self, now: datetime) -> None:
         """One look at everything; ``now`` is the records' time."""
-        await self._start_forgotten()
-        await self._tell_gates()
+        await self._outbox.deliver_accepted(PENDING_AFTER_S)
+        await self._deliver_tokens()
         await self._find_silent(now)
         await self._count()
         self._look_at_endpoints()
 
-    async def _start_forgotten(self) -> None:
-        cluster_rows, job_rows = await outbox.unstarted(self._db, UNSTARTED_AFTER_S)
-        for cluster in cluster_rows:
-            log.warning("starting an accepted cluster that nobody started", cluster=cluster.id)
-            await start_cluster(self._client, self._settings.task_queue, cluster.input)
-            await outbox.mark_started(self._db, "cluster", cluster.id)
-        for service, deploy in await services.unstarted_deploys(self._db, UNSTARTED_AFTER_S):
-            log.warning("giving its service a deploy that nobody gave it", service=service.service_id, deploy=deploy.id)
-            # Its workflow says that it has it (``claim_deploy``): a second signal changes nothing.
-            await deploy_service(self._client, self._settings.task_queue, service, deploy)
-        for job in job_rows:
-            log.warning("starting an accepted job that nobody started", job=job.id)
-            await start_job(self._client, self._settings.task_queue, job.input)
-            await outbox.mark_started(self._db, "job", job.id)
-
-    async def _tell_gates(self) -> None:
-        """Tokens that were changed by an API that died before it could say so."""
-        for service_id in await token_records.untold_gates(self._db):
-            for _ in range(TELL_TRIES):
-                if not await self._tell_gate(service_id):
-                    break
-
-    async def _tell_gate(self, service_id: str) -> bool:
-        """Whether the tokens were changed while we told them: an API may have told newer ones meanwhile, and ours, if
-        they arrived last, are to be replaced by those again (``api/services/tokens.py``)."""
-        row = await services.load_service(self._db, service_id)
-        if row is None or row.withdrawn or row.state == ServiceState.TERMINATED:
-            return False
-        # They carry the tokens of when they were accepted, and would undo ours if they came later.
-        for service, deploy in await services.unstarted_deploys(self._db, 0, service_id):
-            await deploy_service(self._client, self._settings.task_queue, service, deploy)
-        try:
-            await self._client.get_workflow_handle(service_id).execute_update(
-                "set_gate", GateOrder(actor="monitor", gate=row.gate), rpc_timeout=timedelta(seconds=10)
-            )
-        except (WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
-            log.warning("tokens not told yet", service=service_id, why=str(error.cause or error))
-            return False
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            return False  # it does not run: its next deploy brings the tokens
-        await token_records.gate_told(self._db, service_id, row.gate)
-        after = await services.load_service(self._db, service_id)
-        return after is not None and after.gate != row.gate
+    async def _deliver_tokens(self) -> None:
+        """Tokens that were changed by an API that died before it could deliver them."""
+        for service_id in await pending_tokens(self._db):
+            try:
+                await self._outbox.deliver_tokens(service_id, SYSTEM, TOKENS_S)
+            except (WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+                log.warning("tokens are still pending", service=service_id, why=str(error.cause or error))
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+                # It does not run: its next deploy brings the tokens.
 
     async def _find_silent(self, now: datetime) -> None:
         found = await heartbeats.silent_heads(self._db, now, self._settings.silence_s)
@@ -160,11 +125,7 @@ class MonitorActivities:
                 silent_s=(now - since).total_seconds(),
                 mass=mass,
             )
-            try:
-                await self._client.get_workflow_handle(cluster_id).signal("head_silent", message)
-            except RPCError as error:
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
+            await reached(ClusterHandle(self._client, cluster_id).head_silent(message))
 
     def _look_at_endpoints(self) -> None:
         """Beside the rounds: no endpoint may keep us from hearing that a head is silent."""

@@ -10,15 +10,17 @@ from datetime import timedelta
 import structlog
 from sqlalchemy import select
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import Client, WorkflowQueryFailedError
+from temporalio.service import RPCError
 
 from clouds.contract.balancer import LoadBalancer
 from heliostat.errors import CloudError
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import Event, EventLevel, Model, new_id, utcnow
-from heliostat.models.services import Service, ServiceState, ServiceVersionState
-from runtime.messages.clusters import Release
+from heliostat.models.services import ServiceState, ServiceVersionState
+from runtime.messages.clusters import ClusterHandle, Release
+from runtime.messages.common import reached
+from runtime.messages.services import ServiceHandle
 from runtime.settings import Settings
 from store.database import Database
 from store.services import rows as records
@@ -71,7 +73,7 @@ class ServiceSweepActivities:
         clusters_of = await self._old_clusters()
         for service_id in await self._old_living():
             activity.heartbeat(service_id)
-            if not await self._runs(service_id):
+            if not await ServiceHandle(self._client, service_id).runs():
                 await self._settle(service_id)
                 result.orphaned.append(service_id)
             else:
@@ -80,7 +82,7 @@ class ServiceSweepActivities:
             result.endpoints += len(found)
             for service_id in found:
                 activity.heartbeat(service_id)
-                if await self._runs(service_id):
+                if await ServiceHandle(self._client, service_id).runs():
                     continue  # it owns its endpoint from before it is made until after it is gone
                 log.error("removing an endpoint that nobody owns", service=service_id)
                 await asyncio.to_thread(balancer.remove, service_id)
@@ -122,10 +124,9 @@ class ServiceSweepActivities:
         old = [v for v in living if v.created_at < before]
         if not cluster_ids and not old:
             return []
-        handle = self._client.get_workflow_handle(service_id)
+        handle = ServiceHandle(self._client, service_id)
         try:
-            owned = await handle.query("owned", rpc_timeout=timedelta(seconds=10))
-            known = Service.model_validate(await handle.query("status", rpc_timeout=timedelta(seconds=10)))
+            owned, known = await handle.owned(), await handle.status()
         except (RPCError, WorkflowQueryFailedError) as error:
             log.warning("a service could not be asked what it has", service=service_id, why=str(error))
             return []  # unknown counts as owned; the next sweep asks again
@@ -137,18 +138,10 @@ class ServiceSweepActivities:
         unowned = [i for i in cluster_ids if i not in owned]
         for cluster_id in unowned:
             log.error("releasing a cluster that nobody owns", service=service_id, cluster=cluster_id)
-            await self._release(cluster_id, Release(holder=service_id, end=True, reason=reason))
+            await reached(
+                ClusterHandle(self._client, cluster_id).release(Release(holder=service_id, end=True, reason=reason))
+            )
         return unowned
-
-    async def _runs(self, service_id: str) -> bool:
-        """Raises RPCError when Temporal can't be asked: the sweep is tried again."""
-        try:
-            description = await self._client.get_workflow_handle(service_id).describe()
-        except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND:
-                return False
-            raise
-        return description.status in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW)
 
     async def _settle(self, service_id: str) -> None:
         """Its record says so; its clusters are released, each of which ends by itself then."""
@@ -164,7 +157,9 @@ class ServiceSweepActivities:
             cluster_ids = list(held)
             versions = [v.version for v in await records.versions_of(conn, service_id) if v.ended_at is None]
         for cluster_id in cluster_ids:
-            await self._release(cluster_id, Release(holder=service_id, end=True, reason=reason))
+            await reached(
+                ClusterHandle(self._client, cluster_id).release(Release(holder=service_id, end=True, reason=reason))
+            )
         ended = {"reason": reason, "state_since": now, "ended_at": now}
         service = row.service.model_copy(
             update={
@@ -187,10 +182,3 @@ class ServiceSweepActivities:
             message=reason,
         )
         await records.write_service(self._db, service, over, [story])
-
-    async def _release(self, cluster_id: str, release: Release) -> None:
-        try:
-            await self._client.get_workflow_handle(cluster_id).signal("release", release)
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise

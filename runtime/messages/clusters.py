@@ -1,4 +1,4 @@
-"""What is said to a cluster's workflow, and how it is started."""
+"""Messages to a cluster's workflow, and how it is started."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from heliostat.models.agents import FactKind
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import Model, Result
 from heliostat.models.compute_configs import ComputeConfig
-from runtime.messages.common import Limits, _attributes, _start
+from runtime.messages.common import Limits, TerminateRequest, WorkflowHandle, _attributes, _start
 
 
 class ClusterInput(Model):
@@ -72,7 +72,7 @@ class HeadSilent(Model):
 
 class LeaseRequest(Model):
     holder: str
-    """Workflow id of the holder, told of every change by the signal ``cluster_changed``."""
+    """Workflow id of the holder, which gets every change by the signal ``cluster_changed``."""
 
 
 class LeaseAnswer(Result):
@@ -114,6 +114,59 @@ class LimitsUpdate(Model):
     group: str
     min_nodes: int | None = None
     max_nodes: int | None = None
+
+
+class OwnedMachine(Model):
+    """A node that a cluster's workflow owns."""
+
+    node_id: str
+    machine_id: str | None
+    token: str
+
+
+class ClusterHandle(WorkflowHandle):
+    """A cluster's workflow. Workflow id = cluster id."""
+
+    async def node_registered(self, message: NodeRegistered, *, timeout_s: float | None = None) -> None:
+        await self._signal("node_registered", message, timeout_s)
+
+    async def nodes_registered(self, messages: list[NodeRegistered], *, timeout_s: float | None = None) -> None:
+        await self._signal("nodes_registered", messages, timeout_s)
+
+    async def fact(self, fact: NodeFact, *, timeout_s: float | None = None) -> None:
+        await self._signal("fact", fact, timeout_s)
+
+    async def facts(self, facts: list[NodeFact], *, timeout_s: float | None = None) -> None:
+        await self._signal("facts", facts, timeout_s)
+
+    async def head_silent(self, message: HeadSilent) -> None:
+        await self._signal("head_silent", message, None)
+
+    async def release(self, message: Release) -> None:
+        await self._signal("release", message, None)
+
+    async def acquire(self, request: LeaseRequest, *, key: str | None = None) -> LeaseAnswer:
+        return await self._update("acquire", request, LeaseAnswer, key, None)
+
+    async def terminate(
+        self, request: TerminateRequest, *, key: str | None = None, timeout_s: float | None = None
+    ) -> None:
+        await self._update("terminate", request, None, key, timeout_s)
+
+    async def set_limits(
+        self, request: LimitsUpdate, *, key: str | None = None, timeout_s: float | None = None
+    ) -> None:
+        await self._update("set_limits", request, None, key, timeout_s)
+
+    async def owned(self) -> list[OwnedMachine]:
+        return await self._query("owned", list[OwnedMachine])
+
+
+class LeaseHolderHandle(WorkflowHandle):
+    """The workflow of a job or a service, as the holder of a cluster's lease."""
+
+    async def cluster_changed(self, notice: ClusterNotice) -> None:
+        await self._signal("cluster_changed", notice, None)
 
 
 async def start_cluster(client: Client, task_queue: str, arg: ClusterInput) -> None:

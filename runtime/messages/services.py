@@ -1,4 +1,4 @@
-"""What is said to a service's workflow, and how it is started or told of a deploy."""
+"""Messages to a service's workflow; a deploy starts it if it does not run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from temporalio.common import (
 
 from heliostat.models.common import Model
 from heliostat.models.compute_configs import ComputeConfig
-from heliostat.models.services import ProbeConfig, RolloutAction, RolloutConfig
-from runtime.messages.common import Limits, _attributes
+from heliostat.models.services import ProbeConfig, RolloutAction, RolloutConfig, Service
+from runtime.messages.clusters import LeaseHolderHandle, NodeFact
+from runtime.messages.common import Limits, TerminateRequest, _attributes
 
 
 class GateTokens(Model):
@@ -126,6 +127,40 @@ class EndpointTrouble(Model):
 
     event_id: str
     trouble: str
+
+
+class ServiceHandle(LeaseHolderHandle):
+    """A service's workflow. Workflow id = service id. Its deploys come by ``deploy_service``."""
+
+    async def serve_fact(self, fact: NodeFact, *, timeout_s: float | None = None) -> None:
+        await self._signal("serve_fact", fact, timeout_s)
+
+    async def endpoint_lost(self, message: EndpointLost) -> None:
+        await self._signal("endpoint_lost", message, None)
+
+    async def endpoint_trouble(self, message: EndpointTrouble) -> None:
+        await self._signal("endpoint_trouble", message, None)
+
+    async def rollout(self, order: RolloutOrder, *, key: str | None = None, timeout_s: float | None = None) -> None:
+        await self._update("rollout", order, None, key, timeout_s)
+
+    async def rollback(self, order: RollbackOrder, *, key: str | None = None, timeout_s: float | None = None) -> None:
+        await self._update("rollback", order, None, key, timeout_s)
+
+    async def set_gate(self, order: GateOrder, *, key: str | None = None, timeout_s: float | None = None) -> None:
+        await self._update("set_gate", order, None, key, timeout_s)
+
+    async def terminate(
+        self, request: TerminateRequest, *, key: str | None = None, timeout_s: float | None = None
+    ) -> None:
+        await self._update("terminate", request, None, key, timeout_s)
+
+    async def status(self) -> Service:
+        return await self._query("status", Service)
+
+    async def owned(self) -> list[str]:
+        """Ids of the clusters that it holds."""
+        return await self._query("owned", list[str])
 
 
 def service_attributes(arg: ServiceInput) -> TypedSearchAttributes:

@@ -12,7 +12,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 with workflow.unsafe.imports_passed_through():
     from activities.nodes import HandOver, LaunchNode, MachineRefs, NodeActivities
     from clouds.contract.machines import Machine, MachineState
-    from clouds.contract.retained import Keep
+    from clouds.contract.retained import RetainedResources
     from heliostat.models.clouds import Market
     from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
     from heliostat.models.common import EventLevel
@@ -104,7 +104,7 @@ class ClusterNodes(ClusterEnds):
             accelerator=required.accelerator if required else None,
             cpu_architecture=required.cpu_architecture if required else None,
             advanced=config.advanced_instance_config,
-            keep=Keep.of(self.config.head_node, had=self.s.kept_in is not None) if node.kept else None,
+            keep=RetainedResources.of(self.config.head_node, had=self.s.kept_in is not None) if node.kept else None,
         )
         launch = workflow.start_activity_method(
             NodeActivities.launch_node,

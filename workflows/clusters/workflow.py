@@ -17,10 +17,11 @@ from functools import partial
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from runtime.messages.clusters import OwnedMachine
+
 with workflow.unsafe.imports_passed_through():
     from heliostat.models.agents import FactKind
     from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
-    from heliostat.models.common import Model
     from heliostat.models.compute_configs import MAX_NODES_PER_CLUSTER
     from runtime.messages.clusters import (
         ClusterInput,
@@ -38,12 +39,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.entity.alarm import Deadline
     from workflows.entity.life import may_continue_as_new, shield
     from workflows.entity.seen import first_sight
-
-
-class OwnedMachine(Model):
-    node_id: str
-    machine_id: str | None
-    token: str
 
 
 @workflow.defn

@@ -45,7 +45,7 @@ class Signals:
     def get_workflow_handle(self, id: str) -> Any:
         @dataclass
         class Handle:
-            async def signal(_, name: str, message: EndpointLost | EndpointTrouble) -> None:
+            async def signal(_, name: str, message: EndpointLost | EndpointTrouble, **__: Any) -> None:
                 if self.answer is not None:
                     raise RPCError("no", self.answer, b"")
                 if isinstance(message, EndpointLost):

@@ -240,7 +240,7 @@ def test_an_operators_certificate(tmp_path: Path, backends: dict[str, Process]) 
     [
         ({"cert_file": "cert.pem"}, "Only one of"),
         ({"cert_file": "none.pem", "key_file": "key.pem"}, "No such file"),
-        ({"cert_file": "bad.pem", "key_file": "key.pem"}, "can't be read"),
+        ({"cert_file": "bad.pem", "key_file": "key.pem"}, "cannot be read"),
         ({"cert_file": "cert.pem", "key_file": "other.key"}, "is not that of"),
     ],
 )
@@ -285,7 +285,7 @@ def test_an_address_that_this_machine_has_not_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"id": "a`)"}, "an id that is none"),
+        ({"id": "a`)"}, "an invalid id"),
         ({"http": "nowhere"}, "no address"),
         ({"grpc": "http://x:1"}, "no address"),
         ({"id": "cl_b"}, "twice"),

@@ -143,7 +143,7 @@ def test_a_supervisor_that_is_killed(cloud: Cloud, point: str) -> None:
         pid = int(stray.read_text())  # of this PID namespace
         eventually(lambda: supervisor.start_time(pid) is None or not supervisor.strays(machine.machine_id))
     assert supervisor.strays(machine.machine_id) == []
-    assert local(cloud).prune(older_than_s=3600) == []
+    assert local(cloud).forget_ended(older_than_s=3600) == []
     assert not (folder_of(cloud, machine.machine_id) / "node").exists(), "what its supervisor left is cleaned"
 
 

@@ -1,4 +1,4 @@
-"""The kinds of resources that a load balancer of Google Cloud is made of, each made, read and deleted the same way."""
+"""Kinds of resources beside machines, each made, read and deleted the same way: parts of load balancers, addresses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from clouds.contract.errors import Gone
 from clouds.gcp.account import errors
+from clouds.gcp.account.operations import done, reached
 from clouds.gcp.account.session import Session, name_of
-from clouds.gcp.machines.history import done, reached
 from heliostat.errors import CloudError
 
 OPERATION_WAIT_S = 90.0
@@ -37,10 +37,10 @@ HTTPS = Kind("RegionTargetHttpsProxies", "target_https_proxy", "targetHttpsProxi
 RULE = Kind("ForwardingRules", "forwarding_rule", "forwardingRules")
 
 
-class Parts:
+class Resources:
     """Args:
     session: the project's.
-    region: where the parts are.
+    region: where the resources are.
     poll_s: between two looks at an operation.
     """
 

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -298,6 +299,23 @@ def test_a_traefik_that_cannot_start_is_told_with_its_reason(
 
 
 @pytest.mark.long
+def test_a_supervisor_whose_traefik_is_gone_is_replaced(backends: dict[str, Process], tmp_path: Path) -> None:
+    """An upgrade to another checkout, after which the old one was deleted, and then Traefik died."""
+    old = tmp_path / "old-traefik"
+    old.symlink_to(Path(sys.executable).with_name("traefik"))
+    with local_world(tmp_path / "home", backends) as world:
+        world.balancer._traefik = str(old)
+        world.balancer.ensure(spec())
+        world.balancer.set_backends(SERVICE, 1, [world.backend("cl_a")])
+        before = world.pids("supervisor")
+        old.unlink()
+        world.kill("traefik")
+        upgraded = LocalBalancer(world.home)
+        assert upgraded.ensure(spec()).url == world.url
+        assert world.request()[0] == 200
+        assert world.pids("supervisor") != before
+
+
 def test_a_port_that_another_program_has(world: LocalWorld) -> None:
     port = int(world.url.rpartition(":")[2])
     world.kill("supervisor")
@@ -352,7 +370,7 @@ def test_one_endpoints_garbled_file_is_nobody_elses_trouble(
 
 def test_a_folder_that_is_none(tmp_path: Path, backends: dict[str, Process]) -> None:
     (tmp_path / "balancers").write_text("a file")
-    with pytest.raises(CloudError, match="can't be read or written"):
+    with pytest.raises(CloudError, match="cannot be read or written"):
         LocalBalancer(tmp_path).ensure(spec())
 
 

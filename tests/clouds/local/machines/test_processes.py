@@ -148,9 +148,9 @@ def test_prune_forgets_the_ended_after_their_time(cloud: Cloud) -> None:
     ended = cloud.launch_and_boot(cloud.spec()).machine_id
     local.terminate([ended])
     cloud.wait_for(ended, MachineState.GONE)
-    assert local.prune(older_than_s=3600) == []
+    assert local.forget_ended(older_than_s=3600) == []
     assert {m.machine_id for m in local.describe([living, ended])} == {living, ended}
-    assert local.prune(older_than_s=0) == [ended]
+    assert local.forget_ended(older_than_s=0) == [ended]
     assert [m.machine_id for m in local.describe([living, ended])] == [living]
     assert cloud.state(living) is MachineState.RUNNING
 
@@ -203,7 +203,7 @@ def test_two_homes_never_share_a_slot(tmp_path: Path) -> None:
         assert all(cloud.state(machine.machine_id) is not MachineState.GONE for cloud, machine in made)
 
 
-def test_when_the_places_run_out(tmp_path: Path) -> None:
+def test_when_the_slots_run_out(tmp_path: Path) -> None:
     with local_cloud(tmp_path, "auto", max_machines=3) as cloud:  # others on this host may have some of the three
         made: list[str] = []
         spec = cloud.spec()
@@ -212,7 +212,7 @@ def test_when_the_places_run_out(tmp_path: Path) -> None:
             made.append(cloud.machines.find(spec.token).machine_id)  # type: ignore[union-attr]
             spec = cloud.spec()
             refused = _refusal(cloud, spec)
-        assert "3 places" in refused
+        assert "3 machine slots" in refused
         assert len(made) <= 3
         if not made:
             pytest.skip("other machines of this host hold all three places")

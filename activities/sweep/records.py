@@ -11,10 +11,9 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
-from pydantic import BaseModel
 from sqlalchemy import insert, select
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -25,7 +24,9 @@ from heliostat.errors import CloudError
 from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.common import Event, EventLevel, new_id, utcnow
 from heliostat.models.jobs import JobState, RunCause, RunState
-from runtime.messages.clusters import ClusterNotice, Release
+from runtime.messages.clusters import ClusterHandle, ClusterNotice, LeaseHolderHandle, Release
+from runtime.messages.common import reached
+from runtime.messages.jobs import JobHandle
 from runtime.settings import Settings
 from runtime.telemetry import SWEEP_FOUND
 from store import clusters as cluster_records
@@ -109,7 +110,7 @@ class SweepActivities:
             return asyncio.run_coroutine_threadsafe(self._lives(cluster_id), loop).result(LIVES_S)
 
         grace_s = self._settings.newborn_grace_s
-        left = await asyncio.to_thread(cloud.leftovers, self._installation_id, grace_s, lives)
+        left = await asyncio.to_thread(cloud.delete_orphans, self._installation_id, grace_s, lives)
         if left:
             log.error("deleted what belonged to no machine", cloud=cloud_id, things=left)
         if failed is not None:
@@ -134,21 +135,21 @@ class SweepActivities:
 
     async def _owned_nodes(self, cluster_id: str) -> set[str] | None:
         """Node ids that the cluster's workflow owns; empty if it runs no more; None if it could not be asked."""
-        handle = self._client.get_workflow_handle(cluster_id)
+        handle = ClusterHandle(self._client, cluster_id)
         try:
-            if (await handle.describe()).status != WorkflowExecutionStatus.RUNNING:
+            if not await handle.runs():
                 return set()
-            answer = await handle.query("owned", rpc_timeout=timedelta(seconds=10))
+            owned = await handle.owned()
         except RPCError as error:
             return set() if error.status == RPCStatusCode.NOT_FOUND else None
         except WorkflowQueryFailedError:
             return None
-        return {str(item["node_id"]) for item in answer}
+        return {machine.node_id for machine in owned}
 
     async def _lives(self, cluster_id: str) -> bool:
         """Also while it has no node at all; unknown counts as living."""
         try:
-            return bool(cluster_id) and not await self._has_ended(cluster_id)
+            return bool(cluster_id) and await ClusterHandle(self._client, cluster_id).runs()
         except RPCError:
             return True
 
@@ -199,30 +200,19 @@ class SweepActivities:
             )
         for cluster_id, job_id in forsaken:
             activity.heartbeat(cluster_id)
-            await self._signal(cluster_id, "release", Release(holder=job_id, end=True, reason="its job has ended"))
+            release = Release(holder=job_id, end=True, reason="its job has ended")
+            await reached(ClusterHandle(self._client, cluster_id).release(release))
         for cluster_id in cluster_ids:
             activity.heartbeat(cluster_id)
-            if await self._has_ended(cluster_id):
+            if not await ClusterHandle(self._client, cluster_id).runs():
                 await self._settle_cluster(cluster_id)
                 result.orphaned.append(cluster_id)
         for job_id in job_ids:
             activity.heartbeat(job_id)
-            if await self._has_ended(job_id):
+            if not await JobHandle(self._client, job_id).runs():
                 await self._settle_job(job_id)
                 result.orphaned.append(job_id)
         return result
-
-    async def _has_ended(self, workflow_id: str) -> bool:
-        try:
-            description = await self._client.get_workflow_handle(workflow_id).describe()
-        except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND:
-                return True
-            raise
-        return description.status not in (
-            WorkflowExecutionStatus.RUNNING,
-            WorkflowExecutionStatus.CONTINUED_AS_NEW,
-        )
 
     async def _settle_cluster(self, cluster_id: str) -> None:
         row = await cluster_records.load_cluster(self._db, cluster_id)
@@ -253,7 +243,7 @@ class SweepActivities:
             revision=row.revision + 1,
         )
         for holder in holders:
-            await self._signal(holder, "cluster_changed", notice)
+            await reached(LeaseHolderHandle(self._client, holder).cluster_changed(notice))
         ended = [
             node.model_copy(update={"state": NodeState.TERMINATED, "reason": reason, "ended_at": now})
             for node in await cluster_records.load_nodes(self._db, cluster_id)
@@ -284,16 +274,9 @@ class SweepActivities:
             }
         )
         if row.job.cluster_id:
-            own = row.input.cluster_id is None
-            await self._signal(row.job.cluster_id, "release", Release(holder=job_id, end=own, reason=reason))
+            release = Release(holder=job_id, end=row.input.cluster_id is None, reason=reason)
+            await reached(ClusterHandle(self._client, row.job.cluster_id).release(release))
         await job_records.write_job(self._db, job, [self._story(job_id, reason)])
-
-    async def _signal(self, workflow_id: str, name: str, message: BaseModel) -> None:
-        try:
-            await self._client.get_workflow_handle(workflow_id).signal(name, message)
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
 
     def _story(self, resource_id: str, reason: str) -> Event:
         return Event(
@@ -328,7 +311,7 @@ class SweepActivities:
         failed: dict[str, CloudError] = {}
         kept_s = max(s.retention_logs_days, 1.0) * 86_400
         for cloud_id, machines in list(self._machines.items()):
-            pruned = await self._unless_failed(cloud_id, failed, partial(machines.prune, kept_s))
+            pruned = await self._unless_failed(cloud_id, failed, partial(machines.forget_ended, kept_s))
             counts["machines"] = counts.get("machines", 0) + len(pruned or [])
             activity.heartbeat()
         for cloud_id, cluster_id in await retention.logs_before(self._db, now - timedelta(days=s.retention_logs_days)):
