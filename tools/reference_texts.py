@@ -260,7 +260,7 @@ ERRORS = {
     "cluster_failed": "The cluster cannot start, or was lost.",
     "cloud_error": "The cloud refused or failed a call.",
     "internal_error": "An error in Heliostat. Report it.",
-    "wait_timeout": "A time limit that you asked for ended.",
+    "wait_timeout": "A time limit that you set ended.",
     "workload_failed": "Your program failed or was terminated.",
 }
 
