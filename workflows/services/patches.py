@@ -17,3 +17,7 @@ RELEASING = "what comes back in place has let go"
 
 PENDING_BACK = "a rollback gives up what is pending"
 """A rollback cancels a pending deploy. Before, it went on to the version before the current one."""
+
+REVIVED = "a termination retires what a rollout revives"
+"""A rollout that waits for a version's release may revive the version when the service terminates already. Before, that
+held up the termination for ever."""

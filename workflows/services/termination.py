@@ -11,8 +11,11 @@ with workflow.unsafe.imports_passed_through():
     from workflows.services.deploys import Deploys
     from workflows.services.draining import Draining
     from workflows.services.endpoint import BACKENDS, REMOVE, ServiceEndpoint
+    from workflows.services.patches import REVIVED
     from workflows.services.records import ServiceRecords
     from workflows.services.state import ServiceData
+
+RETIRED = (ServiceVersionState.TERMINATING, ServiceVersionState.TERMINATED)
 
 
 class Termination:
@@ -35,8 +38,13 @@ class Termination:
     def reconcile(self) -> None:
         terminate = self._s.terminate
         assert terminate is not None
+        reason = terminate.reason or "termination requested"
         if self._s.state != ServiceState.TERMINATING:
-            self._begin(terminate.reason or "termination requested", terminate.actor)
+            self._begin(reason, terminate.actor)
+        for version in self._s.versions.values():
+            # A rollout that waited for the version's release has revived it since.
+            if version.state not in RETIRED and workflow.patched(REVIVED):
+                self._draining.retire(version, f"the service terminates: {reason}")
         if self._s.backends and self._s.url:
             self._endpoint.start_update()
         self._deploys.refuse_late()

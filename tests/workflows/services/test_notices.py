@@ -11,7 +11,7 @@ import pytest
 from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
-from heliostat.models.services import RolloutAction, Service, ServiceVersionState
+from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
 from runtime.messages.services import VersionSpec
 from store.commands import OpenCommand
 from tests.workflows.fleet import FakeAgent
@@ -287,3 +287,35 @@ async def test_a_version_that_returns_in_place_keeps_its_clusters_when_its_repla
     (serving,) = world.balancer.backends(service_id)
     assert (await world.clusters_of(service_id))[serving.id] == ClusterState.RUNNING
     assert (await world.version_of(service_id, first)).state == ServiceVersionState.RUNNING
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["by-steps", "in-place"])
+async def test_a_rollback_to_a_version_that_is_being_released_does_not_hold_up_a_termination(
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch, in_place: bool
+) -> None:
+    """The rollback waits for the release, and must not bring the version up again after it."""
+    world = services
+    service_id, first = await world.running_service()
+    (head,) = world.heads_of(first)
+    real, drained = FakeServe.result, asyncio.Event()
+
+    async def result(serve: FakeServe, command: OpenCommand) -> dict[str, object] | None:
+        if command.kind == CommandKind.SERVE_DRAIN and serve is head.serve:
+            await drained.wait()
+        return await real(serve, command)
+
+    monkeypatch.setattr(FakeServe, "result", result)
+    await announce(world, head.cluster_id)
+    await until_told(world, service_id, "relieved")
+    await world.until_finished(service_id, first)
+    second = world.version(service_id)
+    await world.deploy(service_id, second, in_place=in_place)
+    await world.until_finished(service_id, second)
+    await asyncio.sleep(0.5)  # for its own clusters to be drained
+    await world.rollback(service_id)
+    await until_told(world, service_id, "rollout", 3)
+    await asyncio.sleep(0.5)  # for the rollback to wait
+    await world.terminate(service_id)
+    await world.until_state(service_id, ServiceState.TERMINATING)
+    drained.set()
+    await world.nothing_left(service_id)
