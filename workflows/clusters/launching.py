@@ -158,7 +158,9 @@ class Launching:
             accelerator=required.accelerator if required else None,
             cpu_architecture=required.cpu_architecture if required else None,
             advanced=config.advanced_instance_config,
-            keep=RetainedResources.of(self._input.config.head_node, had=self._s.kept_in is not None) if node.kept else None,
+            keep=RetainedResources.of(self._input.config.head_node, had=self._s.kept_in is not None)
+            if node.kept
+            else None,
         )
 
     def _failed(self, node: NodeEntry, code: str, message: str) -> None:
