@@ -7,10 +7,10 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from heliostat.models.clusters import ClusterState, NodeState
     from heliostat.models.common import EventLevel
-    from runtime.messages.common import TerminateRequest
+    from runtime.messages.common import SYSTEM, TerminateRequest
     from workflows.clusters.state import ClusterData, NodeEntry
     from workflows.entity.alarm import Wakeup
-    from workflows.entity.recorder import SYSTEM, Recorder
+    from workflows.entity.recorder import Recorder
 
 
 class Progress:

@@ -13,12 +13,9 @@ from temporalio.exceptions import FailureError
 with workflow.unsafe.imports_passed_through():
     from activities.records import Recorded
     from heliostat.models.common import Event, EventLevel
-    from runtime.messages.common import STATE
+    from runtime.messages.common import STATE, SYSTEM
     from workflows import ids, policies
     from workflows.entity.alarm import Deadline
-
-SYSTEM = "system"
-"""Actor of what a workflow decides by itself."""
 
 
 class Batch(NamedTuple):
