@@ -15,11 +15,12 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.clouds import Market
     from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
     from heliostat.models.common import EventLevel
+    from heliostat.models.compute_configs import resources_of
     from runtime.messages.clusters import HeadSilent, NodeFact
     from workflows import ids, policies
     from workflows.clusters.ending import ClusterEnds
     from workflows.clusters.progress import HEAD
-    from workflows.clusters.state import NodeEntry, Place, desired_of, moment_of, resources_of
+    from workflows.clusters.state import NodeEntry, Place, desired_of, moment_of
 CAPACITY = ("no_capacity", "not_offered", "quota_exceeded")
 """Launch failures that another place may not have."""
 HOPELESS = ("bad_config", "denied")

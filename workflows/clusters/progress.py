@@ -22,11 +22,11 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.agents import CommandKind, GroupConfig
     from heliostat.models.clusters import ClusterState, NodeState
     from heliostat.models.common import Event, EventLevel
-    from heliostat.models.compute_configs import NodeConfig
+    from heliostat.models.compute_configs import NodeConfig, resources_of
     from runtime.messages.clusters import ClusterInput, ClusterNotice, LeaseAnswer
     from runtime.messages.common import TerminateRequest
     from workflows import ids, policies
-    from workflows.clusters.state import Bounds, ClusterData, NodeEntry, resources_of
+    from workflows.clusters.state import Bounds, ClusterData, NodeEntry
     from workflows.clusters.view import cluster_details, cluster_resource, node_resource
 
 STATE = SearchAttributeKey.for_keyword("HeliostatState")

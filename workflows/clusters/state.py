@@ -14,7 +14,7 @@ from activities.nodes import BootFacts
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
 from heliostat.models.common import Condition, Result
-from heliostat.models.compute_configs import ComputeConfig, NodeConfig
+from heliostat.models.compute_configs import ComputeConfig
 from runtime.messages.common import TerminateRequest
 from workflows import policies
 
@@ -312,18 +312,3 @@ def moment_of(value: Any) -> datetime | None:
     except (TypeError, ValueError):
         return None
     return at if at.tzinfo else None
-
-
-def resources_of(config: NodeConfig) -> dict[str, float]:
-    """What Ray on the node is told it has: ``resources``, else what the machine must have, else one CPU."""
-    resources: dict[str, float] = {}
-    if config.required_resources is not None:
-        resources["CPU"] = config.required_resources.CPU
-        if config.required_resources.memory:
-            resources["memory"] = config.required_resources.memory
-        if config.required_resources.GPU:
-            resources["GPU"] = config.required_resources.GPU
-    if config.resources is not None:
-        resources.update(config.resources)
-    resources.setdefault("CPU", 1)
-    return resources
