@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args, get_type_hints
+from collections.abc import Sequence
+from typing import TypedDict, get_args, get_type_hints
 
 import structlog
 from fastapi import FastAPI, Request
@@ -14,11 +15,21 @@ from starlette.exceptions import HTTPException
 from heliostat.errors import HeliostatError, InternalError, InvalidRequest, NotFound, NotHonoured, Unauthenticated
 from heliostat.models.clouds import Provider
 from heliostat.models.common import did_you_mean, new_id
-from heliostat.models.compute_configs import NOT_HONOURED
-from heliostat.models.jobs import NOT_HONOURED_JOB
-from heliostat.models.services import NOT_HONOURED_SERVICE, ServiceDeploy
+from heliostat.models.compute_configs import NOT_SUPPORTED
+from heliostat.models.jobs import NOT_SUPPORTED_JOB
+from heliostat.models.services import NOT_SUPPORTED_SERVICE, ServiceDeploy
 
 log = structlog.get_logger(__name__)
+
+Location = tuple[int | str, ...]
+
+
+class Finding(TypedDict):
+    """What this module reads of one of pydantic's errors."""
+
+    loc: Location
+    type: str
+    msg: str
 
 
 def install(app: FastAPI) -> None:
@@ -75,13 +86,13 @@ async def _validation(request: Request, error: Exception) -> JSONResponse:
     return problem(explain(list(error.errors()), body))
 
 
-def explain(errors: list[dict[str, Any]], body: Any = None) -> HeliostatError:
+def explain(errors: Sequence[Finding], body: object = None) -> HeliostatError:
     """Pydantic's errors as one of ours. It names the first field and lists the others; a known option that is not
     supported gets its own error. Never repeats what was sent: it may hold secrets. ``body``: the type of the expected
     body, for suggestions of field names."""
     errors = _of_one_union_member(errors)
     for found in errors:
-        if found["type"] == "extra_forbidden" and (reason := _not_honoured(found["loc"], body)):
+        if found["type"] == "extra_forbidden" and (reason := _not_supported(found["loc"], body)):
             field = _dotted(found["loc"])
             return NotHonoured(f"{field!r} is not supported: {reason}.", remedy=f"Leave out {field!r}.", field=field)
     first = errors[0]
@@ -98,7 +109,7 @@ def explain(errors: list[dict[str, Any]], body: Any = None) -> HeliostatError:
     return InvalidRequest(f"{field!r}: {what}.", remedy=remedy, field=field, details=details)
 
 
-def _fields(annotation: Any, path: tuple[Any, ...]) -> list[str]:
+def _fields(annotation: object, path: Location) -> list[str]:
     """Names of the fields of the model at ``path`` below ``annotation``; empty if there is none."""
     tagged = [m for m in get_args(annotation) if path and _tag(m) == path[0]]
     model = _model(tagged[0] if tagged else annotation)
@@ -108,19 +119,19 @@ def _fields(annotation: Any, path: tuple[Any, ...]) -> list[str]:
     return list(model.model_fields) if model is not None else []
 
 
-def _model(annotation: Any) -> type[BaseModel] | None:
+def _model(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((m for a in get_args(annotation) if (m := _model(a)) is not None), None)
 
 
-def _tag(annotation: Any) -> Any:
+def _tag(annotation: object) -> object:
     """What tells a member of ``CloudCreate`` from the others, and what pydantic puts into an error's location."""
     field = annotation.model_fields.get("provider") if hasattr(annotation, "model_fields") else None
     return next(iter(get_args(field.annotation)), None) if field is not None else None
 
 
-def _what(found: dict[str, Any]) -> str:
+def _what(found: Finding) -> str:
     if found["type"] == "extra_forbidden":
         return "there is no such field"
     if found["type"] == "missing":
@@ -128,26 +139,26 @@ def _what(found: dict[str, Any]) -> str:
     return str(found["msg"]).removeprefix("Value error, ").rstrip(".")
 
 
-def _dotted(loc: tuple[Any, ...]) -> str:
+def _dotted(loc: Location) -> str:
     rest = loc[2:] if len(loc) > 2 and loc[1] in tuple(Provider) else loc[1:]  # see _tag: no field has such a name
     return ".".join(str(p) for p in rest if p != "str" and not _is_object_member(p))
 
 
-def _not_honoured(loc: tuple[Any, ...], body: Any) -> str | None:
+def _not_supported(loc: Location, body: object) -> str | None:
     name = str(loc[-1])
     if _model(body) is ServiceDeploy and "compute_config" not in loc[:-1]:
-        return NOT_HONOURED_SERVICE.get(name)
+        return NOT_SUPPORTED_SERVICE.get(name)
     if "required_resources" in loc[:-1]:
-        return NOT_HONOURED["PhysicalResources"].get(name)
+        return NOT_SUPPORTED["PhysicalResources"].get(name)
     if any(p in ("head_node", "worker_nodes") for p in loc):
-        only = NOT_HONOURED["WorkerNodeGroupConfig"] if "worker_nodes" in loc else {}
-        return only.get(name) or NOT_HONOURED["NodeConfig"].get(name)
+        only = NOT_SUPPORTED["WorkerNodeGroupConfig"] if "worker_nodes" in loc else {}
+        return only.get(name) or NOT_SUPPORTED["NodeConfig"].get(name)
     if any(p in ("compute_config", "config") for p in loc[:-1]):
-        return NOT_HONOURED["ComputeConfig"].get(name)
-    return NOT_HONOURED_JOB.get(name)
+        return NOT_SUPPORTED["ComputeConfig"].get(name)
+    return NOT_SUPPORTED_JOB.get(name)
 
 
-def _of_one_union_member(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _of_one_union_member(errors: Sequence[Finding]) -> Sequence[Finding]:
     """``compute_config`` is a name or an object: for an object, "is not a string" is no help."""
     inside = [e for e in errors if any(_is_object_member(p) for p in e["loc"])]
     if not inside:
@@ -155,11 +166,11 @@ def _of_one_union_member(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if any(_is_object_member(e["loc"][-1]) and e["type"] in ("model_type", "model_attributes_type") for e in inside):
         whole = inside[0]["loc"]
         at = whole[: next(i for i, p in enumerate(whole) if _is_object_member(p))]
-        what = {"loc": at, "type": "name_or_object", "msg": "give a name, name:version, an id, or an object"}
+        what: Finding = {"loc": at, "type": "name_or_object", "msg": "give a name, name:version, an id, or an object"}
         return [what, *(e for e in errors if e["loc"][: len(at)] != at)]
     return [e for e in errors if e["loc"][-1] != "str"]
 
 
-def _is_object_member(part: Any) -> bool:
+def _is_object_member(part: int | str) -> bool:
     """Whether it is pydantic's label of the object in ``str | ComputeConfig``; validators add their names to it."""
     return part == "ComputeConfig" or (str(part).startswith("function-") and "ComputeConfig" in str(part))

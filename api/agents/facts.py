@@ -4,8 +4,8 @@ only when Temporal has stored it."""
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import takewhile
 
 import structlog
@@ -17,7 +17,9 @@ from api.agents.signals import delivered
 from heliostat.errors import InvalidRequest, Unavailable
 from heliostat.models.agents import Fact, FactKind, ServeStatus
 from heliostat.models.clusters import NodeRole
-from runtime.messages.clusters import NodeFact
+from runtime.messages.clusters import ClusterHandle, NodeFact
+from runtime.messages.jobs import JobHandle
+from runtime.messages.services import ServiceHandle
 from store.database import Database
 from store.log_streams import complete_run_log
 
@@ -89,9 +91,6 @@ class Facts:
             return False
         first = facts[0]
         run_id = str(first.data["run_id"]) if first.kind in RUN_FACTS else ""
-        target, signal = (run_id.rpartition("-")[0], "run_fact") if run_id else (node.cluster_id, "fact")
-        if first.kind == FactKind.SERVE:
-            target, signal = (await self.fleet.view(node.cluster_id)).service_id or "", "serve_fact"
         if first.kind == FactKind.RUN_ENDED:
             # Before the workflow learns of it: a reader that sees the job settled must find its log complete.
             async with self.db.begin() as conn:
@@ -107,12 +106,19 @@ class Facts:
             )
             for fact in facts
         ]
-        handle, limit = self.temporal.get_workflow_handle(target), timedelta(seconds=SIGNAL_S)
-        call = (
-            handle.signal(signal, messages[0], rpc_timeout=limit)
-            if len(messages) == 1
-            else handle.signal("facts", messages, rpc_timeout=limit)
-        )
+        call: Awaitable[None]
+        if run_id:
+            call = JobHandle(self.temporal, run_id.rpartition("-")[0]).run_fact(messages[0], timeout_s=SIGNAL_S)
+        elif first.kind == FactKind.SERVE:
+            service_id = (await self.fleet.view(node.cluster_id)).service_id or ""
+            call = ServiceHandle(self.temporal, service_id).serve_fact(messages[0], timeout_s=SIGNAL_S)
+        else:
+            cluster = ClusterHandle(self.temporal, node.cluster_id)
+            call = (
+                cluster.fact(messages[0], timeout_s=SIGNAL_S)
+                if len(messages) == 1
+                else cluster.facts(messages, timeout_s=SIGNAL_S)
+            )
         try:
             await delivered(call, SIGNAL_S)  # False: its workflow has ended, and it concerns nobody else
         except InvalidRequest as e:

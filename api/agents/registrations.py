@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 
 from temporalio.client import Client
 
@@ -11,7 +10,7 @@ from api.agents.fleet import gone
 from api.agents.signals import delivered
 from heliostat.errors import InvalidRequest
 from heliostat.models.agents import RegisterRequest
-from runtime.messages.clusters import NodeRegistered
+from runtime.messages.clusters import ClusterHandle, NodeRegistered
 
 SIGNAL_S = 5.0
 REGISTRATIONS_MAX = 500
@@ -44,16 +43,16 @@ class Registrations:
             raise gone(body.node_id)
 
     async def _run(self, cluster_id: str) -> None:
-        handle = self._temporal.get_workflow_handle(cluster_id)
+        cluster = ClusterHandle(self._temporal, cluster_id)
         while waiting := self._waiting.pop(cluster_id, []):
             batches = [waiting[i : i + REGISTRATIONS_MAX] for i in range(0, len(waiting), REGISTRATIONS_MAX)]
             while batches:
                 batch = batches.pop(0)
                 messages = [message for message, _ in batch]
                 call = (
-                    handle.signal("node_registered", messages[0], rpc_timeout=timedelta(seconds=SIGNAL_S))
+                    cluster.node_registered(messages[0], timeout_s=SIGNAL_S)
                     if len(messages) == 1
-                    else handle.signal("nodes_registered", messages, rpc_timeout=timedelta(seconds=SIGNAL_S))
+                    else cluster.nodes_registered(messages, timeout_s=SIGNAL_S)
                 )
                 try:
                     exists = await delivered(call, SIGNAL_S)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from datetime import timedelta
-from typing import TypeVar
 
 import structlog
 from fastapi import APIRouter
 from temporalio.client import WorkflowFailureError
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import TimeoutError
 
 from api.kit import lookup
@@ -25,7 +22,6 @@ from heliostat.errors import Conflict, InternalError, InvalidRequest, NotFound
 from heliostat.models.clouds import (
     AwsCloudCreate,
     AwsConfig,
-    Check,
     CheckState,
     Cloud,
     CloudCreate,
@@ -38,11 +34,10 @@ from heliostat.models.clouds import (
 )
 from heliostat.models.common import Page, new_id, utcnow
 from runtime.keys import Keys
+from runtime.messages.clouds import held_by_cloud, verify_cloud
 from store import clouds as store
 from store.database import AsyncConnection
 from store.pages import Found, PageRequest
-
-Answer = TypeVar("Answer")
 
 log = structlog.get_logger(__name__)
 
@@ -224,7 +219,8 @@ async def _held(ctx: Context, cloud: Cloud) -> list[str]:
     if cloud.config is None:
         return []  # of a server that no longer exists: nobody can answer
     try:
-        return await _ask(ctx, cloud, "HeldByCloudWorkflow", list[str])
+        async with calling(ASK_S + 3):
+            return await held_by_cloud(ctx.temporal, ctx.settings.task_queue, cloud.id, cloud.name, ASK_S)
     except WorkflowFailureError as e:
         raise Conflict(
             f"Cloud {cloud.name} does not answer which of our resources it holds: {_why(e)}",
@@ -241,7 +237,8 @@ async def verify(ctx: Ctx, me: Me, ref: str) -> Verification:
     async with ctx.db.read() as conn:
         cloud = await lookup.cloud(conn, me, ref)
     try:
-        checks = await _ask(ctx, cloud, "VerifyCloudWorkflow", list[Check])
+        async with calling(ASK_S + 3):
+            checks = await verify_cloud(ctx.temporal, ctx.settings.task_queue, cloud.id, cloud.name, ASK_S)
     except WorkflowFailureError as e:
         raise InternalError(
             f"Cloud {cloud.name} could not be verified: {_why(e)}",
@@ -249,23 +246,6 @@ async def verify(ctx: Ctx, me: Me, ref: str) -> Verification:
             resource=cloud.id,
         ) from e
     return Verification(cloud_id=cloud.id, ok=all(c.state is not CheckState.FAILED for c in checks), checks=checks)
-
-
-async def _ask(ctx: Context, cloud: Cloud, workflow: str, answer: type[Answer]) -> Answer:
-    """A worker's answer about the cloud; concurrent callers share one. Raises WorkflowFailureError."""
-    async with calling(ASK_S + 3):
-        found: Answer = await ctx.temporal.execute_workflow(
-            workflow,
-            cloud.id,
-            id=f"{workflow}-{cloud.id}",
-            task_queue=ctx.settings.task_queue,
-            result_type=answer,
-            execution_timeout=timedelta(seconds=ASK_S),
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=f"cloud {cloud.name}",
-        )
-    return found
 
 
 def _why(error: WorkflowFailureError) -> str:

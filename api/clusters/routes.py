@@ -20,11 +20,12 @@ from api.kit.context import Context, Ctx
 from api.kit.dry_run import PLANNED, DryRun, answer, plan
 from api.kit.idempotency import Key
 from api.kit.listing import Cursor, Limit, Tags, events_page, list_page, parse_tags
+from api.kit.temporal import UPDATE_S
 from api.storage.logs import cluster_page, follow_clusters
 from heliostat.models.clusters import Cluster, ClusterCreate, ClusterState, ClusterTerminate, Node, ScaleLimits
 from heliostat.models.common import Event, Page
 from heliostat.models.jobs import LogPage
-from runtime.messages.clusters import LimitsUpdate
+from runtime.messages.clusters import ClusterHandle, LimitsUpdate
 from runtime.messages.common import TerminateRequest
 from store import clusters as store
 from store.clusters import ClusterRow
@@ -86,7 +87,11 @@ async def terminate(
     async with ctx.db.read() as conn:
         row = await lookup.cluster(conn, me, ref, project)
     message = TerminateRequest(actor=me.actor, reason=(body or ClusterTerminate()).reason)
-    await command(ctx, _target(ctx, row), "terminate", message, key, may_have_ended=True)
+
+    async def update() -> None:
+        await ClusterHandle(ctx.temporal, row.id).terminate(message, key=key.key, timeout_s=UPDATE_S)
+
+    await command(ctx, _target(ctx, row), update, key, may_have_ended=True)
     return (await _load(ctx, row.id)).cluster
 
 
@@ -96,7 +101,11 @@ async def set_limits(ctx: Ctx, me: Me, ref: str, body: ScaleLimits, project: str
     async with ctx.db.read() as conn:
         row = await lookup.cluster(conn, me, ref, project)
     message = LimitsUpdate(actor=me.actor, **body.model_dump())
-    await command(ctx, _target(ctx, row), "set_limits", message, None, may_have_ended=False)
+
+    async def update() -> None:
+        await ClusterHandle(ctx.temporal, row.id).set_limits(message, timeout_s=UPDATE_S)
+
+    await command(ctx, _target(ctx, row), update, None, may_have_ended=False)
     return (await _load(ctx, row.id)).cluster
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from clouds.contract.errors import BadConfig
-from clouds.contract.retained import Keep
-from clouds.shapes import Offer, Shape, accelerators, is_accelerator, nearest
+from clouds.contract.retained import RetainedResources
+from clouds.instance_types import InstanceType, Offer, accelerators, is_accelerator, nearest
 from heliostat.errors import InvalidRequest
 from heliostat.models.clouds import Cloud
 from heliostat.models.compute_configs import (
@@ -130,9 +130,9 @@ def _node(
     if offer is None:
         _has_no_types(path, node, advanced, cloud)
         return node
-    keep = Keep.of(node, had=False) if isinstance(node, HeadNodeConfig) else None
+    retained = RetainedResources.of(node, had=False) if isinstance(node, HeadNodeConfig) else None
     try:
-        offer.check_advanced(advanced, keep)
+        offer.check_advanced(advanced, retained)
     except BadConfig as e:
         own = f"{path}." if e.field and e.field.partition(".")[0] in node.advanced_instance_config else ""
         _refuse(f"{own}advanced_instance_config.{e.field}", e.message, e.remedy)
@@ -161,7 +161,7 @@ def _has_no_types(path: str, node: NodeConfig, advanced: Mapping[str, Any], clou
             _refuse(f"{path}.{field}", f"Cloud {cloud.name} has no instance types to choose among.", remedy)
 
 
-def _known(path: str, field: str, name: str, node: NodeConfig, cloud: Cloud, offer: Offer) -> Shape:
+def _known(path: str, field: str, name: str, node: NodeConfig, cloud: Cloud, offer: Offer) -> InstanceType:
     shape = offer.catalogue.types.get(name)
     if shape is None:
         remedy = nearest(name, cloud.capabilities.instance_types or offer.catalogue.types)
@@ -184,7 +184,7 @@ def _known(path: str, field: str, name: str, node: NodeConfig, cloud: Cloud, off
     return shape
 
 
-def _picked(path: str, who: str, node: NodeConfig, cloud: Cloud, offer: Offer) -> list[Shape]:
+def _picked(path: str, who: str, node: NodeConfig, cloud: Cloud, offer: Offer) -> list[InstanceType]:
     """The best few types that have the required resources; the cloud's default type when none are required."""
     cpu, memory, gpu = _required(node)
     need = node.required_resources
@@ -214,7 +214,7 @@ def _picked(path: str, who: str, node: NodeConfig, cloud: Cloud, offer: Offer) -
     )
 
 
-def _allowed(fit: Sequence[Shape], names: list[str] | None) -> list[Shape]:
+def _allowed(fit: Sequence[InstanceType], names: list[str] | None) -> list[InstanceType]:
     return [s for s in fit if names is None or s.name in names]
 
 

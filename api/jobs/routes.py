@@ -18,10 +18,12 @@ from api.kit.context import Context, Ctx
 from api.kit.dry_run import PLANNED, DryRun, answer, plan
 from api.kit.idempotency import Key
 from api.kit.listing import Cursor, Limit, Tags, events_page, list_page, parse_tags
+from api.kit.temporal import UPDATE_S
 from api.storage.logs import follow_clusters, job_page
 from heliostat.models.common import Event, Page
 from heliostat.models.jobs import Job, JobConfig, JobState, JobTerminate, LogPage
 from runtime.messages.common import TerminateRequest
+from runtime.messages.jobs import JobHandle
 from store.clusters import waiting_for
 from store.database import AsyncConnection
 from store.jobs import JobRow, list_jobs, load_job
@@ -98,7 +100,11 @@ async def terminate(
     async with ctx.db.read() as conn:
         row = await lookup.job(conn, me, ref, project)
     message = TerminateRequest(actor=me.actor, reason=(body or JobTerminate()).reason)
-    await command(ctx, _target(ctx, row), "terminate", message, key, may_have_ended=True)
+
+    async def update() -> None:
+        await JobHandle(ctx.temporal, row.id).terminate(message, key=key.key, timeout_s=UPDATE_S)
+
+    await command(ctx, _target(ctx, row), update, key, may_have_ended=True)
     return (await _load(ctx, row.id)).job
 
 

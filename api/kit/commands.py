@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from api.kit import temporal
 from api.kit.context import Context
 from api.kit.idempotency import IdempotencyKey, reserve_for_command
-from api.kit.temporal import WorkflowGone
+from api.kit.temporal import WorkflowGone, updating
 from heliostat.errors import Conflict
-from heliostat.models.common import Model
+
+Update = Callable[[], Awaitable[None]]
+"""Sends an update by the noun's handle, with ``timeout_s=UPDATE_S``."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,25 @@ class Target:
 
 
 async def command(
-    ctx: Context, target: Target, update: str, message: Model, key: IdempotencyKey | None, *, may_have_ended: bool
+    ctx: Context, target: Target, update: Update, key: IdempotencyKey | None, *, may_have_ended: bool
 ) -> None:
     """Returns when the workflow has accepted the command. ``may_have_ended``: then there is nothing left to do; else
     Conflict."""
     if key is not None:
         await reserve_for_command(ctx.db, target.project_id, key)
-    if target.ended or not await send(ctx, target, update, message, key):
+    if target.ended or not await send(target, update):
         if may_have_ended:
             return
         now = await target.reload()
         raise Conflict(f"{now.noun.capitalize()} {now.name} is {now.state}.", remedy=now.after_end, resource=now.id)
 
 
-async def send(ctx: Context, target: Target, update: str, message: Model, key: IdempotencyKey | None = None) -> bool:
+async def send(target: Target, update: Update) -> bool:
     """False: the resource has ended meanwhile. Raises Conflict when its workflow is gone though it has not."""
     await target.ensure_started()
     try:
-        await temporal.update(ctx.temporal, target.id, update, message, key.key if key else None, target.noun)
+        async with updating(target.noun, target.id):
+            await update()
     except WorkflowGone as e:
         if (await target.reload()).ended:
             return False

@@ -12,12 +12,13 @@ from temporalio.client import Client
 from api.kit.callers import Callers
 from api.kit.tasks import BackgroundTasks, StartedBatch
 from clouds.contract.bucket import Bucket
+from clouds.instance_types import Offer
 from clouds.registry import Vendors
-from clouds.shapes import Offer
 from heliostat.errors import Unavailable
 from runtime.keys import Keys
 from runtime.settings import Settings
 from store.database import Database
+from store.outbox import Outbox
 
 Offers = Mapping[str, Offer]
 """By provider. A provider without one (the local cloud) has machines without instance types."""
@@ -68,6 +69,10 @@ class Context:
             tasks=tasks,
             started=StartedBatch(db, tasks),
         )
+
+    @property
+    def outbox(self) -> Outbox:
+        return Outbox(self.db, self.temporal, self.settings.task_queue)
 
 
 async def context_of(request: Request) -> Context:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from api.kit.checks import check_env, check_env_size, check_tags
 from api.services.serve_schema import check_options, proxy_options
@@ -66,7 +65,7 @@ def _check_application(at: str, app: ApplicationConfig) -> None:
         raise _wrong_type(f"{at}.pip", "must be a list of requirement lines, or an object that has them in 'packages'")
 
 
-def _strings(value: Any) -> bool:
+def _strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 

@@ -24,7 +24,7 @@ from store.acceptance import Kind
 from store.database import AsyncConnection
 from store.services.deploys import withdraw_deploy
 from store.services.find import load_deploy
-from store.services.rows import ServiceRow, living_named, load_service, unstarted_deploys
+from store.services.rows import ServiceRow, living_named, load_service
 
 
 @dataclass
@@ -103,12 +103,6 @@ class NewDeploy:
             assert service is not None
             await ensure_started(self.ctx, "deploy", id, _deliver(self.ctx, service.input, row.request))
         return await answer(self.ctx, row.service_id, _newest(row.request))
-
-
-async def deliver_pending(ctx: Context, service_id: str) -> None:
-    """Deploys that the service's workflow may not have: their request may still be under way, or its process died."""
-    for arg, request in await unstarted_deploys(ctx.db, 0, service_id):
-        await ensure_started(ctx, "deploy", request.id, _deliver(ctx, arg, request))
 
 
 async def _deliver(ctx: Context, arg: ServiceInput, request: DeployRequest) -> None:

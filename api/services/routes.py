@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
 from typing import Annotated
@@ -16,13 +17,14 @@ from api.kit.commands import command
 from api.kit.context import Context, Ctx
 from api.kit.idempotency import IdempotencyKey, Key
 from api.kit.listing import Cursor, Limit, Tags, events_page, list_page, parse_tags
+from api.kit.temporal import UPDATE_S
 from api.services import tokens as service_tokens
 from api.services.deploys import NewDeploy
 from api.services.target import target_of
 from api.services.view import answer, in_list
 from api.storage.logs import follow_clusters, service_page
 from heliostat.errors import Conflict, NotFound
-from heliostat.models.common import Event, Model, Page
+from heliostat.models.common import Event, Page
 from heliostat.models.jobs import LogPage
 from heliostat.models.services import (
     RolloutCommand,
@@ -34,7 +36,7 @@ from heliostat.models.services import (
     ServiceVersion,
 )
 from runtime.messages.common import TerminateRequest
-from runtime.messages.services import RollbackOrder, RolloutOrder
+from runtime.messages.services import RollbackOrder, RolloutOrder, ServiceHandle
 from store.clusters import clusters_of_service
 from store.database import AsyncConnection
 from store.pages import Filters, Found, PageRequest
@@ -145,7 +147,11 @@ async def terminate(
 ) -> Service:
     """Requests its end, at any moment; answers at once. A service that is terminated already is fine."""
     message = TerminateRequest(actor=me.actor, reason=(body or ServiceTerminate()).reason)
-    return await _command(ctx, me, ref, project, "terminate", message, key, may_have_ended=True)
+
+    async def update(service: ServiceHandle) -> None:
+        await service.terminate(message, key=key.key, timeout_s=UPDATE_S)
+
+    return await _command(ctx, me, ref, project, update, key, may_have_ended=True)
 
 
 @router.post("/{ref}/rollback")
@@ -154,14 +160,22 @@ async def rollback(
 ) -> Service:
     """Aborts the rollout that is under way; without one, restores the version before."""
     message = RollbackOrder(actor=me.actor, reason=(body or ServiceRollback()).reason)
-    return await _command(ctx, me, ref, project, "rollback", message, key)
+
+    async def update(service: ServiceHandle) -> None:
+        await service.rollback(message, key=key.key, timeout_s=UPDATE_S)
+
+    return await _command(ctx, me, ref, project, update, key)
 
 
 @router.post("/{ref}/rollout")
 async def rollout(ctx: Ctx, me: Me, key: Key, ref: str, body: RolloutCommand, project: str | None = None) -> Service:
     """Pauses, resumes, promotes or aborts the rollout that is under way."""
     message = RolloutOrder(actor=me.actor, action=body.action, percent=body.percent)
-    return await _command(ctx, me, ref, project, "rollout", message, key)
+
+    async def update(service: ServiceHandle) -> None:
+        await service.rollout(message, key=key.key, timeout_s=UPDATE_S)
+
+    return await _command(ctx, me, ref, project, update, key)
 
 
 async def _command(
@@ -169,15 +183,15 @@ async def _command(
     me: Caller,
     ref: str,
     project: str | None,
-    update: str,
-    message: Model,
+    update: Callable[[ServiceHandle], Awaitable[None]],
     key: IdempotencyKey,
     *,
     may_have_ended: bool = False,
 ) -> Service:
     async with ctx.db.read() as conn:
         row = await lookup.service(conn, me, ref, project)
-    await command(ctx, target_of(ctx, row), update, message, key, may_have_ended=may_have_ended)
+    handle = ServiceHandle(ctx.temporal, row.id)
+    await command(ctx, target_of(ctx, row), lambda: update(handle), key, may_have_ended=may_have_ended)
     return await answer(ctx, row.id)
 
 

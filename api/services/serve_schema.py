@@ -136,7 +136,7 @@ def _check_deployment(at: str, deployment: dict[str, Any]) -> None:
         _no_env(f"{at}.deployment_actors.{i}.actor_options", actor.get("actor_options"))
 
 
-def _no_env(at: str, options: Any) -> None:
+def _no_env(at: str, options: object) -> None:
     if isinstance(options, dict) and "runtime_env" in options:
         raise NotHonoured(
             f"A runtime_env of a deployment is not supported: {_ENV_WHY}.",
@@ -188,7 +188,7 @@ def _known(at: str, given: dict[str, Any], names: Collection[str]) -> None:
             )
 
 
-def _is_seconds(value: Any) -> bool:
+def _is_seconds(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and math.isfinite(value)
 
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 from api.kit.commands import Target
 from api.kit.context import Context
-from api.services.deploys import deliver_pending
+from api.kit.temporal import calling
 from heliostat.models.services import ServiceState
 from store.services.rows import ServiceRow, load_service
 
 
 def target_of(ctx: Context, row: ServiceRow) -> Target:
     async def deliver() -> None:
-        await deliver_pending(ctx, row.id)
+        async with calling():
+            await ctx.outbox.deliver_deploys(row.id)
 
     async def reload() -> Target:
         now = await load_service(ctx.db, row.id)

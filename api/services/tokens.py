@@ -19,24 +19,23 @@ from api.kit.auth import Me
 from api.kit.commands import send
 from api.kit.context import Context, Ctx
 from api.kit.idempotency import IdempotencyKey, Key, find_previous, reserve
+from api.kit.temporal import UPDATE_S
 from api.services.checks import check_state
 from api.services.rows import new_token
 from api.services.target import target_of
 from api.services.view import decrypted
 from heliostat.errors import Conflict, HeliostatError, NotFound, Unavailable
 from heliostat.models.services import QueryToken, ServiceState
-from runtime.messages.services import GateOrder
+from runtime.messages.common import SYSTEM
 from store.database import AsyncConnection
 from store.encrypted_values import delete_sealed, write_sealed
 from store.services.rows import ServiceRow, load_service, lock_service
-from store.services.tokens import gate_told, untold_gates, write_tokens
+from store.services.tokens import pending_tokens, write_tokens
 
 log = structlog.get_logger(__name__)
 router = APIRouter()
 
 MAX_TOKENS = 2
-SEND_TRIES = 5
-"""How many changes may come while the one before is sent."""
 
 
 @router.post("/{ref}/tokens", status_code=201)
@@ -132,40 +131,38 @@ async def _locked(conn: AsyncConnection, id: str) -> ServiceRow:
 
 
 async def send_tokens(ctx: Context, service_id: str, actor: str) -> None:
-    """Sends the tokens of the row to the service's workflow. Those of a terminated service go with its next deploy.
-
-    Several callers may send at once, and the one with older tokens may be last: so each reads the row again afterwards.
+    """Makes the service's workflow use the tokens of the row.
 
     Raises:
-        Unavailable: Temporal is unreachable; the change stays pending and is sent later.
+        Unavailable: Temporal is unreachable; the change stays pending and is delivered later.
         Conflict: the service has no workflow.
     """
-    for turn in range(SEND_TRIES):
-        row = await load_service(ctx.db, service_id)
-        if row is None or row.withdrawn or row.state == ServiceState.TERMINATED:
-            return
-        if turn == 0 and all(t.told and not t.deleted for t in row.tokens):
-            return
-        try:
-            message = GateOrder(actor=actor, gate=row.gate)
-            if not await send(ctx, target_of(ctx, row), "set_gate", message):
-                return
-        except Unavailable as e:
-            e.message = f"The change is stored, but the service's proxies do not know it yet: {e.message}"
-            raise
-        await gate_told(ctx.db, service_id, row.gate)
-        after = await load_service(ctx.db, service_id)
-        if after is None or after.gate == row.gate:
-            return
-    raise Unavailable(
-        f"Concurrent requests change the tokens of service {service_id}.", remedy="Try again.", resource=service_id
-    )
+    row = await load_service(ctx.db, service_id)
+    if row is None or not row.has_pending_tokens:
+        return
+    delivered = False
+
+    async def update() -> None:
+        nonlocal delivered
+        delivered = await ctx.outbox.deliver_tokens(service_id, actor, UPDATE_S)
+
+    target = target_of(ctx, row)
+    try:
+        if target.ended or not await send(target, update):
+            return  # its next deploy delivers them
+    except Unavailable as e:
+        e.message = f"The change is stored, but the service's proxies do not know it yet: {e.message}"
+        raise
+    if not delivered:
+        raise Unavailable(
+            f"Concurrent requests change the tokens of service {service_id}.", remedy="Try again.", resource=service_id
+        )
 
 
 async def reconcile_all(ctx: Context) -> None:
-    """At start: sends the changes that another process has written and not sent."""
-    for service_id in await untold_gates(ctx.db):
+    """At start: delivers the changes that another process has left pending."""
+    for service_id in await pending_tokens(ctx.db):
         try:
-            await send_tokens(ctx, service_id, service_id)
+            await send_tokens(ctx, service_id, SYSTEM)
         except HeliostatError as e:
-            log.warning("tokens are not sent", resource=service_id, why=str(e))
+            log.warning("tokens are still pending", resource=service_id, why=str(e))

@@ -1,4 +1,4 @@
-"""What the import contracts of pyproject.toml can't see: private names stay in their modules, and SQL stays in store/."""
+"""What import contracts can't see: private names stay in their modules, and SQL stays in store/."""
 
 from __future__ import annotations
 
