@@ -18,7 +18,8 @@ from runtime.messages.clusters import ClusterHandle, ClusterInput, LeaseAnswer, 
 from runtime.messages.common import WorkflowHandle, reached
 from store import clusters as cluster_records
 from store.database import Database
-from store.outbox import Outbox, is_cancelled
+from store.outbox import Outbox
+from store.revisions import is_cancelled
 
 
 class MadeCluster(Model):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row, func, null, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from heliostat.models.clusters import Cluster, ClusterState, Node
-from heliostat.models.common import Event
+from heliostat.models.common import Event, utcnow
 from runtime.messages.clusters import ClusterInput
 from store.commands import close_commands
 from store.database import Database, insert, insert_new
@@ -97,6 +98,19 @@ async def count_clusters(db: Database) -> dict[ClusterState, int]:
         return {ClusterState(state): int(number) for state, number in rows}
 
 
+async def unstarted_clusters(db: Database, older_than_s: float) -> list[ClusterRow]:
+    """Accepted ones whose workflow is not known to exist, oldest first."""
+    c = clusters.c
+    query = (
+        select(clusters)
+        .where(c.started.is_(False), c.withdrawn.is_(False), c.created_at <= utcnow() - timedelta(seconds=older_than_s))
+        .order_by(c.id)
+        .limit(1000)
+    )
+    async with db.read() as conn:
+        return [_cluster_row(r) for r in await conn.execute(query)]
+
+
 async def load_cluster(db: Database, id: str) -> ClusterRow | None:
     async with db.read() as conn:
         row = (await conn.execute(select(clusters).where(clusters.c.id == id))).first()
@@ -104,7 +118,7 @@ async def load_cluster(db: Database, id: str) -> ClusterRow | None:
 
 
 async def load_nodes(db: Database, cluster_id: str) -> list[Node]:
-    """All nodes that the cluster ever asked for, oldest first."""
+    """All nodes that the cluster ever had, oldest first."""
     async with db.read() as conn:
         rows = await conn.execute(
             select(nodes.c.doc).where(nodes.c.cluster_id == cluster_id).order_by(nodes.c.created_at, nodes.c.id)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from heliostat.models.common import Event
+from heliostat.models.common import Event, utcnow
 from heliostat.models.jobs import Job
 from runtime.messages.jobs import JobInput
 from store.database import Database, insert_new
@@ -70,6 +71,19 @@ async def insert_job(conn: AsyncConnection, job: Job, arg: JobInput, *, started:
         "created_at": job.created_at,
     }
     return await insert_new(conn, jobs, row)
+
+
+async def unstarted_jobs(db: Database, older_than_s: float) -> list[JobRow]:
+    """Accepted ones whose workflow is not known to exist, oldest first."""
+    c = jobs.c
+    query = (
+        select(jobs)
+        .where(c.started.is_(False), c.withdrawn.is_(False), c.created_at <= utcnow() - timedelta(seconds=older_than_s))
+        .order_by(c.id)
+        .limit(1000)
+    )
+    async with db.read() as conn:
+        return [_job_row(r) for r in await conn.execute(query)]
 
 
 async def load_job(db: Database, id: str) -> JobRow | None:

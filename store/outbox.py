@@ -9,25 +9,20 @@ the methods raise what the handles of ``runtime/messages`` raise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 
 import structlog
-from sqlalchemy import select
 from temporalio.client import Client
 
-from heliostat.models.common import utcnow
 from heliostat.models.services import ServiceState
 from runtime.messages.clusters import ClusterInput, start_cluster
 from runtime.messages.jobs import JobInput, start_job
 from runtime.messages.services import DeployRequest, GateOrder, ServiceHandle, ServiceInput, deploy_service
 from store.acceptance import Kind, confirm_started
-from store.clusters import ClusterRow, _cluster_row
+from store.clusters import ClusterRow, unstarted_clusters
 from store.database import Database
-from store.jobs import JobRow, _job_row
-from store.revisions import _TABLES, takes_writes
+from store.jobs import JobRow, unstarted_jobs
 from store.services.rows import load_service, unstarted_deploys
 from store.services.tokens import acknowledge_tokens
-from store.tables import clusters, jobs
 
 log = structlog.get_logger(__name__)
 
@@ -100,25 +95,5 @@ class Outbox:
 
 
 async def unstarted(db: Database, older_than_s: float) -> tuple[list[ClusterRow], list[JobRow]]:
-    """Accepted clusters and jobs whose workflow is not known to exist, oldest first."""
-    before = utcnow() - timedelta(seconds=older_than_s)
-    async with db.read() as conn:
-        cluster_rows = await conn.execute(
-            select(clusters)
-            .where(clusters.c.started.is_(False), clusters.c.withdrawn.is_(False), clusters.c.created_at <= before)
-            .order_by(clusters.c.id)
-            .limit(1000)
-        )
-        job_rows = await conn.execute(
-            select(jobs)
-            .where(jobs.c.started.is_(False), jobs.c.withdrawn.is_(False), jobs.c.created_at <= before)
-            .order_by(jobs.c.id)
-            .limit(1000)
-        )
-        return [_cluster_row(r) for r in cluster_rows], [_job_row(r) for r in job_rows]
-
-
-async def is_cancelled(db: Database, kind: str, id: str) -> bool:
-    """The row was cancelled, or there is none. ``kind``: ``cluster``, ``job`` or ``service``."""
-    async with db.read() as conn:
-        return not await takes_writes(conn, _TABLES[kind], id)
+    """Accepted clusters and jobs whose workflow is not known to exist."""
+    return await unstarted_clusters(db, older_than_s), await unstarted_jobs(db, older_than_s)

@@ -1,8 +1,8 @@
 """The state that workflows own, written for lists and history: rows of clusters, nodes, jobs and their events.
 
 A write carries its workflow's revision: a smaller one than the row's changes nothing (a late write never
-undoes a newer one), an equal one is a repeat. Every write is one transaction. A row that was withdrawn
-(refused after all) takes no writes: the workflow is told by False and does nothing.
+undoes a newer one), an equal one is a repeat. Every write is one transaction. A row that was cancelled
+(column ``withdrawn``) takes no writes: the workflow gets False and does nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ _TABLES = {"cluster": clusters, "job": jobs, "service": services}
 async def takes_writes(conn: AsyncConnection, table: Any, id: str) -> bool:
     withdrawn = await conn.scalar(select(table.c.withdrawn).where(table.c.id == id))
     return withdrawn is False or withdrawn == 0
+
+
+async def is_cancelled(db: Database, kind: str, id: str) -> bool:
+    """The row was cancelled, or there is none. ``kind``: ``cluster``, ``job`` or ``service``."""
+    async with db.read() as conn:
+        return not await takes_writes(conn, _TABLES[kind], id)
 
 
 async def insert_events(conn: AsyncConnection, items: list[Event]) -> None:

@@ -38,7 +38,7 @@ SEARCH_ATTRIBUTES = (KIND, STATE, PROJECT, NAME)
 MONITOR_ID = "monitor"
 SWEEP_SCHEDULE_ID = "sweep"
 SYSTEM = "system"
-"""The actor of what nobody requested: the sweep, the monitor, a message that is delivered late."""
+"""The actor of what no user requested: decisions of workflows, the sweep, the monitor."""
 
 QUERY_S = 10.0
 """A query is answered by a worker, from its cache or by a replay."""

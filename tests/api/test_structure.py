@@ -1,16 +1,11 @@
-"""What import contracts can't see: private names stay in their modules, and SQL stays in store/."""
+"""What import contracts can't see: private names stay in their modules."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
-WITHOUT_SQL = ("api",)
-"""Folders that neither build nor run SQL statements."""
-DATABASES = ("sqlalchemy", "sqlite3", "aiosqlite", "psycopg", "alembic")
 
 
 def modules(folder: str) -> list[Path]:
@@ -38,14 +33,3 @@ def test_no_module_of_the_api_imports_a_private_name() -> None:
         if any(part.startswith("_") and not part.startswith("__") for part in (*module.split("."), name))
     ]
     assert private == []
-
-
-@pytest.mark.parametrize("folder", WITHOUT_SQL)
-def test_sql_statements_are_in_the_store_alone(folder: str) -> None:
-    found = [
-        f"{path.relative_to(ROOT)}: {module}"
-        for path in modules(folder)
-        for module, name in imports(path)
-        if module.partition(".")[0] in DATABASES or (module, name) == ("store", "tables") or module == "store.tables"
-    ]
-    assert found == []

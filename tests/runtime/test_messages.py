@@ -149,3 +149,17 @@ def test_no_message_is_sent_by_a_bare_name() -> None:
                 if path.is_relative_to(ROOT / "runtime" / "messages") or not isinstance(node, ast.Attribute):
                     continue
                 assert node.attr not in ("get_workflow_handle", "execute_update", "execute_workflow"), where
+
+
+def test_what_workflows_signal_each_other_has_its_handler() -> None:
+    """A workflow has no client, hence no handle: it names the signal."""
+    handlers = {name for of in WORKFLOWS for name in definition(of).signals}
+    found = []
+    for path in sorted((ROOT / "workflows").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "signal":
+                name = ast.literal_eval(node.args[0]) if node.args else None
+                if name is not None:  # else it is the decorator
+                    assert name in handlers, f"{path.relative_to(ROOT)}:{node.lineno} signals {name!r}"
+                    found.append(name)
+    assert found, "the search finds none"

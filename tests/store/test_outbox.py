@@ -12,6 +12,7 @@ from store import outbox
 from store.acceptance import cancel_accepted
 from store.database import Database
 from store.outbox import TOKEN_TRIES, Outbox
+from store.revisions import is_cancelled
 from store.services.rows import load_service, unstarted_deploys
 from store.services.tokens import pending_tokens, write_tokens
 from tests.store.services.test_rows import a_token, put_deploy, put_service
@@ -69,7 +70,7 @@ async def test_a_row_that_is_cancelled_during_its_delivery_stays_cancelled(db: D
             assert await cancel_accepted(conn, "job", "job_1")
 
     await an_outbox(db, Temporal(meanwhile=cancel)).deliver_accepted(0)
-    assert await outbox.is_cancelled(db, "job", "job_1")
+    assert await is_cancelled(db, "job", "job_1")
 
 
 async def test_tokens_are_delivered_after_the_deploys_before_them(db: Database, project: str) -> None:

@@ -13,11 +13,9 @@ from temporalio.exceptions import FailureError
 with workflow.unsafe.imports_passed_through():
     from activities.records import Recorded
     from heliostat.models.common import Event, EventLevel
-    from runtime.messages.common import STATE
+    from runtime.messages.common import STATE, SYSTEM
     from workflows import ids, policies
-
-SYSTEM = "system"
-"""Actor of what a workflow decides by itself."""
+    from workflows.entity.alarm import Deadline
 
 
 class Batch(NamedTuple):
@@ -64,6 +62,9 @@ class Recorder:
     def held(self) -> bool:
         """The last write failed, and its back-off is not over."""
         return self.retry_at is not None and workflow.now() < self.retry_at
+
+    def deadline(self) -> Deadline | None:
+        return (self.retry_at, "write the records again") if self.retry_at is not None else None
 
     def take(self, revision: int) -> Batch:
         """All that is to be written, under this revision. Give the batch to ``write``."""

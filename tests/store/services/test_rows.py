@@ -22,8 +22,9 @@ from runtime.keys import Keys
 from runtime.messages.clusters import ClusterInput
 from runtime.messages.services import DeployRequest, GateTokens, ServiceInput, VersionSpec
 from store import clusters as cluster_records
-from store import encrypted_values, outbox, retention
+from store import encrypted_values, retention
 from store.database import Database
+from store.revisions import is_cancelled
 from store.services import deploys as service_deploys
 from store.services import rows as services
 from store.services import tokens as token_records
@@ -144,9 +145,9 @@ async def test_a_new_service_goes_with_its_last_deploy(db: Database, project: st
     await put_service(db, project, "svc_1", a_token("qt_1"))
     (one, _), (two, version) = await put_deploy(db, project), await put_deploy(db, project)
     assert await withdraw(db, one)
-    assert not await outbox.is_cancelled(db, "service", "svc_1")
+    assert not await is_cancelled(db, "service", "svc_1")
     assert await withdraw(db, two)
-    assert await outbox.is_cancelled(db, "service", "svc_1")
+    assert await is_cancelled(db, "service", "svc_1")
     assert not await services.write_service(db, a_service(revision=1), [], [an_event("e", "svc_1")])
     assert await services.load_version(db, version) is None
     async with db.read() as conn:
