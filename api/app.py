@@ -1,17 +1,16 @@
-"""The API process: HTTP in, rows and workflow messages out. It never runs a step of a workflow."""
+"""The API process: takes HTTP requests, writes rows and messages workflows. It never runs a step of a workflow."""
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import structlog
 from fastapi import FastAPI
-from sqlalchemy.engine import make_url
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from temporalio.client import Client
 
 from api import errors, health
@@ -21,9 +20,8 @@ from api.clouds import routes as clouds
 from api.clouds import updates as cloud_updates
 from api.clusters import routes as clusters
 from api.compute_configs import routes as compute_configs
-from api.compute_configs.placement import Offers
 from api.jobs import routes as jobs
-from api.kit.auth import Callers
+from api.kit.context import Context, Offers
 from api.people import routes as users
 from api.schedules import routes as schedules
 from api.services import routes as services
@@ -31,13 +29,12 @@ from api.services import tokens as service_tokens
 from api.storage import uploads
 from clouds.contract.bucket import Bucket
 from clouds.registry import Vendors
-from heliostat import __version__
 from heliostat.errors import Conflict, HeliostatError, InvalidRequest, TooLarge, Unavailable
 from runtime.keys import Keys, load_or_create
 from runtime.settings import Settings
 from runtime.telemetry import RequestMetrics, trace_requests
 from runtime.temporal import connect
-from store.database import Database, latest_revision
+from store.database import Database, latest_revision, sqlite_file
 
 log = structlog.get_logger(__name__)
 
@@ -68,38 +65,44 @@ def create_app(
     Raises:
         InvalidRequest: several APIs were announced on SQLite.
     """
-    if settings.api_processes > 1 and make_url(settings.records_url).get_backend_name() == "sqlite":
+    if settings.api_processes > 1 and sqlite_file(settings.records_url) is not None:
         raise InvalidRequest(
             f"{settings.api_processes} API processes can't share a SQLite file.",
             remedy="Set HELIOSTAT_DATABASE_URL to a PostgreSQL database, or HELIOSTAT_API_PROCESSES to 1.",
             field="HELIOSTAT_API_PROCESSES",
         )
 
+    process_keys = keys or load_or_create(settings.home, settings.secret_key)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        state = app.state
-        state.db = Database(settings.records_url)
-        state.callers = Callers(state.db)
-        state.background = set()
-        state.started = []
-        lock = _only_one(settings) if state.db.is_sqlite else None
+        db = Database(settings.records_url)
+        records = sqlite_file(settings.records_url)
+        lock = _lock(records) if records is not None else None
         try:
-            await state.db.connect()
-            await _check_schema(state.db)
-            state.temporal = temporal or await connect(settings, lazy=True)
+            await db.connect()
+            await _check_schema(db)
+            ctx = Context.of(
+                settings,
+                db,
+                process_keys,
+                temporal or await connect(settings, lazy=True),
+                buckets=buckets,
+                bundles=bundles,
+                offers=offers,
+                vendors=vendors,
+            )
+            app.state.context = ctx
             reconciling = [
-                asyncio.create_task(schedules.reconcile_all(state)),
-                asyncio.create_task(service_tokens.reconcile_all(state)),
+                ctx.tasks.start(schedules.reconcile_all(ctx)),
+                ctx.tasks.start(service_tokens.reconcile_all(ctx)),
             ]
-            for task in reconciling:
-                state.background.add(task)
-                task.add_done_callback(state.background.discard)
             yield
             for task in reconciling:
                 task.cancel()
-            await asyncio.gather(*state.background, return_exceptions=True)
+            await ctx.tasks.wait()
         finally:
-            await state.db.dispose()
+            await db.dispose()
             if lock is not None:
                 lock.close()
 
@@ -110,13 +113,6 @@ def create_app(
         lifespan=lifespan,
         responses={"default": {"description": "problem+json: `code`, `detail` (what happened), `remedy`, `field`."}},
     )
-    app.state.settings = settings
-    app.state.buckets = buckets
-    app.state.bundles = bundles or {}
-    app.state.vendors = vendors
-    app.state.offers = offers or {}
-    app.state.keys = keys or load_or_create(settings.home, settings.secret_key)
-    app.state.server_version = __version__
     errors.install(app)
     for noun in (
         users,
@@ -143,38 +139,34 @@ async def _check_schema(db: Database) -> None:
     found = await db.schema_revision()
     if found != latest_revision():
         raise Conflict(
-            f"The records are at schema {found or '(none)'}, this code needs {latest_revision()}.",
-            remedy="Run `python -m store.migrate` (`make up` does it), or start the code that the records belong to.",
+            f"The records have schema {found or '(none)'}; this code needs {latest_revision()}.",
+            remedy="Run `python -m store.migrate` (`make up` does it), or start the release that wrote the records.",
         )
 
 
-def _only_one(settings: Settings) -> IO[str]:
-    """SQLite has one API: what it knows of nodes and tokens is in its memory. The lock dies with the process."""
-    path = Path(f"{make_url(settings.records_url).database}.api-lock")
+def _lock(records: Path) -> IO[str]:
+    """SQLite records have one API, which keeps what it knows of nodes and tokens in memory. The lock dies with the
+    process."""
+    path = records.with_name(f"{records.name}.api-lock")
     try:
         lock = path.open("w")
     except OSError as e:
-        raise Unavailable(f"{path} can't be written: {e.strerror}.", remedy="Check HELIOSTAT_HOME and its disk.") from e
+        raise Unavailable(f"Can't write {path}: {e.strerror}.", remedy="Check HELIOSTAT_HOME and its disk.") from e
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         raise Conflict(
-            f"Another API process uses {settings.records_url} already.",
+            f"Another API process already uses the records in {records}.",
             remedy="Stop it, or use PostgreSQL (HELIOSTAT_DATABASE_URL) for two or more.",
         ) from None
     return lock
 
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
 class BodyLimit:
     """Refuses a body over BODY_LIMIT before it is in memory, whether its length was announced or not."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -187,7 +179,7 @@ class BodyLimit:
             return
         taken = 0
 
-        async def counted() -> MutableMapping[str, Any]:
+        async def counted() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args, get_type_hints
+from collections.abc import Sequence
+from typing import TypedDict, get_args, get_type_hints
 
 import structlog
 from fastapi import FastAPI, Request
@@ -19,6 +20,16 @@ from heliostat.models.jobs import NOT_SUPPORTED_JOB
 from heliostat.models.services import NOT_SUPPORTED_SERVICE, ServiceDeploy
 
 log = structlog.get_logger(__name__)
+
+Location = tuple[int | str, ...]
+
+
+class Finding(TypedDict):
+    """What this module reads of one of pydantic's errors."""
+
+    loc: Location
+    type: str
+    msg: str
 
 
 def install(app: FastAPI) -> None:
@@ -40,7 +51,9 @@ def problem(error: HeliostatError, status: int | None = None, headers: dict[str,
 async def _heliostat(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HeliostatError)
     if error.status >= 500:
-        log.warning("refused", code=error.code, path=request.url.path, why=error.message, resource=error.resource)
+        log.warning(
+            "request failed", code=error.code, path=request.url.path, why=error.message, resource=error.resource
+        )
     return problem(error)
 
 
@@ -59,8 +72,8 @@ async def _unhandled(request: Request, error: Exception) -> JSONResponse:
     log.error("unhandled", error_id=id, method=request.method, path=request.url.path, exc_info=error)
     return problem(
         InternalError(
-            "Something went wrong that we did not foresee.",
-            remedy=f"Tell the operator the id {id}: the API's log has the reason under it.",
+            "An unexpected error occurred.",
+            remedy=f"Tell the operator the id {id}: the API's log has the reason with it.",
             resource=id,
         )
     )
@@ -73,24 +86,22 @@ async def _validation(request: Request, error: Exception) -> JSONResponse:
     return problem(explain(list(error.errors()), body))
 
 
-def explain(errors: list[dict[str, Any]], body: Any = None) -> HeliostatError:
-    """Pydantic's findings as one error of ours. It names the first field and lists the others; a known option
-    that we do not carry out says so. Never repeats what was sent: it may hold secrets. ``body``: the type that the
-    body should have had, for the name that was meant."""
-    errors = _of_the_meant_union_member(errors)
+def explain(errors: Sequence[Finding], body: object = None) -> HeliostatError:
+    """Pydantic's errors as one of ours. It names the first field and lists the others; a known option that is not
+    supported gets its own error. Never repeats what was sent: it may hold secrets. ``body``: the type of the expected
+    body, for suggestions of field names."""
+    errors = _of_one_union_member(errors)
     for found in errors:
-        if found["type"] == "extra_forbidden" and (reason := _not_honoured(found["loc"], body)):
+        if found["type"] == "extra_forbidden" and (reason := _not_supported(found["loc"], body)):
             field = _dotted(found["loc"])
-            return NotHonoured(
-                f"{field!r} is not honoured here: {reason}.", remedy=f"Leave out {field!r}.", field=field
-            )
+            return NotHonoured(f"{field!r} is not supported: {reason}.", remedy=f"Leave out {field!r}.", field=field)
     first = errors[0]
     field, what = _dotted(first["loc"]), _what(first)
     details = {"errors": [{"field": _dotted(e["loc"]), "problem": _what(e)} for e in errors]} if errors[1:] else None
     if first["type"] == "json_invalid":
-        return InvalidRequest("The body is not JSON.", remedy="Send valid JSON.")
+        return InvalidRequest("The body is not valid JSON.", remedy="Send valid JSON.")
     if not field:
-        return InvalidRequest(f"The body is refused: {what}.", remedy="/docs shows its shape.", details=details)
+        return InvalidRequest(f"The body is not valid: {what}.", remedy="/docs shows its schema.", details=details)
     remedy = f"Correct {field!r}."
     if first["type"] == "extra_forbidden":
         known = _fields(body, first["loc"][1:-1])
@@ -98,29 +109,29 @@ def explain(errors: list[dict[str, Any]], body: Any = None) -> HeliostatError:
     return InvalidRequest(f"{field!r}: {what}.", remedy=remedy, field=field, details=details)
 
 
-def _fields(annotation: Any, path: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the model that stands at ``path`` below ``annotation``; empty if none does."""
+def _fields(annotation: object, path: Location) -> list[str]:
+    """Names of the fields of the model at ``path`` below ``annotation``; empty if there is none."""
     tagged = [m for m in get_args(annotation) if path and _tag(m) == path[0]]
     model = _model(tagged[0] if tagged else annotation)
     for part in path:
-        if model is not None and part in model.model_fields:  # else an index, or a label of the union's
+        if model is not None and part in model.model_fields:  # else an index, or a label of the union
             model = _model(model.model_fields[part].annotation)
     return list(model.model_fields) if model is not None else []
 
 
-def _model(annotation: Any) -> type[BaseModel] | None:
+def _model(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((m for a in get_args(annotation) if (m := _model(a)) is not None), None)
 
 
-def _tag(annotation: Any) -> Any:
-    """By which a member of ``CloudCreate`` is told from the others, and which pydantic puts into an error's place."""
+def _tag(annotation: object) -> object:
+    """What tells a member of ``CloudCreate`` from the others, and what pydantic puts into an error's location."""
     field = annotation.model_fields.get("provider") if hasattr(annotation, "model_fields") else None
     return next(iter(get_args(field.annotation)), None) if field is not None else None
 
 
-def _what(found: dict[str, Any]) -> str:
+def _what(found: Finding) -> str:
     if found["type"] == "extra_forbidden":
         return "there is no such field"
     if found["type"] == "missing":
@@ -128,12 +139,12 @@ def _what(found: dict[str, Any]) -> str:
     return str(found["msg"]).removeprefix("Value error, ").rstrip(".")
 
 
-def _dotted(loc: tuple[Any, ...]) -> str:
-    rest = loc[2:] if len(loc) > 2 and loc[1] in tuple(Provider) else loc[1:]  # see _tag: no field is called so
+def _dotted(loc: Location) -> str:
+    rest = loc[2:] if len(loc) > 2 and loc[1] in tuple(Provider) else loc[1:]  # see _tag: no field has such a name
     return ".".join(str(p) for p in rest if p != "str" and not _is_object_member(p))
 
 
-def _not_honoured(loc: tuple[Any, ...], body: Any) -> str | None:
+def _not_supported(loc: Location, body: object) -> str | None:
     name = str(loc[-1])
     if _model(body) is ServiceDeploy and "compute_config" not in loc[:-1]:
         return NOT_SUPPORTED_SERVICE.get(name)
@@ -147,19 +158,19 @@ def _not_honoured(loc: tuple[Any, ...], body: Any) -> str | None:
     return NOT_SUPPORTED_JOB.get(name)
 
 
-def _of_the_meant_union_member(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """``compute_config`` is a name or an object: of an object, "is not a string" helps nobody."""
+def _of_one_union_member(errors: Sequence[Finding]) -> Sequence[Finding]:
+    """``compute_config`` is a name or an object: for an object, "is not a string" is no help."""
     inside = [e for e in errors if any(_is_object_member(p) for p in e["loc"])]
     if not inside:
         return errors
     if any(_is_object_member(e["loc"][-1]) and e["type"] in ("model_type", "model_attributes_type") for e in inside):
         whole = inside[0]["loc"]
         at = whole[: next(i for i, p in enumerate(whole) if _is_object_member(p))]
-        what = {"loc": at, "type": "shape", "msg": "give a name, name:version, an id, or an object"}
+        what: Finding = {"loc": at, "type": "name_or_object", "msg": "give a name, name:version, an id, or an object"}
         return [what, *(e for e in errors if e["loc"][: len(at)] != at)]
     return [e for e in errors if e["loc"][-1] != "str"]
 
 
-def _is_object_member(part: Any) -> bool:
-    """Pydantic's label of the object in ``str | ComputeConfig``; validators put their names around it."""
+def _is_object_member(part: int | str) -> bool:
+    """Whether it is pydantic's label of the object in ``str | ComputeConfig``; validators add their names to it."""
     return part == "ComputeConfig" or (str(part).startswith("function-") and "ComputeConfig" in str(part))

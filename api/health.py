@@ -1,20 +1,19 @@
-"""Whether this process lives, whether it can work, and its metrics."""
+"""Whether this process is alive and ready, and its metrics."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
-from sqlalchemy import select, text
 
+from api.kit.context import Context, Ctx
 from api.kit.temporal import calling
 from heliostat.errors import HeliostatError
 from heliostat.models.common import utcnow
 from runtime.telemetry import render_metrics
 from store.heartbeats import HEARING_GAP_S
-from store.tables import hearing
+from store.reports import last_received
 
 router = APIRouter(tags=["health"])
 
@@ -28,40 +27,39 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", responses={503: {"description": "What is missing."}})
-async def readyz(request: Request) -> JSONResponse:
-    """200 when requests can be carried out: the records and Temporal answer, and nodes' reports are heard."""
-    state = request.app.state
-    checks = {"records": await _records(state), "temporal": await _temporal(state), "hearing": await _hearing(state)}
+async def readyz(ctx: Ctx) -> JSONResponse:
+    """200 when requests can be handled: the records and Temporal answer, and nodes' reports are written."""
+    checks = {"records": await _records(ctx), "temporal": await _temporal(ctx), "hearing": await _hearing(ctx)}
     ready = all(found == "ok" for found in checks.values())
     return JSONResponse({"ready": ready, "checks": checks}, status_code=200 if ready else 503)
 
 
-async def _records(state: Any) -> str:
+async def _records(ctx: Context) -> str:
     try:
-        async with state.db.read() as conn:
-            await conn.execute(text("SELECT 1"))
+        async with ctx.db.read() as conn:
+            await last_received(conn)
     except HeliostatError as e:
         return e.message
     return "ok"
 
 
-async def _temporal(state: Any) -> str:
+async def _temporal(ctx: Context) -> str:
     try:
         async with calling(CHECK_S):
-            await state.temporal.service_client.check_health(timeout=timedelta(seconds=CHECK_S))
+            await ctx.temporal.service_client.check_health(timeout=timedelta(seconds=CHECK_S))
     except HeliostatError as e:
         return e.message
     return "ok"
 
 
-async def _hearing(state: Any) -> str:
+async def _hearing(ctx: Context) -> str:
     try:
-        async with state.db.read() as conn:
-            last = await conn.scalar(select(hearing.c.last))
+        async with ctx.db.read() as conn:
+            last = await last_received(conn)
     except HeliostatError as e:
         return e.message
     if last is None or (utcnow() - last).total_seconds() > HEARING_GAP_S:
-        return "No report of a node could be written down lately."
+        return "This API has not been able to write reports of nodes lately."
     return "ok"
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from sqlalchemy import Row, select, update
+from sqlalchemy import ColumnElement, Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from heliostat.models.clouds import AwsConfig, Capabilities, Cloud, GcpConfig, Provider
 from heliostat.models.common import new_id, utcnow
 from store.database import Database, insert
+from store.pages import Found, PageRequest, read_page
 from store.tables import clouds, clusters, jobs, organizations, projects, schedules, services
 
 NOUNS = ("cluster", "job", "service", "schedule")
@@ -115,3 +116,79 @@ async def lives_on(conn: AsyncConnection, cloud_id: str, nouns: tuple[str, ...] 
         .where(clouds.c.id == cloud_id)
     )
     return found + [f"schedule {row.name}" for row in await conn.execute(query) if row.input["cloud_id"] == cloud_id]
+
+
+# --- of one organization ------------------------------------------------------------------------------------
+
+
+async def find_cloud(conn: AsyncConnection, organization_id: str, ref: str | None) -> Cloud | None:
+    """By name or id; None: the default one."""
+    which = clouds.c.is_default.is_(True) if ref is None else (clouds.c.id == ref) | (clouds.c.name == ref)
+    query = select(clouds).where(_of(organization_id), which).order_by(clouds.c.name).limit(1)
+    row = (await conn.execute(query)).first()
+    return Cloud.model_validate(row._mapping) if row is not None else None
+
+
+async def cloud_names(conn: AsyncConnection, organization_id: str) -> list[str]:
+    return list(await conn.scalars(select(clouds.c.name).where(_of(organization_id)).order_by(clouds.c.name)))
+
+
+async def list_clouds(conn: AsyncConnection, organization_id: str, page: PageRequest) -> Found[Cloud]:
+    """Newest first."""
+    query = select(clouds).where(_of(organization_id))
+    by = (clouds.c.created_at, clouds.c.id)
+    return await read_page(conn, query, by, lambda r: Cloud.model_validate(r._mapping), page)
+
+
+async def lock_organizations(conn: AsyncConnection) -> None:
+    """Until the transaction ends, other registrations and changes of clouds wait, in every organization."""
+    await conn.execute(select(organizations.c.id).order_by(organizations.c.id).with_for_update(key_share=True))
+
+
+async def lock_cloud(conn: AsyncConnection, cloud_id: str) -> None:
+    """Until the transaction ends, what is accepted for it waits: its row refers to this one."""
+    await conn.execute(select(clouds.c.id).where(clouds.c.id == cloud_id).with_for_update())
+
+
+async def insert_cloud(conn: AsyncConnection, organization_id: str, cloud: Cloud) -> None:
+    assert cloud.config is not None
+    await conn.execute(
+        clouds.insert().values(
+            id=cloud.id,
+            organization_id=organization_id,
+            name=cloud.name,
+            provider=cloud.provider.value,
+            is_default=False,
+            capabilities=cloud.capabilities.model_dump(mode="json"),
+            config=cloud.config.model_dump(mode="json"),
+            created_at=cloud.created_at,
+        )
+    )
+
+
+async def change_cloud(
+    conn: AsyncConnection, cloud_id: str, config: AwsConfig | GcpConfig, capabilities: Capabilities
+) -> None:
+    values = {"config": config.model_dump(mode="json"), "capabilities": capabilities.model_dump(mode="json")}
+    await conn.execute(update(clouds).where(clouds.c.id == cloud_id).values(**values))
+
+
+async def make_default(conn: AsyncConnection, organization_id: str, cloud_id: str) -> None:
+    mine = clouds.c.organization_id == organization_id
+    await conn.execute(update(clouds).where(mine).values(is_default=clouds.c.id == cloud_id))
+
+
+async def delete_cloud(conn: AsyncConnection, cloud: Cloud) -> None:
+    """Its row stays, for what ran there; its name is free again."""
+    gone = {"deleted_at": utcnow(), "is_default": False, "name": f"{cloud.name[:38]}~{cloud.id}"}
+    await conn.execute(update(clouds).where(clouds.c.id == cloud.id).values(**gone))
+
+
+async def configs_of_others(conn: AsyncConnection, organization_id: str) -> list[dict[str, Any]]:
+    """Configs of the clouds of other organizations, as JSON."""
+    others = (clouds.c.organization_id != organization_id) & clouds.c.deleted_at.is_(None)
+    return list(await conn.scalars(select(clouds.c.config).where(others, clouds.c.config.is_not(None))))
+
+
+def _of(organization_id: str) -> ColumnElement[bool]:
+    return (clouds.c.organization_id == organization_id) & clouds.c.deleted_at.is_(None)

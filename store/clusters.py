@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,8 @@ from heliostat.models.common import Event, utcnow
 from runtime.messages.clusters import ClusterInput
 from store.commands import close_commands
 from store.database import Database, insert, insert_new
+from store.lookup import Match, find_row
+from store.pages import Filters, Found, PageRequest, read_page
 from store.revisions import insert_events, newer, takes_writes
 from store.tables import clusters, nodes
 
@@ -121,6 +124,46 @@ async def load_nodes(db: Database, cluster_id: str) -> list[Node]:
             select(nodes.c.doc).where(nodes.c.cluster_id == cluster_id).order_by(nodes.c.created_at, nodes.c.id)
         )
         return [Node.model_validate(r.doc) for r in rows]
+
+
+async def find_cluster(conn: AsyncConnection, project_ids: Sequence[str], ref: str) -> Match[ClusterRow]:
+    """By id or name."""
+    return await find_row(conn, clusters, "cl", _cluster_row, project_ids, ref)
+
+
+async def list_clusters(conn: AsyncConnection, filters: Filters, page: PageRequest) -> Found[Cluster]:
+    """Newest first."""
+    c = clusters.c
+    query = select(c.id, c.created_at, c.doc).where(*filters.of(clusters))
+    return await read_page(conn, query, (c.created_at, c.id), lambda r: Cluster.model_validate(r.doc), page)
+
+
+async def list_nodes(conn: AsyncConnection, cluster_id: str, page: PageRequest) -> Found[Node]:
+    """Every node that the cluster ever had, oldest first."""
+    n = nodes.c
+    query = select(n.id, n.created_at, n.doc).where(n.cluster_id == cluster_id)
+    by = (n.created_at, n.id)
+    return await read_page(conn, query, by, lambda r: Node.model_validate(r.doc), page, oldest_first=True)
+
+
+async def cluster_with_name(conn: AsyncConnection, project_id: str, name: str) -> str | None:
+    """The id of the cluster that has the name now; None: the name is free."""
+    c = clusters.c
+    found: str | None = await conn.scalar(select(c.id).where(c.project_id == project_id, c.live_name == name))
+    return found
+
+
+async def waiting_for(conn: AsyncConnection, cluster_ids: Collection[str]) -> dict[str, str]:
+    """What each of the clusters waits for; "" when for nothing."""
+    c = clusters.c
+    rows = await conn.execute(select(c.id, c.doc).where(c.id.in_(cluster_ids)))
+    return {r.id: r.doc["waits_for"] for r in rows}
+
+
+async def clusters_of_service(conn: AsyncConnection, service_id: str) -> list[str]:
+    """Ids of all clusters that were ever made for it, oldest first."""
+    c = clusters.c
+    return list(await conn.scalars(select(c.id).where(c.service_id == service_id).order_by(c.created_at)))
 
 
 async def _write_nodes(

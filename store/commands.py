@@ -98,3 +98,27 @@ async def close_commands(conn: AsyncConnection, node_ids: list[str]) -> None:
         .where(commands.c.done.is_(False), commands.c.node_id.in_(node_ids))
         .values(done=True, result=_NODE_ENDED, done_at=utcnow())
     )
+
+
+async def open_command_ids(conn: AsyncConnection) -> dict[str, set[str]]:
+    """Ids of all commands that are not finished, by node id."""
+    rows = await conn.execute(select(commands.c.node_id, commands.c.id).where(commands.c.done.is_(False)))
+    found: dict[str, set[str]] = {}
+    for r in rows:
+        found.setdefault(r.node_id, set()).add(r.id)
+    return found
+
+
+async def run_submitted_to(conn: AsyncConnection, cluster_id: str, run_id: str) -> bool:
+    """Whether this cluster was given this run."""
+    found = await conn.scalar(
+        select(commands.c.id)
+        .where(
+            commands.c.done.in_([True, False]),  # lets the index on (done, cluster_id) serve
+            commands.c.cluster_id == cluster_id,
+            commands.c.kind == "submit_run",
+            commands.c.args["run_id"].as_string() == run_id,
+        )
+        .limit(1)
+    )
+    return found is not None

@@ -14,7 +14,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection as AsyncConnection  # in the name of all who pass one on
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from heliostat.errors import Unavailable
 from store.sqlite import Connection
@@ -83,6 +84,12 @@ class Database:
 
         async with self.read() as conn:
             return await conn.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of SQLite records; None: they are on a database server."""
+    parsed = make_url(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
 
 
 def insert(conn: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:

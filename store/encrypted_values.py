@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from heliostat.models.common import utcnow
@@ -22,3 +22,7 @@ async def read_sealed(db: Database, keys: Keys, id: str) -> dict[str, str] | Non
     async with db.read() as conn:
         ciphertext = await conn.scalar(select(sealed.c.ciphertext).where(sealed.c.id == id))
     return None if ciphertext is None else {str(k): str(v) for k, v in keys.open(ciphertext).items()}
+
+
+async def delete_sealed(conn: AsyncConnection, id: str) -> None:
+    await conn.execute(delete(sealed).where(sealed.c.id == id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,8 @@ from heliostat.models.common import Event, utcnow
 from heliostat.models.jobs import Job
 from runtime.messages.jobs import JobInput
 from store.database import Database, insert_new
+from store.lookup import Match, find_row
+from store.pages import Filters, Found, PageRequest, read_page
 from store.revisions import insert_events, newer, takes_writes
 from store.tables import jobs
 
@@ -87,6 +90,22 @@ async def load_job(db: Database, id: str) -> JobRow | None:
     async with db.read() as conn:
         row = (await conn.execute(select(jobs).where(jobs.c.id == id))).first()
         return _job_row(row) if row else None
+
+
+async def find_job(conn: AsyncConnection, project_ids: Sequence[str], ref: str) -> Match[JobRow]:
+    """By id, or the newest by name."""
+    return await find_row(conn, jobs, "job", _job_row, project_ids, ref)
+
+
+async def list_jobs(
+    conn: AsyncConnection, filters: Filters, page: PageRequest, *, schedule_id: str | None, cluster_id: str | None
+) -> Found[Job]:
+    """Newest first. ``cluster_id``: of their newest run."""
+    c = jobs.c
+    query = select(c.id, c.created_at, c.doc).where(*filters.of(jobs))
+    query = query.where(c.schedule_id == schedule_id) if schedule_id is not None else query
+    query = query.where(c.doc["cluster_id"].as_string() == cluster_id) if cluster_id is not None else query
+    return await read_page(conn, query, (c.created_at, c.id), lambda r: Job.model_validate(r.doc), page)
 
 
 def _job_row(r: Row[Any]) -> JobRow:

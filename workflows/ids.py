@@ -3,18 +3,11 @@ the same id in every replay and every retry, so a create that is repeated is the
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+from heliostat.models.common import derived_id
+
 _NAMESPACE = uuid.UUID("6f0c52be-6a3c-5b39-9d43-5f3b6c2f3a11")
-
-
-def derived_id(prefix: str, *parts: object) -> str:
-    """``prefix_`` + 20 characters of a digest of ``parts``: the form of ``heliostat.models.common.new_id``."""
-    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
-    number = int.from_bytes(digest[:13], "big")
-    return f"{prefix}_{''.join(_ALPHABET[(number >> (5 * i)) & 31] for i in range(20))}"
 
 
 def node_id(cluster_id: str, slot: int, generation: int) -> str:

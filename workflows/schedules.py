@@ -8,8 +8,9 @@ from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.schedules import ScheduleActivities, ScheduledTurn
+    from heliostat.models.common import derived_id
     from runtime.messages.jobs import JobInput, ScheduledRunInput, job_attributes, job_summary
-    from workflows import ids, policies
+    from workflows import policies
     from workflows.jobs.workflow import JobWorkflow
 
 
@@ -20,7 +21,7 @@ class ScheduledRunWorkflow:
         info = workflow.info()
         job: JobInput = await workflow.execute_activity_method(
             ScheduleActivities.accept_scheduled_job,
-            ScheduledTurn(schedule_id=request.schedule_id, job_id=ids.derived_id("job", info.workflow_id, info.run_id)),
+            ScheduledTurn(schedule_id=request.schedule_id, job_id=derived_id("job", info.workflow_id, info.run_id)),
             summary="accept the job of this turn",
             **policies.MESSAGE,
         )

@@ -1,18 +1,19 @@
-"""Where nodes put their logs: presigned URLs of the cloud's bucket, so that no log byte passes through the API."""
+"""Where nodes store their logs: presigned URLs of the cloud's bucket, so that no log byte passes through the API."""
 
 from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
-from api.agents.nodes import AnyNode, CallingNode, Fleet
+from api.agents.context import AgentCtx, AnyNode
+from api.agents.fleet import CallingNode, Fleet
+from api.kit.context import Ctx
 from api.storage.buckets import bucket_of
 from heliostat.errors import PermissionDenied
 from heliostat.models.agents import LogSignAnswer, LogSignRequest
-from heliostat.models.common import utcnow
-from store.database import Database, insert
-from store.tables import log_streams
+from store.database import Database
+from store.log_streams import register_streams
 
 router = APIRouter()
 
@@ -30,16 +31,15 @@ def log_key(prefix: str, stream: str, offset: int) -> str:
 
 
 @router.post("/logs/sign", response_model=LogSignAnswer)
-async def sign(request: Request, body: LogSignRequest, node: AnyNode) -> LogSignAnswer:
+async def sign(ctx: Ctx, agents: AgentCtx, body: LogSignRequest, node: AnyNode) -> LogSignAnswer:
     """One PUT URL a chunk, below this node's own prefix. A run's stream is taken from the cluster that runs it only."""
-    state = request.app.state
-    fleet: Fleet = state.fleet
+    fleet = agents.fleet
     streams: dict[str, str | None] = {item.stream: None for item in body.items}
     for stream in streams:
         streams[stream] = await _job_of(fleet, node, stream)
-    await _register(state.db, fleet, node, streams)
+    await _register(ctx.db, fleet, node, streams)
     view = await fleet.view(node.cluster_id)
-    bucket = await bucket_of(state.buckets, view.cloud_id)
+    bucket = await bucket_of(ctx.buckets, view.cloud_id)
     prefix = log_prefix(node.cluster_id, node.id)
     keys = [log_key(prefix, item.stream, item.offset) for item in body.items]
     return LogSignAnswer(urls=await asyncio.to_thread(lambda: [bucket.presign_put(key, URL_S) for key in keys]))
@@ -50,7 +50,7 @@ async def _job_of(fleet: Fleet, node: CallingNode, stream: str) -> str | None:
     if not stream.startswith("runs/"):
         return None
     run_id = stream.removeprefix("runs/").removesuffix(".log")
-    if not await fleet.runs_here(node.cluster_id, run_id):
+    if not await fleet.has_run(node.cluster_id, run_id):
         raise PermissionDenied(
             f"Run {run_id!r} is not one of cluster {node.cluster_id}.",
             remedy="Ship logs of this cluster's runs only.",
@@ -59,26 +59,10 @@ async def _job_of(fleet: Fleet, node: CallingNode, stream: str) -> str | None:
     return run_id.rpartition("-")[0]
 
 
-async def _register(db: Database, fleet: Fleet, node: CallingNode, streams: dict[str, str | None]) -> None:
-    new = [s for s in streams if (node.id, s) not in fleet.streams]
+async def _register(db: Database, fleet: Fleet, node: CallingNode, jobs: dict[str, str | None]) -> None:
+    new = {stream: job_id for stream, job_id in jobs.items() if (node.id, stream) not in fleet.streams}
     if not new:
         return
     async with db.begin() as conn:
-        await conn.execute(
-            insert(conn, log_streams)
-            .values(
-                [
-                    {
-                        "cluster_id": node.cluster_id,
-                        "node_id": node.id,
-                        "stream": s,
-                        "job_id": streams[s],
-                        "complete": False,
-                        "created_at": utcnow(),
-                    }
-                    for s in new
-                ]
-            )
-            .on_conflict_do_nothing()
-        )
-    fleet.streams.update((node.id, s) for s in new)
+        await register_streams(conn, node.cluster_id, node.id, new)
+    fleet.streams.update((node.id, stream) for stream in new)

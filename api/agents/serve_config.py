@@ -1,12 +1,13 @@
-"""What Ray Serve on a head is given for a version: the config that stands in the records, with its env values opened
-and its packages signed. Made for the agent's hand only: never written, never logged."""
+"""Ray Serve's config of a version on a head: the recorded config with its env values decrypted and its packages signed.
+For the agent only: never written, never logged."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from api.agents.nodes import ClusterView
+from api.agents.fleet import ClusterView
+from api.kit.context import Context
 from api.storage.buckets import bucket_of
 from api.storage.packages import sign
 from heliostat.errors import NotFound
@@ -17,10 +18,10 @@ from store.services.rows import load_version
 DEPLOY_AGAIN = "Deploy the service again."
 
 
-async def serve_config(state: Any, view: ClusterView, version_id: str) -> dict[str, Any]:
-    """Serve's multi-application config, without host and port, which are the agent's. Raises NotFound when the version
-    is not one of the cluster's service, or when what it refers to is gone; InternalError."""
-    row = await load_version(state.db, version_id)
+async def serve_config(ctx: Context, view: ClusterView, version_id: str) -> dict[str, Any]:
+    """Serve's multi-application config, without host and port, which the agent sets. Raises NotFound when the version
+    is not one of the cluster's service, or when what it refers to has been deleted; InternalError."""
+    row = await load_version(ctx.db, version_id)
     if row is None or not view.service_id or row.service_id != view.service_id:
         raise NotFound(
             f"Version {version_id} is not one of the service of cluster {view.id}.",
@@ -29,14 +30,14 @@ async def serve_config(state: Any, view: ClusterView, version_id: str) -> dict[s
         )
     config = row.version.config
     if row.env_ref is not None:
-        values = await read_sealed(state.db, state.keys, row.env_ref)
+        values = await read_sealed(ctx.db, ctx.keys, row.env_ref)
         if values is None:
-            raise NotFound("The version's env values are gone by retention.", remedy=DEPLOY_AGAIN)
+            raise NotFound("The version's env values have been deleted by the retention policy.", remedy=DEPLOY_AGAIN)
         config = config.with_secrets(values)
     named = [uri for _, uri in config.packages()]
     signed: dict[str, Any] = {}
     if named:
-        bucket = await bucket_of(state.buckets, view.cloud_id)
+        bucket = await bucket_of(ctx.buckets, view.cloud_id)
         signed = await asyncio.to_thread(sign, named, view.project_id, bucket, DEPLOY_AGAIN)
     given: dict[str, Any] = {
         "applications": [

@@ -1,23 +1,25 @@
-"""One way to tell Temporal something and to learn what became of it."""
+"""One way to deliver a message to Temporal within a time limit."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any
+from typing import TypeVar
 
 from temporalio.service import RPCError, RPCStatusCode
 
 from heliostat.errors import InvalidRequest, Unavailable
 
+Answer = TypeVar("Answer")
 
-async def told(call: Awaitable[Any], timeout_s: float) -> bool:
-    """Awaits a message to a workflow or the completion of an activity. True: Temporal has it safely; False:
-    what it was meant for has ended or never was.
+
+async def delivered(call: Awaitable[Answer], timeout_s: float) -> bool:
+    """Awaits a message to a workflow or the completion of an activity. True: Temporal has stored it; False: the
+    workflow or activity has ended or never existed.
 
     Raises:
-        Unavailable: Temporal did not take it in time; the same may be tried again.
-        InvalidRequest: it never will take this.
+        Unavailable: Temporal did not answer in time; the same call may be repeated.
+        InvalidRequest: Temporal refuses this message for good.
     """
     try:
         async with asyncio.timeout(timeout_s):

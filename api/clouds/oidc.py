@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from api.clouds.routes import FromVendors
+from api.kit.context import FromVendors
 
 router = APIRouter(prefix="/.well-known", tags=["trust"])
 

@@ -1,5 +1,5 @@
-"""Where the nodes of a compute config may go in its cloud: refused when that can't be, else written out (instance types
-and zones in the order in which they are tried), so that what runs later asks no catalogue."""
+"""Placement of a compute config in its cloud: refused when it can't fit, else completed with instance types and zones
+in the order in which they are tried, so that workflows need no catalogue."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Offers = Mapping[str, Offer]
 """By provider. Those without one (the local cloud) have machines of no type."""
 
 ALTERNATIVES = 4
-"""Types that ``required_resources`` picks for one group: with three zones and two markets they are 24 places."""
+"""Types that ``required_resources`` picks for one group: with three zones and two markets they are 24 placements."""
 
 
 def default_config(name: str) -> ComputeConfig | None:
-    """What every cloud has under this name: one node, as the cloud's own default, or the smallest with a GPU."""
+    """What every cloud has with this name: one node of the cloud's default type, or of the smallest type with a GPU."""
     if name == DEFAULT_CPU:
         return ComputeConfig()
     if name == DEFAULT_GPU:
@@ -38,8 +38,8 @@ def default_config(name: str) -> ComputeConfig | None:
 
 
 def placed(config: ComputeConfig, cloud: Cloud, offers: Offers) -> ComputeConfig:
-    """Raises InvalidRequest, which names the field, when the cloud can never have such nodes. What it gives means the
-    same when it is given again."""
+    """Raises InvalidRequest, which names the field, when the cloud can never have such nodes. Idempotent: a completed
+    config is placed as it is."""
     offer = offers.get(cloud.provider)
     _must_fit(config, cloud, typed=offer is not None)
     head = _node("head_node", "the head node", config.head_node, config, cloud, offer)
@@ -55,7 +55,7 @@ def _refuse(field: str, what: str, remedy: str) -> NoReturn:
     raise InvalidRequest(what, remedy=remedy, field=f"compute_config.{field}")
 
 
-# --- by the cloud's own word --------------------------------------------------------------------------------
+# --- by the cloud's capabilities --------------------------------------------------------------------------------
 
 
 def _must_fit(config: ComputeConfig, cloud: Cloud, *, typed: bool) -> None:
@@ -69,12 +69,15 @@ def _must_fit(config: ComputeConfig, cloud: Cloud, *, typed: bool) -> None:
     for zone in config.zones or []:
         if zone not in can.zones:
             there = ", ".join(can.zones) or "(none)"
-            refuse("zones", f"zone {zone!r} is asked for", f"the zones {there}", nearest(zone, can.zones))
+            refuse("zones", f"zone {zone!r} is requested", f"the zones {there}", nearest(zone, can.zones))
     if config.head_node.keeps and not can.keeps:
         field = "retained_volume" if config.head_node.retained_volume else "fixed_address"
         remedy = f"Leave {field} out, or name a cloud on AWS or Google Cloud."
         refuse(
-            f"head_node.{field}", f"the head keeps {config.head_node.keeps}", "neither disk nor address to keep", remedy
+            f"head_node.{field}",
+            f"the head node retains {config.head_node.keeps}",
+            "neither retained volumes nor fixed addresses",
+            remedy,
         )
     nodes: list[tuple[str, str, NodeConfig]] = [("head_node", "the head node", config.head_node)]
     nodes += [(f"worker_nodes.{i}", f"worker group {g.name!r}", g) for i, g in enumerate(config.worker_nodes)]
@@ -82,23 +85,23 @@ def _must_fit(config: ComputeConfig, cloud: Cloud, *, typed: bool) -> None:
         for field, name in _named(node):
             if can.instance_types is not None and name not in can.instance_types:
                 types = ", ".join(can.instance_types) or "no instance types: give required_resources"
-                what = f"{who} asks for instance type {name!r}"
+                what = f"{who} requests instance type {name!r}"
                 refuse(f"{path}.{field}", what, types, nearest(name, can.instance_types))
         at = f"{path}.required_resources" if node.required_resources else f"{path}.resources"
-        cpu, memory, gpu = _asked(node)
+        cpu, memory, gpu = _required(node)
         if typed and node.required_resources is None and _named(node):
             continue  # logical numbers beside a type are what Ray is told, whatever the machine has
         if can.max_cpu_per_node is not None and cpu > can.max_cpu_per_node:
-            refuse(f"{at}.CPU", f"{who} asks for {cpu:g} CPUs", f"{can.max_cpu_per_node:g} per node at most")
+            refuse(f"{at}.CPU", f"{who} requests {cpu:g} CPUs", f"{can.max_cpu_per_node:g} per node at most")
         if can.max_memory_per_node is not None and (memory or 0) > can.max_memory_per_node:
             limit = f"{can.max_memory_per_node / 2**30:.1f} GiB per node at most"
-            refuse(f"{at}.memory", f"{who} asks for {(memory or 0) / 2**30:.1f} GiB of memory", limit)
+            refuse(f"{at}.memory", f"{who} requests {(memory or 0) / 2**30:.1f} GiB of memory", limit)
         if gpu > can.max_gpu_per_node:
-            refuse(f"{at}.GPU", f"{who} asks for {gpu:g} GPUs", f"{can.max_gpu_per_node} per node")
+            refuse(f"{at}.GPU", f"{who} requests {gpu:g} GPUs", f"{can.max_gpu_per_node} per node")
     for i, group in enumerate(config.worker_nodes):
         if group.market_type not in can.markets:
             field = f"worker_nodes.{i}.market_type"
-            refuse(field, f"worker group {group.name!r} asks for {group.market_type}", ", ".join(can.markets))
+            refuse(field, f"worker group {group.name!r} requests {group.market_type}", ", ".join(can.markets))
 
 
 def _named(node: NodeConfig) -> list[tuple[str, str]]:
@@ -108,7 +111,7 @@ def _named(node: NodeConfig) -> list[tuple[str, str]]:
     return [(f"instance_types.{i}", name) for i, name in enumerate(node.instance_types)]
 
 
-def _asked(node: NodeConfig) -> tuple[float, int | None, float]:
+def _required(node: NodeConfig) -> tuple[float, int | None, float]:
     """CPUs, bytes of memory and GPUs that the machine must have."""
     need, logical = node.required_resources, node.resources or {}
     if need is not None:
@@ -127,9 +130,9 @@ def _node(
     if offer is None:
         _has_no_types(path, node, advanced, cloud)
         return node
-    keep = RetainedResources.of(node, had=False) if isinstance(node, HeadNodeConfig) else None
+    retained = RetainedResources.of(node, had=False) if isinstance(node, HeadNodeConfig) else None
     try:
-        offer.check_advanced(advanced, keep)
+        offer.check_advanced(advanced, retained)
     except BadConfig as e:
         own = f"{path}." if e.field and e.field.partition(".")[0] in node.advanced_instance_config else ""
         _refuse(f"{own}advanced_instance_config.{e.field}", e.message, e.remedy)
@@ -162,7 +165,7 @@ def _known(path: str, field: str, name: str, node: NodeConfig, cloud: Cloud, off
     shape = offer.catalogue.types.get(name)
     if shape is None:
         remedy = nearest(name, cloud.capabilities.instance_types or offer.catalogue.types)
-        remedy += " A type that is newer than our catalogue: an operator refreshes it."
+        remedy += " If the type is newer than the catalogue, an operator can refresh it."
         _refuse(f"{path}.{field}", f"There is no instance type {name!r} in {cloud.provider}'s catalogue.", remedy)
     need = node.required_resources
     if need is None:
@@ -177,13 +180,13 @@ def _known(path: str, field: str, name: str, node: NodeConfig, cloud: Cloud, off
         lacks = f"is {shape.architecture}, not {architecture}"
     if lacks:
         remedy = "Leave it out, or change required_resources."
-        _refuse(f"{path}.{field}", f"{name} {lacks}: less than required_resources asks for.", remedy)
+        _refuse(f"{path}.{field}", f"{name} {lacks}: less than required_resources requests.", remedy)
     return shape
 
 
 def _picked(path: str, who: str, node: NodeConfig, cloud: Cloud, offer: Offer) -> list[InstanceType]:
-    """The best few that have what is asked for; the cloud's own default where nothing is."""
-    cpu, memory, gpu = _asked(node)
+    """The best few types that have the required resources; the cloud's default type when none are required."""
+    cpu, memory, gpu = _required(node)
     need = node.required_resources
     types = offer.catalogue.types
     allowed = cloud.capabilities.instance_types
@@ -206,8 +209,8 @@ def _picked(path: str, who: str, node: NodeConfig, cloud: Cloud, offer: Offer) -
     among = "that this cloud may use" if allowed is not None else "in the catalogue"
     _refuse(
         at,
-        f"This can't fit: {who} asks for {what} ({architecture}); no instance type {among} has that.",
-        "Ask for less, for another accelerator or cpu_architecture, or name instance_types.",
+        f"This can't fit: {who} requests {what} ({architecture}); no instance type {among} has that.",
+        "Request less, another accelerator or another cpu_architecture, or name instance_types.",
     )
 
 

@@ -1,59 +1,54 @@
-"""Jobs: submit, look, terminate, read the log. Their life is ``workflows/jobs/workflow.py``'s."""
+"""Jobs: submit, get, list, terminate, read the log. Their life is in ``workflows/jobs/workflow.py``."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy import Row, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from fastapi import APIRouter, Query, Response
 
-from api.jobs.submit import _repeated, accept, check, check_packages
+from api.jobs.submit import NewJob, check_code, ensure_job_started, job_input
 from api.kit import lookup
-from api.kit.acceptance import start_again
-from api.kit.auth import Caller, Me
+from api.kit.acceptance import accept
+from api.kit.auth import Me
+from api.kit.callers import Caller
+from api.kit.commands import Target, command
+from api.kit.context import Context, Ctx
 from api.kit.dry_run import PLANNED, DryRun, answer, plan
-from api.kit.events import events_of
-from api.kit.idempotency import Ordered, earlier, told_once
-from api.kit.pagination import Cursor, Limit, Tags, page, state_filter, tag_filter
-from api.kit.temporal import UPDATE_S, updating
+from api.kit.idempotency import Key
+from api.kit.listing import Cursor, Limit, Tags, events_page, list_page, parse_tags
+from api.kit.temporal import UPDATE_S
 from api.storage.logs import follow_clusters, job_page
-from heliostat.errors import Conflict, NotFound
 from heliostat.models.common import Event, Page
 from heliostat.models.jobs import Job, JobConfig, JobState, JobTerminate, LogPage
 from runtime.messages.common import TerminateRequest
-from runtime.messages.jobs import JobHandle, start_job
-from store.jobs import load_job
-from store.tables import clusters, jobs
+from runtime.messages.jobs import JobHandle
+from store.clusters import waiting_for
+from store.database import AsyncConnection
+from store.jobs import JobRow, list_jobs, load_job
+from store.pages import Filters, Found, PageRequest
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
 @router.post("", status_code=201, response_model=Job, responses=PLANNED)
-async def submit(request: Request, me: Me, order: Ordered, body: JobConfig, dry_run: DryRun = False) -> Job | Response:
-    """Submits a job. Accepted is durable; follow its state with GET."""
-    state = request.app.state
+async def submit(ctx: Ctx, me: Me, key: Key, body: JobConfig, dry_run: DryRun = False) -> Job | Response:
+    """Submits a job. An accepted job is durable; follow its state with GET."""
     project = me.project(body.project)
     if dry_run:
-        async with state.db.read() as conn:
-            arg = await check(state, conn, me, project, body)
+        async with ctx.db.read() as conn:
+            arg = await job_input(ctx, conn, me, project, body)
             cloud = await lookup.cloud(conn, me, arg.cloud_id)
-        await check_packages(state, project, arg.cloud_id, body)
-        return answer(plan(state, "job", body.name, project.name, arg.compute_config, cloud, arg.cluster_id))
-    async with state.db.read() as conn:
-        before = await earlier(conn, project.id, order)
-        if before is None:
-            arg = await check(state, conn, me, project, body)
-    if before is not None:
-        return await _repeated(state, before)
-    await check_packages(state, project, arg.cloud_id, body)
-    return await accept(state, me.actor, order, arg, body.env_vars)
+        await check_code(ctx, arg, body)
+        return answer(plan(ctx, "job", body.name, project.name, arg.compute_config, cloud, arg.cluster_id))
+    resolve = partial(job_input, ctx, me=me, project=project, config=body)
+    return await accept(ctx, key, NewJob(ctx, project.id, me.actor, resolve, body))
 
 
 @router.get("")
 async def list_all(
-    request: Request,
+    ctx: Ctx,
     me: Me,
     state: Annotated[list[JobState], Query()] = [],  # noqa: B006  FastAPI copies it
     name: str | None = None,
@@ -66,105 +61,105 @@ async def list_all(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Page[Job]:
-    c = jobs.c
-    query = select(c.id, c.created_at, c.doc).where(
-        c.project_id.in_(me.scope(project)), c.withdrawn.is_(False), *state_filter(jobs, state), *tag_filter(jobs, tag)
-    )
-    query = query.where(c.name == name) if name is not None else query
-    query = query.where(c.schedule_id == schedule) if schedule is not None else query
-    query = query.where(c.created_at > created_after) if created_after else query
-    query = query.where(c.created_at < created_before) if created_before else query
-    async with request.app.state.db.read() as conn:
-        if cluster is not None:
-            found = await lookup.find(conn, clusters, "cluster", "cl", me, cluster, project)
-            query = query.where(c.doc["cluster_id"].as_string() == found.id)
-        jobs_page = await page(conn, query, (c.created_at, c.id), lambda r: Job.model_validate(r.doc), limit, cursor)
-        await _say_what_clusters_wait_for(conn, jobs_page.items)
-        return jobs_page
+    filters = Filters(me.scope(project), state, name, parse_tags(tag), created_after, created_before)
+
+    async def find(conn: AsyncConnection, page: PageRequest) -> Found[Job]:
+        on = (await lookup.cluster(conn, me, cluster, project)).id if cluster is not None else None
+        found = await list_jobs(conn, filters, page, schedule_id=schedule, cluster_id=on)
+        await _add_what_clusters_wait_for(conn, found.items)
+        return found
+
+    return await list_page(ctx, find, limit, cursor)
 
 
 @router.get("/{ref}")
-async def get(request: Request, me: Me, ref: str, project: str | None = None) -> Job:
+async def get(ctx: Ctx, me: Me, ref: str, project: str | None = None) -> Job:
     """By id, or by name: then the newest of that name."""
-    async with request.app.state.db.read() as conn:
-        job = Job.model_validate((await _find(conn, me, ref, project)).doc)
-        await _say_what_clusters_wait_for(conn, [job])
+    async with ctx.db.read() as conn:
+        job = (await lookup.job(conn, me, ref, project)).job
+        await _add_what_clusters_wait_for(conn, [job])
         return job
 
 
-async def _say_what_clusters_wait_for(conn: AsyncConnection, found: list[Job]) -> None:
+async def _add_what_clusters_wait_for(conn: AsyncConnection, found: list[Job]) -> None:
     """A job that waits for its cluster waits for what that waits for; joined here, where it costs no event."""
-    waiting = [job for job in found if job.waits_for and job.cluster_id]
+    waiting = [(job, job.cluster_id) for job in found if job.waits_for and job.cluster_id]
     if not waiting:
         return
-    c = clusters.c
-    rows = await conn.execute(select(c.id, c.doc).where(c.id.in_({job.cluster_id for job in waiting})))
-    what = {r.id: r.doc["waits_for"] for r in rows}
-    for job in waiting:
-        if text := what.get(job.cluster_id):
-            job.waits_for += f"; the cluster waits for {text}"
+    causes = await waiting_for(conn, {cluster_id for _, cluster_id in waiting})
+    for job, cluster_id in waiting:
+        if cause := causes.get(cluster_id):
+            job.waits_for += f"; the cluster waits for {cause}"
 
 
 @router.post("/{ref}/terminate")
 async def terminate(
-    request: Request, me: Me, order: Ordered, ref: str, body: JobTerminate | None = None, project: str | None = None
+    ctx: Ctx, me: Me, key: Key, ref: str, body: JobTerminate | None = None, project: str | None = None
 ) -> Job:
-    """Asks for its end, at any moment; answers at once. Ended already is fine."""
-    state = request.app.state
-    async with state.db.read() as conn:
-        found = await _find(conn, me, ref, project)
-    id: str = found.id
-    await told_once(state.db, found.project_id, order)
-    row = await load_job(state.db, id)
-    assert row is not None
-    if row.job.state.settled:
-        return row.job
-    if not row.started:
-        await start_again(state, "job", id, start_job(state.temporal, state.settings.task_queue, row.input))
+    """Requests its end, at any moment; answers at once. A job that has ended already is fine."""
+    async with ctx.db.read() as conn:
+        row = await lookup.job(conn, me, ref, project)
     message = TerminateRequest(actor=me.actor, reason=(body or JobTerminate()).reason)
-    try:
-        async with updating("job", id):
-            await JobHandle(state.temporal, id).terminate(message, key=order.key, timeout_s=UPDATE_S)
-    except NotFound as e:
-        row = await load_job(state.db, id)
-        if row is None or not row.job.state.settled:
-            raise Conflict(
-                f"The workflow of job {id} is gone: somebody ended it in Temporal.",
-                remedy="Its cluster ends by itself; nothing else is to be done with it.",
-                resource=id,
-            ) from e
-    row = await load_job(state.db, id)
+
+    async def update() -> None:
+        await JobHandle(ctx.temporal, row.id).terminate(message, key=key.key, timeout_s=UPDATE_S)
+
+    await command(ctx, _target(ctx, row), update, key, may_have_ended=True)
+    return (await _load(ctx, row.id)).job
+
+
+def _target(ctx: Context, row: JobRow) -> Target:
+    async def start() -> None:
+        if not row.started:
+            await ensure_job_started(ctx, row.input)
+
+    async def reload() -> Target:
+        return _target(ctx, await _load(ctx, row.id))
+
+    return Target(
+        noun="job",
+        id=row.id,
+        name=row.job.name,
+        project_id=row.project_id,
+        state=row.job.state,
+        ended=row.job.state.settled,
+        after_end="Submit it again.",
+        if_gone="Its cluster ends by itself; nothing else is left to do.",
+        ensure_started=start,
+        reload=reload,
+    )
+
+
+async def _load(ctx: Context, id: str) -> JobRow:
+    row = await load_job(ctx.db, id)
     assert row is not None
-    return row.job
+    return row
 
 
 @router.get("/{ref}/events")
 async def list_events(
-    request: Request, me: Me, ref: str, project: str | None = None, limit: Limit = 50, cursor: Cursor = None
+    ctx: Ctx, me: Me, ref: str, project: str | None = None, limit: Limit = 50, cursor: Cursor = None
 ) -> Page[Event]:
-    """Its story, oldest first."""
-    async with request.app.state.db.read() as conn:
-        return await events_of(conn, (await _find(conn, me, ref, project)).id, limit, cursor)
+    """Its events, oldest first."""
+    return await events_page(ctx, partial(_id, me=me, ref=ref, project=project), limit, cursor)
 
 
 @router.get("/{ref}/logs")
 async def logs(
-    request: Request,
+    ctx: Ctx,
     me: Me,
     ref: str,
     run: Annotated[str | None, Query(description="One attempt only: its number or id.")] = None,
     follow: Annotated[bool, Query(description="Somebody reads as it is written: nodes ship every second.")] = False,
     project: str | None = None,
 ) -> LogPage:
-    """Where its log lies, run by run; readable after its cluster is gone."""
-    state = request.app.state
-    async with state.db.read() as conn:
-        row = await _find(conn, me, ref, project)
-    cluster_id = row.doc.get("cluster_id")
-    if follow and cluster_id and not JobState(row.state).settled:
-        await follow_clusters(state.db, [cluster_id])
-    return await job_page(state, row, run)
+    """Where its log is stored, run by run; readable after its cluster has ended."""
+    async with ctx.db.read() as conn:
+        row = await lookup.job(conn, me, ref, project)
+    if follow and row.job.cluster_id and not row.job.state.settled:
+        await follow_clusters(ctx.db, [row.job.cluster_id])
+    return await job_page(ctx, row, run)
 
 
-async def _find(conn: AsyncConnection, me: Caller, ref: str, project: str | None) -> Row[Any]:
-    return await lookup.find(conn, jobs, "job", "job", me, ref, project)
+async def _id(conn: AsyncConnection, me: Caller, ref: str, project: str | None) -> str:
+    return (await lookup.job(conn, me, ref, project)).id

@@ -1,118 +1,117 @@
-"""Accepting: a request becomes rows, then a workflow, then a 201. What is accepted is durable, whatever dies after.
+"""One way to accept a resource: a request becomes rows, then a workflow, then a 201. What is accepted is durable,
+whatever fails afterwards.
 
-The order is: read and check everything; one transaction with the ``accepted`` row (which fixes the resource's id
-for its Idempotency-Key), the resource's row (``started`` false) and its sealed env values; start the workflow,
-whose id is the resource's. A process that dies in between leaves a row that the monitor starts. If Temporal is
-away, the row is withdrawn, so that a "no" stays a no: a workflow that was started after all finds the row
-withdrawn and does nothing.
+The order: check everything; write in one transaction the Idempotency-Key's reservation, the resource's row (``started``
+false) and its encrypted env values; start the workflow, whose id is the resource's. If this process dies in between,
+the monitor starts the row's workflow. If Temporal is unreachable, the row is cancelled, so that a refusal stays a
+refusal: a workflow that was started after all finds its row cancelled and does nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
 
-import structlog
-from sqlalchemy import Table, delete, null, update
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from api.kit.idempotency import Order
+from api.kit.context import Context
+from api.kit.idempotency import IdempotencyKey, find_previous, reserve
 from api.kit.temporal import calling
-from heliostat.errors import HeliostatError, Unavailable
+from heliostat.errors import HeliostatError, NotFound, Unavailable
 from heliostat.models.common import Event, utcnow
-from store.database import Database, insert_new
-from store.tables import accepted, clusters, events, jobs, service_deploys
+from store.acceptance import Kind, confirm_started
+from store.database import AsyncConnection
+from store.events import insert_event
+from store.idempotency import release_key
 
-log = structlog.get_logger(__name__)
-_TABLES = {"cluster": clusters, "job": jobs, "deploy": service_deploys}
-Withdraw = Callable[[AsyncConnection], Awaitable[bool]]
-"""Takes back what its workflow does not have; False: it has it."""
-MARK_AFTER_S = 0.2
-"""A write transaction for each start would be a third of what accepting costs; several share one."""
+Resource_co = TypeVar("Resource_co", covariant=True)
+Resource = TypeVar("Resource")
 
 
-async def first_event(conn: AsyncConnection, resource_id: str, actor: str, message: str) -> None:
-    """The first line of the resource's story, before its workflow's own."""
-    event = Event(
-        id=f"ev_{resource_id}_00000000_000",
-        resource_id=resource_id,
-        at=utcnow(),
-        kind="accepted",
-        actor=actor,
-        message=message,
-    )
-    await insert_new(conn, events, event.model_dump())
+class Acceptable(Protocol[Resource_co]):
+    """One request for a resource. ``accept`` calls these in this order."""
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def project_id(self) -> str: ...
+
+    async def check(self, conn: AsyncConnection) -> None:
+        """All that the records can show to be wrong; raises it."""
+
+    async def check_code(self) -> None:
+        """The code that it names, in the cloud's bucket: without a connection, since a bucket may be slow."""
+
+    async def write(self, conn: AsyncConnection) -> None:
+        """Its rows."""
+
+    async def start(self) -> None:
+        """Its workflow; repeatable."""
+
+    async def cancel(self, conn: AsyncConnection) -> bool:
+        """Cancels its rows. False: its workflow exists."""
+
+    async def answer(self) -> Resource_co: ...  # what the 201 shows
+
+    async def repeat(self, id: str) -> Resource_co:
+        """The answer to a repeated request, whose first one has created ``id``."""
 
 
-async def start(
-    state: Any,
-    kind: str,
-    id: str,
-    owner_id: str,
-    order: Order,
-    starting: Awaitable[None],
-    withdraw: Withdraw | None = None,
-) -> None:
-    """Starts the workflow of a row that this request has just written, or withdraws the row. ``withdraw``: for what is
-    more than one row. Raises Unavailable when Temporal is away."""
+async def accept(ctx: Context, key: IdempotencyKey, new: Acceptable[Resource]) -> Resource:
+    async with ctx.db.read() as conn:
+        previous = await find_previous(conn, new.project_id, key)
+        if previous is None:
+            await new.check(conn)
+    if previous is not None:
+        return await new.repeat(previous)
+    await new.check_code()
+    async with ctx.db.begin() as conn:
+        previous = await reserve(conn, new.project_id, key, new.id)
+        if previous is None:
+            await new.write(conn)
+    if previous is not None:
+        return await new.repeat(previous)
+    await _start(ctx, key, new)
+    return await new.answer()
+
+
+async def _start(ctx: Context, key: IdempotencyKey, new: Acceptable[Resource]) -> None:
+    """Raises Unavailable when Temporal is unreachable."""
     try:
         async with calling():
-            await starting
+            await new.start()
     except HeliostatError as e:
-        if await _withdraw(state.db, kind, id, owner_id, order, withdraw):
-            e.resource, e.message = id, f"The {kind} was not accepted: {e.message}"
+        async with ctx.db.begin() as conn:
+            cancelled = await new.cancel(conn)
+            if cancelled and key.key is not None:
+                await release_key(conn, new.project_id, key.key)
+        if cancelled:
+            e.resource, e.message = new.id, f"The {new.kind} was not accepted: {e.message}"
             raise
-        return  # it runs: the call had arrived, or the monitor was faster
-    state.started.append(id)
-    if len(state.started) == 1:  # else the one that waits takes this along
-        task = asyncio.create_task(_mark(state))
-        state.background.add(task)
-        task.add_done_callback(state.background.discard)
+        return  # its workflow runs: the call had arrived, or the monitor was faster
+    ctx.started.add(new.id)
 
 
-async def start_again(state: Any, kind: str, id: str, starting: Awaitable[None]) -> None:
-    """For a repeat of a request whose first one may still be under way, or whose process died: makes sure that the
-    workflow exists before this one says 201 too. Only the first request may withdraw the row."""
+async def ensure_started(ctx: Context, kind: Kind, id: str, starting: Awaitable[None]) -> None:
+    """For an accepted row that is not marked as started: its request may still be under way, or its process died. Only
+    that request may cancel the row."""
     async with calling():
         await starting
-    table = _TABLES[kind]
-    async with state.db.begin() as conn:
-        kept = await conn.execute(
-            update(table).where(table.c.id == id, table.c.withdrawn.is_(False)).values(started=True)
-        )
-        if not kept.rowcount:
+    async with ctx.db.begin() as conn:
+        if not await confirm_started(conn, kind, id):
             raise Unavailable(
                 f"The {kind} was not accepted: Temporal did not answer.", remedy="Try again.", resource=id
             )
 
 
-async def _withdraw(db: Database, kind: str, id: str, owner_id: str, order: Order, withdraw: Withdraw | None) -> bool:
-    async with db.begin() as conn:
-        gone = await (withdraw(conn) if withdraw is not None else _withdraw_row(conn, _TABLES[kind], id))
-        if gone and order.key is not None:
-            await conn.execute(delete(accepted).where(accepted.c.project_id == owner_id, accepted.c.key == order.key))
-        return gone
+async def accepted_event(conn: AsyncConnection, resource_id: str, actor: str, message: str) -> None:
+    """The resource's first event, before those of its workflow."""
+    id = f"ev_{resource_id}_00000000_000"
+    event = Event(id=id, resource_id=resource_id, at=utcnow(), kind="accepted", actor=actor, message=message)
+    await insert_event(conn, event)
 
 
-async def _withdraw_row(conn: AsyncConnection, table: Table, id: str) -> bool:
-    values: dict[str, Any] = {"withdrawn": True}
-    if "live_name" in table.c:
-        values["live_name"] = null()  # the name is free again
-    gone = await conn.execute(
-        update(table).where(table.c.id == id, table.c.started.is_(False), table.c.revision == 0).values(**values)
+def deleted_by_retention(noun: str, id: str) -> NotFound:
+    return NotFound(
+        f"{noun} {id} has been deleted by the retention policy.", remedy="Use a new Idempotency-Key.", resource=id
     )
-    return bool(gone.rowcount)
-
-
-async def _mark(state: Any) -> None:
-    """Notes what was started lately, in one transaction. Nobody waits for it: should it fail, or this process die, the
-    monitor starts the workflows again, which changes nothing."""
-    await asyncio.sleep(MARK_AFTER_S)
-    ids, state.started = state.started, []
-    try:
-        async with state.db.begin() as conn:
-            for table in _TABLES.values():
-                await conn.execute(update(table).where(table.c.id.in_(ids)).values(started=True))
-    except Unavailable as e:
-        log.warning("starts not noted", resources=ids, why=str(e))

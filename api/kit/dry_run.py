@@ -1,4 +1,4 @@
-"""Dry runs: what a request would make, and what that costs an hour by the operator's price table. Nothing is made."""
+"""Dry runs: what a request would create, and its cost per hour by the operator's price table. Nothing is created."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Query
 from fastapi.responses import JSONResponse
 
+from api.kit.context import Context
 from clouds.instance_types import Offer
 from heliostat.models.clouds import Cloud, Market
 from heliostat.models.compute_configs import ComputeConfig, NodeConfig
@@ -16,12 +17,12 @@ from runtime import prices
 from runtime.prices import Prices
 
 PLANNED: dict[int | str, dict[str, Any]] = {
-    200: {"model": Plan, "description": "With `dry_run`: what would be made. Nothing is."}
+    200: {"model": Plan, "description": "With `dry_run`: what would be created. Nothing is."}
 }
 """For a route's ``responses``."""
 
 DryRun = Annotated[
-    bool, Query(description="Checks everything and answers what would be made (200, a Plan); makes nothing.")
+    bool, Query(description="Checks everything and answers what would be created (200, a Plan); creates nothing.")
 ]
 
 
@@ -30,13 +31,13 @@ def answer(made: Plan) -> JSONResponse:
 
 
 def plan(
-    state: Any, kind: str, name: str | None, project: str, config: ComputeConfig, cloud: Cloud, cluster_id: str | None
+    ctx: Context, kind: str, name: str | None, project: str, config: ComputeConfig, cloud: Cloud, cluster_id: str | None
 ) -> Plan:
     """``config``: placed (``api.compute_configs.placement``). ``cluster_id``: of the existing one that would
     be used. Raises
     Unavailable when there is a price table that can't be read."""
-    table = prices.load(state.settings)
-    offer: Offer | None = state.offers.get(cloud.provider)
+    table = prices.load(ctx.settings)
+    offer: Offer | None = ctx.offers.get(cloud.provider)
     region = cloud.config.region if cloud.config is not None else ""
     made = Plan(
         kind=kind,
@@ -105,8 +106,8 @@ def _type(
     shape = offer.catalogue.types.get(name) if offer is not None else None
     if shape is None:
         need = node.required_resources
-        asked = {"cpu": need.CPU, "memory": need.memory, "gpu": need.GPU} if need else {}
-        return PlannedType(name=name, usd_per_hour=usd, **asked)
+        required = {"cpu": need.CPU, "memory": need.memory, "gpu": need.GPU} if need else {}
+        return PlannedType(name=name, usd_per_hour=usd, **required)
     return PlannedType(
         name=name,
         cpu=shape.cpu,
@@ -119,6 +120,6 @@ def _type(
 
 
 def _total(parts: list[tuple[int, float | None]]) -> float | None:
-    """What costs nothing at all needs no price."""
+    """A count of 0 needs no price."""
     found = [None if usd is None and count else count * (usd or 0.0) for count, usd in parts]
     return None if None in found else round(math.fsum(f for f in found if f is not None), 6)

@@ -1,80 +1,87 @@
-"""What a request names, found in the records: names or ids everywhere, others' things are not found."""
+"""Finds what a request names, by name or id. What belongs to others is not found."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Row, Table, select
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from api.kit.auth import Caller, Project
+from api.kit.callers import Caller, Project
 from heliostat.errors import Conflict, NotFound
 from heliostat.models.clouds import Cloud
-from heliostat.models.clusters import Cluster
-from heliostat.models.common import is_id
-from store.tables import clouds, clusters
+from store.clouds import cloud_names, find_cloud
+from store.clusters import ClusterRow, find_cluster
+from store.database import AsyncConnection
+from store.jobs import JobRow, find_job
+from store.lookup import Match
+from store.pages import Filters
+from store.schedules import ScheduleRow, find_schedule
+from store.services.find import find_service
+from store.services.rows import ServiceRow
 
-_LIST = {"cluster": "clusters", "job": "jobs", "schedule": "schedules", "service": "services"}
+Row = TypeVar("Row")
 
 
-async def find(
-    conn: AsyncConnection, table: Table, noun: str, prefix: str, caller: Caller, ref: str, project: str | None = None
-) -> Row[Any]:
-    """The row with this id; else the newest of this name, where a living one comes first. Raises NotFound, and
-    Conflict when several of the caller's projects have that name."""
-    scope = table.c.project_id.in_(caller.scope(project))
-    visible = [scope] if "withdrawn" not in table.c else [scope, table.c.withdrawn.is_(False)]
-    row: Row[Any] | None = None
-    if is_id(ref, prefix):
-        row = (await conn.execute(select(table).where(table.c.id == ref, *visible))).first()
-    if row is None:
-        living: list[ColumnElement[Any]] = [table.c.live_name.is_(None)] if "live_name" in table.c else []
-        named = select(table).where(table.c.name == ref, *visible)
-        row = (
-            await conn.execute(named.order_by(*living, table.c.created_at.desc(), table.c.id.desc()).limit(1))
-        ).first()
-        if row is not None and len(caller.scope(project)) > 1:
-            owners = select(table.c.project_id).where(table.c.name == ref, *visible).distinct()
-            if len((await conn.execute(owners)).all()) > 1:
-                raise Conflict(
-                    f"Several of your projects have a {noun} named {ref!r}.",
-                    remedy="Give its id, or name the project with ?project=.",
-                    resource=ref,
-                )
-    if row is None:
-        raise NotFound(
-            f"There is no {noun} {ref!r}, or it is not in a project of yours.",
-            remedy=f"GET /v1/{_LIST[noun]} lists those that you can see.",
+async def cluster(conn: AsyncConnection, me: Caller, ref: str, project: str | None) -> ClusterRow:
+    return _one("cluster", ref, await find_cluster(conn, me.scope(project), ref))
+
+
+async def job(conn: AsyncConnection, me: Caller, ref: str, project: str | None) -> JobRow:
+    """By id, or the newest by name."""
+    return _one("job", ref, await find_job(conn, me.scope(project), ref))
+
+
+async def schedule(conn: AsyncConnection, me: Caller, ref: str, project: str | None) -> ScheduleRow:
+    return _one("schedule", ref, await find_schedule(conn, me.scope(project), ref))
+
+
+async def service(conn: AsyncConnection, me: Caller, ref: str, project: str | None) -> ServiceRow:
+    return _one("service", ref, await find_service(conn, me.scope(project), ref))
+
+
+def _one(noun: str, ref: str, found: Match[Row]) -> Row:
+    if found.ambiguous:
+        raise Conflict(
+            f"Several of your projects have a {noun} named {ref!r}.",
+            remedy="Give its id, or name the project with ?project=.",
             resource=ref,
+        )
+    if found.row is None:
+        raise NotFound(
+            f"There is no {noun} {ref!r}, or it is not in one of your projects.",
+            remedy=f"GET /v1/{noun}s lists those that you can see.",
+            resource=ref,
+        )
+    return found.row
+
+
+async def cloud(conn: AsyncConnection, me: Caller, ref: str | None) -> Cloud:
+    """None: the default one."""
+    found = await find_cloud(conn, me.organization_id, ref)
+    if found is None:
+        known = ", ".join(await cloud_names(conn, me.organization_id)) or "none"
+        what = f"There is no cloud {ref!r}" if ref is not None else "There is no default cloud"
+        raise NotFound(f"{what}.", remedy=f"Name one of these: {known}.", resource=ref, field="cloud")
+    return found
+
+
+async def usable_cluster(conn: AsyncConnection, me: Caller, project: Project, ref: str) -> ClusterRow:
+    """An existing cluster that a job may run on: of its project, and not ending."""
+    try:
+        row = await cluster(conn, me, ref, project.id)
+    except NotFound as e:
+        e.field = "cluster"
+        raise
+    found = row.cluster
+    if found.state.settled or found.state == "TERMINATING":
+        raise Conflict(
+            f"Cluster {found.name} is {found.state}" + (f": {found.reason}" if found.reason else "") + ".",
+            remedy="Name a cluster that has not ended, or leave out 'cluster' to get one for this job.",
+            resource=found.id,
+            field="cluster",
         )
     return row
 
 
-async def cloud(conn: AsyncConnection, caller: Caller, ref: str | None, field: str = "cloud") -> Cloud:
-    """By name or id; None: the default one."""
-    which = clouds.c.is_default.is_(True) if ref is None else (clouds.c.id == ref) | (clouds.c.name == ref)
-    mine = (clouds.c.organization_id == caller.organization_id) & clouds.c.deleted_at.is_(None)
-    row = (await conn.execute(select(clouds).where(mine, which).order_by(clouds.c.name).limit(1))).first()
-    if row is None:
-        known = ", ".join(await conn.scalars(select(clouds.c.name).where(mine).order_by(clouds.c.name))) or "none"
-        what = f"There is no cloud {ref!r}" if ref is not None else "There is no default cloud"
-        raise NotFound(f"{what}.", remedy=f"Name one of these: {known}.", resource=ref, field=field)
-    return Cloud.model_validate(row._mapping)
-
-
-async def usable_cluster(conn: AsyncConnection, caller: Caller, project: Project, ref: str) -> tuple[Row[Any], Cluster]:
-    """An existing cluster that a job may run on: of its project, and not ending."""
-    try:
-        row = await find(conn, clusters, "cluster", "cl", caller, ref, project.id)
-    except NotFound as e:
-        e.field = "cluster"
-        raise
-    cluster = Cluster.model_validate(row.doc)
-    if cluster.state.settled or cluster.state == "TERMINATING":
-        raise Conflict(
-            f"Cluster {cluster.name} is {cluster.state}" + (f": {cluster.reason}" if cluster.reason else "") + ".",
-            remedy="Name a cluster that lives, or leave 'cluster' out to get one of the job's own.",
-            resource=cluster.id,
-            field="cluster",
-        )
-    return row, cluster
+async def on_cloud(conn: AsyncConnection, me: Caller, filters: Filters, ref: str | None) -> Filters:
+    """``filters`` of a list, for one cloud if it is named."""
+    return filters if ref is None else replace(filters, cloud_id=(await cloud(conn, me, ref)).id)

@@ -1,4 +1,4 @@
-"""Calls to Temporal, with our errors: nothing here hangs, and "away" is always Unavailable."""
+"""Calls of Temporal with our errors: each has a time limit, and an unreachable Temporal is always Unavailable."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from heliostat.errors import BY_CODE, Conflict, HeliostatError, InternalError, N
 log = structlog.get_logger(__name__)
 
 CALL_S = 5.0
-"""Starting a workflow, or asking about a schedule: milliseconds when Temporal is well."""
+"""To start a workflow or describe a schedule: milliseconds when Temporal is healthy."""
 UPDATE_S = 10.0
-"""An update is answered by a worker; without one for so long, the caller shall try again."""
+"""A worker answers an update; when none does for so long, the caller gets Unavailable."""
 
-_AWAY = {
+_UNAVAILABLE = {
     RPCStatusCode.UNAVAILABLE,
     RPCStatusCode.DEADLINE_EXCEEDED,
     RPCStatusCode.CANCELLED,
@@ -30,39 +30,45 @@ _AWAY = {
 }
 
 
+class WorkflowGone(NotFound):
+    """No workflow with this id runs: it has ended, or it was never started."""
+
+
 @asynccontextmanager
 async def calling(limit_s: float = CALL_S) -> AsyncIterator[None]:
-    """Bounds what is inside and maps Temporal's errors: NotFound, Unavailable, else InternalError."""
+    """A time limit, and Temporal's errors as ours: WorkflowGone, Unavailable, else InternalError."""
     try:
         async with asyncio.timeout(limit_s):
             yield
     except RPCError as e:
         if e.status == RPCStatusCode.NOT_FOUND:
-            raise NotFound("Temporal does not know it.", remedy="Try again in a moment.") from e
-        if e.status in _AWAY:
-            raise _away(e) from e
+            raise WorkflowGone("Temporal has no such workflow.", remedy="Try again in a moment.") from e
+        if e.status in _UNAVAILABLE:
+            raise _unavailable(e) from e
         log.error("Temporal refused a call", status=e.status.name, why=e.message)
         raise InternalError(
             f"Temporal refused the call ({e.status.name}).",
             remedy="Tell the operator: the API's log has the reason.",
         ) from e
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as e:
-        raise _away(e) from e
+        raise _unavailable(e) from e
     except RuntimeError as e:  # how the SDK says that a lazy client could not connect
         if "connect" not in str(e):
             raise
-        raise _away(e) from e
+        raise _unavailable(e) from e
 
 
-def _away(cause: Exception) -> Unavailable:
+def _unavailable(cause: Exception) -> Unavailable:
     log.warning("Temporal does not answer", why=str(cause)[:300] or type(cause).__name__)
-    return Unavailable("Temporal does not answer.", remedy="Try again; if it goes on, see that it and a worker run.")
+    return Unavailable(
+        "Temporal does not answer.", remedy="Try again. If it persists, check that Temporal and a worker are running."
+    )
 
 
 @asynccontextmanager
 async def updating(noun: str, id: str) -> AsyncIterator[None]:
     """Bounds an update of the workflow of ``noun`` ``id``, which is sent inside with ``timeout_s=UPDATE_S``. Raises
-    NotFound when it is not running, the error that the workflow answered with, or Unavailable."""
+    WorkflowGone when it is not running, the error that the workflow answered with, or Unavailable."""
     try:
         async with calling(UPDATE_S + 2):
             yield
@@ -74,10 +80,10 @@ def _answered(error: WorkflowUpdateFailedError, id: str, noun: str) -> Heliostat
     cause = error.cause
     if not isinstance(cause, ApplicationError):
         return InternalError(
-            f"The workflow of {noun} {id} failed over the message.", remedy="Tell the operator.", resource=id
+            f"The workflow of {noun} {id} failed to handle the message.", remedy="Tell the operator.", resource=id
         )
     if cause.type == "AcceptedUpdateCompletedWorkflow":
-        return NotFound(f"The {noun} ended while it was told.", resource=id)
+        return WorkflowGone(f"The {noun} ended before it handled the message.", resource=id)
     cls = BY_CODE.get(cause.type or "", Conflict)
     return cls(_sentence(cause.message), remedy=f"GET it to see its state: {noun} {id}.", resource=id)
 

@@ -1,31 +1,32 @@
-"""Who may ask: users, tokens, projects and their members."""
+"""Who may call: users, tokens, projects and their members."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
 from datetime import timedelta
-from typing import Any
 
-from fastapi import APIRouter, Request, Response
-from sqlalchemy import Row, delete, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from fastapi import APIRouter, Response
 
-from api.kit.auth import Caller, Me
-from api.kit.idempotency import Ordered, claim, earlier
-from api.kit.pagination import Cursor, Limit, page
+from api.kit.auth import Me
+from api.kit.callers import Caller
+from api.kit.context import Ctx
+from api.kit.idempotency import IdempotencyKey, Key, find_previous, reserve
+from api.kit.listing import Cursor, Limit, list_page
 from heliostat import __version__
 from heliostat.errors import Conflict, NotFound
 from heliostat.models.common import Page, new_id, utcnow
 from heliostat.models.users import Project, ProjectCreate, Role, Token, TokenCreate, User, UserCreate, WhoAmI
-from store.database import insert
-from store.tables import memberships, projects, tokens, users
+from store import people
+from store.database import AsyncConnection
+from store.pages import Found, PageRequest
+from store.people import TokenScope, UserRow
 
 router = APIRouter(prefix="/v1", tags=["users"])
 
-TOKEN_PREFIX = "helio_"  # lets scanners for leaked secrets know it
+TOKEN_PREFIX = "helio_"  # scanners for leaked secrets recognize it
 RENEW_S = 600
-"""A lost answer of POST /v1/tokens can be repeated so long; the token that was never used gets a new secret."""
+"""How long POST /v1/tokens can be repeated after a lost answer; a token that was never used gets a new secret."""
 
 
 @router.get("/whoami")
@@ -40,171 +41,137 @@ async def whoami(me: Me) -> WhoAmI:
 
 
 @router.post("/projects", status_code=201)
-async def create_project(request: Request, me: Me, order: Ordered, body: ProjectCreate) -> Project:
+async def create_project(ctx: Ctx, me: Me, key: Key, body: ProjectCreate) -> Project:
     me.must_be_admin("create projects")
-    row: dict[str, Any] = {"id": new_id("prj"), "name": body.name, "created_at": utcnow()}
-    async with request.app.state.db.begin() as conn:
-        if (before := await _made_before(conn, me, order, row["id"])) is not None:
-            return Project.model_validate(
-                (await conn.execute(select(projects).where(projects.c.id == before))).one()._mapping
-            )
-        new = insert(conn, projects).values(organization_id=me.organization_id, **row)
-        if (await conn.execute(new.on_conflict_do_nothing().returning(projects.c.id))).first() is None:
-            raise Conflict(f"There is a project {body.name!r} already.", remedy="Choose another name.", field="name")
-    request.app.state.callers.forget()
-    return Project.model_validate(row)
+    made = Project(id=new_id("prj"), name=body.name, created_at=utcnow())
+    async with ctx.db.begin() as conn:
+        if (previous := await _previous(conn, me, key, made.id)) is not None:
+            return await people.load_project(conn, previous)
+        if not await people.insert_project(conn, me.organization_id, made):
+            raise Conflict(f"Project {body.name!r} exists already.", remedy="Choose another name.", field="name")
+    ctx.callers.forget()
+    return made
 
 
 @router.get("/projects")
-async def list_projects(request: Request, me: Me, limit: Limit = 50, cursor: Cursor = None) -> Page[Project]:
+async def list_projects(ctx: Ctx, me: Me, limit: Limit = 50, cursor: Cursor = None) -> Page[Project]:
     """Those that the caller may see."""
-    query = select(projects).where(projects.c.id.in_(me.scope(None)))
-    make = lambda r: Project.model_validate(r._mapping)  # noqa: E731
-    async with request.app.state.db.read() as conn:
-        return await page(conn, query, (projects.c.created_at, projects.c.id), make, limit, cursor)
+
+    async def find(conn: AsyncConnection, page: PageRequest) -> Found[Project]:
+        return await people.list_projects(conn, me.scope(None), page)
+
+    return await list_page(ctx, find, limit, cursor)
 
 
 @router.put("/projects/{ref}/members/{user}", status_code=204)
-async def add_member(request: Request, me: Me, ref: str, user: str) -> Response:
+async def add_member(ctx: Ctx, me: Me, ref: str, user: str) -> Response:
     me.must_be_admin("change who is in a project")
     project = me.project(ref)
-    async with request.app.state.db.begin() as conn:
-        user_id = (await _user(conn, me, user)).id
-        await conn.execute(
-            insert(conn, memberships).values(user_id=user_id, project_id=project.id).on_conflict_do_nothing()
-        )
-    request.app.state.callers.forget()
+    async with ctx.db.begin() as conn:
+        await people.add_member(conn, (await _user(conn, me, user)).id, project.id)
+    ctx.callers.forget()
     return Response(status_code=204)
 
 
 @router.delete("/projects/{ref}/members/{user}", status_code=204)
-async def remove_member(request: Request, me: Me, ref: str, user: str) -> Response:
+async def remove_member(ctx: Ctx, me: Me, ref: str, user: str) -> Response:
     me.must_be_admin("change who is in a project")
     project = me.project(ref)
-    m = memberships.c
-    async with request.app.state.db.begin() as conn:
-        user_id = (await _user(conn, me, user)).id
-        await conn.execute(delete(memberships).where(m.user_id == user_id, m.project_id == project.id))
-    request.app.state.callers.forget()
+    async with ctx.db.begin() as conn:
+        await people.remove_member(conn, (await _user(conn, me, user)).id, project.id)
+    ctx.callers.forget()
     return Response(status_code=204)
 
 
 @router.post("/users", status_code=201)
-async def create_user(request: Request, me: Me, order: Ordered, body: UserCreate) -> User:
-    """A user without a token; make one with POST /v1/tokens."""
+async def create_user(ctx: Ctx, me: Me, key: Key, body: UserCreate) -> User:
+    """A user without a token; create one with POST /v1/tokens."""
     me.must_be_admin("create users")
-    into = [me.project(ref, "projects") for ref in body.projects]
+    projects = [me.project(ref, "projects") for ref in body.projects]
     id, now = new_id("usr"), utcnow()
-    async with request.app.state.db.begin() as conn:
-        if (before := await _made_before(conn, me, order, id)) is not None:
-            return await _whole_user(conn, await _user(conn, me, before))
-        new = insert(conn, users).values(
-            id=id, organization_id=me.organization_id, name=body.name, role=body.role, created_at=now
-        )
-        if (await conn.execute(new.on_conflict_do_nothing().returning(users.c.id))).first() is None:
-            raise Conflict(f"There is a user {body.name!r} already.", remedy="Choose another name.", field="name")
-        for project in into:
-            await conn.execute(
-                insert(conn, memberships).values(user_id=id, project_id=project.id).on_conflict_do_nothing()
-            )
-        return await _whole_user(conn, await _user(conn, me, id))
+    async with ctx.db.begin() as conn:
+        if (previous := await _previous(conn, me, key, id)) is not None:
+            return await people.with_projects(conn, await _user(conn, me, previous))
+        if not await people.insert_user(conn, id, me.organization_id, body.name, body.role, now):
+            raise Conflict(f"User {body.name!r} exists already.", remedy="Choose another name.", field="name")
+        for project in projects:
+            await people.add_member(conn, id, project.id)
+        return await people.with_projects(conn, UserRow(id, body.name, body.role, now))
 
 
 @router.get("/users")
-async def list_users(request: Request, me: Me, limit: Limit = 50, cursor: Cursor = None) -> Page[User]:
-    """An admin sees all of the organization, a member itself."""
-    query = select(users).where(users.c.organization_id == me.organization_id)
-    query = query if me.role is Role.ADMIN else query.where(users.c.id == me.user_id)
-    async with request.app.state.db.read() as conn:
-        found = await page(conn, query, (users.c.created_at, users.c.id), lambda r: r, limit, cursor)
-        return Page(items=[await _whole_user(conn, r) for r in found.items], next_cursor=found.next_cursor)
+async def list_users(ctx: Ctx, me: Me, limit: Limit = 50, cursor: Cursor = None) -> Page[User]:
+    """An admin sees all users of the organization, a member itself."""
+    only_id = None if me.role is Role.ADMIN else me.user_id
+
+    async def find(conn: AsyncConnection, page: PageRequest) -> Found[User]:
+        found = await people.list_users(conn, me.organization_id, only_id, page)
+        return Found([await people.with_projects(conn, row) for row in found.items], found.last)
+
+    return await list_page(ctx, find, limit, cursor)
 
 
 @router.post("/tokens", status_code=201)
-async def create_token(request: Request, me: Me, order: Ordered, body: TokenCreate) -> Token:
-    """The only answer that ever holds ``secret``. A repeat under the same Idempotency-Key gives a new secret, and the
-    first one dies, as long as it was never used and is some minutes old; afterwards a repeat has none."""
+async def create_token(ctx: Ctx, me: Me, key: Key, body: TokenCreate) -> Token:
+    """The only answer that ever holds ``secret``. A repeat with the same Idempotency-Key returns a new secret, which
+    replaces the first one, while that is unused and at most some minutes old; afterwards a repeat returns none."""
     secret, id, now = TOKEN_PREFIX + secrets.token_urlsafe(32), new_id("tok"), utcnow()
     sha256 = hashlib.sha256(secret.encode()).hexdigest()
-    async with request.app.state.db.begin() as conn:
-        user = await _user(conn, me, body.user) if body.user is not None else await _user(conn, me, me.user_id)
+    async with ctx.db.begin() as conn:
+        user = await _user(conn, me, body.user if body.user is not None else me.user_id)
         if user.id != me.user_id:
-            me.must_be_admin("make tokens for others")
-        if (before := await _made_before(conn, me, order, id)) is not None:
-            renewed = await conn.execute(
-                update(tokens)
-                .where(tokens.c.id == before, tokens.c.last_used_at.is_(None), tokens.c.revoked_at.is_(None))
-                .where(tokens.c.created_at > now - timedelta(seconds=RENEW_S))
-                .values(sha256=sha256)
-            )
-            found = (await conn.execute(_tokens(me).where(tokens.c.id == before))).one()
-            request.app.state.callers.forget()
-            return _token(found, secret if renewed.rowcount else None)
-        await conn.execute(
-            tokens.insert().values(
-                id=id,
-                user_id=user.id,
-                name=body.name,
-                sha256=sha256,
-                created_at=now,
-                expires_at=now + timedelta(days=body.expires_in_days) if body.expires_in_days else None,
-            )
-        )
-        return _token((await conn.execute(_tokens(me).where(tokens.c.id == id))).one(), secret)
+            me.must_be_admin("create tokens for others")
+        if (previous := await _previous(conn, me, key, id)) is not None:
+            renewed = await people.renew_token(conn, previous, sha256, now - timedelta(seconds=RENEW_S))
+            found = await _token(conn, me, previous)
+            ctx.callers.forget()
+            return found.model_copy(update={"secret": secret if renewed else None})
+        expires_at = now + timedelta(days=body.expires_in_days) if body.expires_in_days else None
+        await people.insert_token(conn, id, user.id, body.name, sha256, now, expires_at)
+    return Token(id=id, name=body.name, user=user.name, created_at=now, expires_at=expires_at, secret=secret)
 
 
 @router.get("/tokens")
 async def list_tokens(
-    request: Request, me: Me, user: str | None = None, limit: Limit = 50, cursor: Cursor = None
+    ctx: Ctx, me: Me, user: str | None = None, limit: Limit = 50, cursor: Cursor = None
 ) -> Page[Token]:
     """The caller's own; an admin sees those of all. Never a secret."""
-    query = _tokens(me)
-    query = query.where(users.c.name == user) if user is not None else query
-    async with request.app.state.db.read() as conn:
-        return await page(conn, query, (tokens.c.created_at, tokens.c.id), _token, limit, cursor)
+
+    async def find(conn: AsyncConnection, page: PageRequest) -> Found[Token]:
+        return await people.list_tokens(conn, _token_scope(me), user, page)
+
+    return await list_page(ctx, find, limit, cursor)
 
 
 @router.delete("/tokens/{id}", status_code=204)
-async def revoke_token(request: Request, me: Me, id: str) -> Response:
-    """It is refused from now on (by other API processes within two seconds). Revoked already is fine."""
-    async with request.app.state.db.begin() as conn:
-        if (await conn.execute(_tokens(me).where(tokens.c.id == id))).first() is None:
-            raise NotFound(f"There is no token {id!r} of yours.", remedy="GET /v1/tokens lists them.", resource=id)
-        await conn.execute(
-            update(tokens).where(tokens.c.id == id, tokens.c.revoked_at.is_(None)).values(revoked_at=utcnow())
-        )
-    request.app.state.callers.forget()
+async def revoke_token(ctx: Ctx, me: Me, id: str) -> Response:
+    """It is refused from now on (by other API processes within two seconds). A revoked token is fine."""
+    async with ctx.db.begin() as conn:
+        await _token(conn, me, id)
+        await people.revoke_token(conn, id)
+    ctx.callers.forget()
     return Response(status_code=204)
 
 
-def _tokens(me: Caller) -> Any:
-    query = select(tokens, users.c.name.label("user")).join(users, users.c.id == tokens.c.user_id)
-    if me.role is Role.ADMIN:
-        return query.where(users.c.organization_id == me.organization_id)
-    return query.where(users.c.id == me.user_id)
+async def _token(conn: AsyncConnection, me: Caller, id: str) -> Token:
+    found = await people.find_token(conn, _token_scope(me), id)
+    if found is None:
+        raise NotFound(f"You have no token {id!r}.", remedy="GET /v1/tokens lists yours.", resource=id)
+    return found
 
 
-def _token(row: Row[Any], secret: str | None = None) -> Token:
-    return Token.model_validate({**row._mapping, "secret": secret})
+def _token_scope(me: Caller) -> TokenScope:
+    return TokenScope(me.organization_id, None if me.role is Role.ADMIN else me.user_id)
 
 
-async def _user(conn: AsyncConnection, me: Caller, ref: str) -> Row[Any]:
-    mine = users.c.organization_id == me.organization_id
-    row = (await conn.execute(select(users).where(mine, (users.c.id == ref) | (users.c.name == ref)))).first()
+async def _user(conn: AsyncConnection, me: Caller, ref: str) -> UserRow:
+    row = await people.find_user(conn, me.organization_id, ref)
     if row is None or (me.role is not Role.ADMIN and row.id != me.user_id):
         raise NotFound(f"There is no user {ref!r}.", remedy="GET /v1/users lists them.", resource=ref, field="user")
     return row
 
 
-async def _whole_user(conn: AsyncConnection, row: Row[Any]) -> User:
-    query = select(projects.c.name).join(memberships, memberships.c.project_id == projects.c.id)
-    names = await conn.scalars(query.where(memberships.c.user_id == row.id).order_by(projects.c.name))
-    return User(id=row.id, name=row.name, role=Role(row.role), projects=list(names), created_at=row.created_at)
-
-
-async def _made_before(conn: AsyncConnection, me: Caller, order: Any, id: str) -> str | None:
-    """Inside one write transaction, so nobody can come between the question and the claim."""
-    before = await earlier(conn, me.organization_id, order)
-    if before is None and not await claim(conn, me.organization_id, order, id):
-        return await earlier(conn, me.organization_id, order)
-    return before
+async def _previous(conn: AsyncConnection, me: Caller, key: IdempotencyKey, id: str) -> str | None:
+    """What a previous request with this key has created; None: the key is reserved for ``id`` now."""
+    previous = await find_previous(conn, me.organization_id, key)
+    return previous if previous is not None else await reserve(conn, me.organization_id, key, id)

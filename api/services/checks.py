@@ -1,11 +1,10 @@
-"""What is refused of a deploy: by the config itself, by the service's state, by the weights."""
+"""Checks of a deploy: of the config itself, against the service's state, of the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from api.kit.checks import check_env, check_tags
+from api.kit.checks import check_env, check_env_size, check_tags
 from api.services.serve_schema import check_options, proxy_options
 from heliostat.errors import Conflict, InvalidRequest, NotHonoured
 from heliostat.models.compute_configs import ComputeConfig
@@ -13,37 +12,28 @@ from heliostat.models.services import ApplicationConfig, ServiceConfig, ServiceD
 from heliostat.models.services import ServiceVersionState as VersionState
 from store.services.rows import ServiceRow, VersionRow
 
-MAX_ENV_BYTES = 256 * 1024
-"""Of all env values of a version, names included."""
-
 RUNTIME_ENV = ("env_vars", "working_dir", "py_modules", "pip")
 _WHY_NOT = {
     "conda": "nodes have no conda; give pip",
     "uv": "give pip",
-    "container": "images come with the AWS and GCP clouds",
-    "image_uri": "images come with the AWS and GCP clouds",
+    "container": "set the image in the cloud's config",
+    "image_uri": "set the image in the cloud's config",
     "excludes": "give it beside the service's working_dir",
-    "py_executable": "not supported",
+    "py_executable": "nodes run one Python",
 }
 
 
-# --- by itself ----------------------------------------------------------------------------------------------
+# --- the config itself ----------------------------------------------------------------------------------------------
 
 
 def check_config(at: str, config: ServiceConfig) -> None:
-    """``at``: where it stands in the request."""
+    """``at``: where the config is in the request."""
     check_tags(config.tags, f"{at}tags")
     check_env(config.env_vars, f"{at}env_vars")
     for i, app in enumerate(config.applications):
         _check_application(f"{at}applications.{i}.", app)
     check_options(at, config)
-    size = sum(len(k) + len(v.encode()) for k, v in config.secrets().items())
-    if size > MAX_ENV_BYTES:
-        raise InvalidRequest(
-            f"The environment variables have {size} bytes.",
-            remedy=f"Keep them below {MAX_ENV_BYTES}; larger things belong into a file.",
-            field=f"{at}env_vars",
-        )
+    check_env_size(config.secrets(), f"{at}env_vars")
 
 
 def _check_application(at: str, app: ApplicationConfig) -> None:
@@ -57,33 +47,33 @@ def _check_application(at: str, app: ApplicationConfig) -> None:
     at = f"{at}runtime_env"
     for key in sorted(app.runtime_env.keys() - set(RUNTIME_ENV)):
         raise NotHonoured(
-            f"{key!r} of a runtime_env is not honoured here: {_WHY_NOT.get(key, 'not supported')}.",
-            remedy=f"Leave it out; what is carried out is {', '.join(RUNTIME_ENV)}.",
+            f"{key!r} of a runtime_env is not supported: {_WHY_NOT.get(key, 'there is no substitute')}.",
+            remedy=f"Leave it out; supported are {', '.join(RUNTIME_ENV)}.",
             field=f"{at}.{key}",
         )
     env = app.runtime_env.get("env_vars")
     if env is not None:
         if not isinstance(env, dict) or any(not isinstance(v, str) for v in env.values()):
-            raise _form(f"{at}.env_vars", "is an object of strings")
+            raise _wrong_type(f"{at}.env_vars", "must be an object of strings")
         check_env(env, f"{at}.env_vars")
     if not isinstance(app.runtime_env.get("working_dir"), str | None):
-        raise _form(f"{at}.working_dir", "is a string")
+        raise _wrong_type(f"{at}.working_dir", "must be a string")
     if not _strings(app.runtime_env.get("py_modules", [])):
-        raise _form(f"{at}.py_modules", "is a list of strings")
+        raise _wrong_type(f"{at}.py_modules", "must be a list of strings")
     pip = app.runtime_env.get("pip", [])
     if not _strings(pip) and not (isinstance(pip, dict) and _strings(pip.get("packages"))):
-        raise _form(f"{at}.pip", "is a list of requirement lines, or an object that has them in 'packages'")
+        raise _wrong_type(f"{at}.pip", "must be a list of requirement lines, or an object that has them in 'packages'")
 
 
-def _strings(value: Any) -> bool:
+def _strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
-def _form(field: str, what: str) -> InvalidRequest:
+def _wrong_type(field: str, what: str) -> InvalidRequest:
     return InvalidRequest(f"{field} {what}.", remedy=f"Correct {field!r}.", field=field)
 
 
-# --- by the service's state -----------------------------------------------------------------------------------
+# --- against the service's state -----------------------------------------------------------------------------------
 
 
 def check_state(row: ServiceRow) -> None:
@@ -105,17 +95,21 @@ def check_fits(row: ServiceRow, at: str, config: ServiceConfig, cloud_id: str, c
             field=f"{at}cloud",
         )
     if config.query_auth_token_enabled != row.gate.enabled:
-        now, then = ("need", "asks for none") if row.gate.enabled else ("need no", "asks for one")
+        now, then = ("need a", "needs none") if row.gate.enabled else ("need no", "needs one")
         raise Conflict(
-            f"Requests to service {row.name} {now} token, and this version {then}: it is fixed for a service's life.",
-            remedy=f"Say query_auth_token_enabled: {str(row.gate.enabled).lower()}, or delete the service first.",
+            f"Requests to service {row.name} {now} token, and this version {then}: that is fixed for a service's life.",
+            remedy=f"Set query_auth_token_enabled to {str(row.gate.enabled).lower()}, or delete the service first.",
             resource=row.id,
             field=f"{at}query_auth_token_enabled",
         )
 
 
 def check_in_place(
-    name: str, row: ServiceRow | None, living: Sequence[VersionRow], config: ServiceConfig, shape: ComputeConfig
+    name: str,
+    row: ServiceRow | None,
+    living: Sequence[VersionRow],
+    config: ServiceConfig,
+    compute_config: ComputeConfig,
 ) -> None:
     """Whether its running version can become this one on its own clusters. ``row``: None, the service is new."""
     running = [v for v in living if v.state == VersionState.RUNNING]
@@ -130,32 +124,32 @@ def check_in_place(
         )
     if row.service.rollout is not None or under_way:
         raise Conflict(
-            f"Service {name} is on its way to {', '.join(under_way) or 'another version'}.",
-            remedy="Wait until that is done, abort it, or leave out in_place: then this deploy supersedes it.",
+            f"Service {name} is rolling out {', '.join(under_way) or 'another version'}.",
+            remedy="Wait until the rollout is done, abort it, or leave out in_place: then this deploy supersedes it.",
             resource=row.id,
             field="in_place",
         )
     old = running[0].spec
     was, is_ = proxy_options(running[0].version.config), proxy_options(config)
     for field, same in (
-        ("compute_config", shape == old.compute_config),
+        ("compute_config", compute_config == old.compute_config),
         ("cluster_replicas", config.cluster_replicas == old.cluster_replicas),
         *((name, is_[name] == was[name]) for name in is_),
     ):
         if not same:
             raise InvalidRequest(
-                f"{field} differs from that of the running version {old.name}, on whose clusters this one would run.",
+                f"{field} differs from that of the running version {old.name}, whose clusters this one would use.",
                 remedy=f"Leave {field} as it is, or leave out in_place.",
                 field=f"config.{field}",
             )
 
 
 def check_canary(name: str, row: ServiceRow | None, percent: int | None) -> None:
-    """``row``: None, the service is new. ``percent``: 100 asks for no stop."""
+    """``row``: None, the service is new. ``percent``: 100 requests no stop."""
     if percent is None or percent == 100 or (row is not None and row.service.primary_version is not None):
         return
     raise InvalidRequest(
-        f"No version of service {name} serves yet, so this one has nothing to be the canary of.",
+        f"No version of service {name} serves yet, so this one can't be a canary.",
         remedy="Leave out canary_percent, or wait until the service is RUNNING.",
         resource=row.id if row is not None else name,
         field="canary_percent",
@@ -163,7 +157,7 @@ def check_canary(name: str, row: ServiceRow | None, percent: int | None) -> None
 
 
 def check_weights(name: str, body: ServiceDeploy, living: Sequence[str]) -> None:
-    """``living``: names of the versions that the service has, and which do not end."""
+    """``living``: names of the service's versions that are not ending."""
     new = {c.version_name for c in body.configs}
     for i, weight in enumerate(body.versions):
         if weight.name in new:
@@ -175,7 +169,7 @@ def check_weights(name: str, body: ServiceDeploy, living: Sequence[str]) -> None
                 )
         elif weight.name not in living:
             raise InvalidRequest(
-                f"Service {name} has no living version {weight.name!r}.",
-                remedy=f"Living are: {', '.join(living) or 'none'}. Give a new one's config in 'configs'.",
+                f"Service {name} has no running version {weight.name!r}.",
+                remedy=f"Running are: {', '.join(living) or 'none'}. Give the config of a new version in 'configs'.",
                 field=f"versions.{i}.name",
             )

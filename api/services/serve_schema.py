@@ -1,5 +1,5 @@
-"""What a deploy says to Ray Serve, and to our probes, checked by name and form: Serve ignores a name that it does not
-know, and refuses a wrong value only when machines are there. What the values mean is checked by Serve.
+"""Checks names and types of a deploy's options for Ray Serve and for probes: Serve ignores an unknown name, and refuses
+a wrong value only when machines are running. Serve itself checks what the values mean.
 
 The names are those of Ray 2.60's ``ray/serve/schema.py`` and ``ray/serve/config.py`` (a test compares).
 """
@@ -53,46 +53,45 @@ PROXY: tuple[tuple[str, str, Any], ...] = (
     ("grpc_options", "request_timeout_s", None),
     ("grpc_options", "grpc_servicer_functions", []),
 )
-"""Of Serve's proxies, each with what it is where a config does not say."""
+"""Options of Serve's proxies, each with its default."""
 
-_ENV_WHY = "its values would be neither sealed nor masked, its code not uploaded"
+_ENV_WHY = "its values would be neither encrypted nor masked, its code not uploaded"
 _ENV_REMEDY = "Put it into the application's runtime_env, which its deployments inherit."
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110, token."""
 _VALUE = re.compile(r"[ -~\t]*")
 _PATH = re.compile(r"[!-~]*")
-_OURS = {
-    "authorization": "the probe carries a token of its own",
-    "host": "the load balancer's address stands there",
+_RESERVED = {
+    "authorization": "the probe sends its own token",
+    "host": "it is the load balancer's address",
     "content-length": "it follows from the body",
     "transfer-encoding": "it follows from the body",
-    "connection": "each probe is sent over a connection of its own",
+    "connection": "each probe has its own connection",
 }
 
 
 def check_options(at: str, config: ServiceConfig) -> None:
-    """``at``: where the config stands in the request. Raises InvalidRequest, NotHonoured."""
+    """``at``: where the config is in the request. Raises InvalidRequest, NotHonoured."""
     for part in ("http_options", "grpc_options"):
         timeout = getattr(config, part).get("request_timeout_s")
         if timeout is not None and not _is_seconds(timeout):
-            raise _form(f"{at}{part}.request_timeout_s", "is a number of seconds above 0, or null")
+            raise _wrong_type(f"{at}{part}.request_timeout_s", "must be a number of seconds above 0, or null")
     if config.logging_config is not None:
         _check_logging(f"{at}logging_config", config.logging_config)
     for i, app in enumerate(config.applications):
         _check_application(f"{at}applications.{i}.", app)
     if config.serves_grpc and all(app.route_prefix is None for app in config.applications):
         raise InvalidRequest(
-            "The service speaks gRPC, but none of its applications has a route_prefix: Ray Serve sends gRPC, too, only "
-            "to those that have one.",
-            remedy="Give the application a route_prefix, and `probe: null` if it answers no HTTP.",
+            "The service speaks gRPC, but none of its applications has a route_prefix: Ray Serve routes gRPC, too, "
+            "only to applications with one.",
+            remedy="Give the application a route_prefix, and `probe: null` if it does not answer HTTP.",
             field=f"{at}applications.0.route_prefix",
         )
 
 
 def proxy_options(config: ServiceConfig) -> dict[str, Any]:
-    """By field: what a running Serve does not change any more, as it has it where the config says nothing
-    (``agent/serve/config.py``)."""
+    """By field: options that a running Serve can't change, with Serve's defaults (``agent/serve/config.py``)."""
     given = {"http_options": config.http_options, "grpc_options": config.grpc_options}
     return {f"{part}.{name}": given[part].get(name, default) for part, name, default in PROXY}
 
@@ -104,11 +103,11 @@ def _check_application(at: str, app: ApplicationConfig) -> None:
         _check_deployment(f"{at}deployments.{i}", deployment)
     prefix = app.route_prefix or "/"
     if not _PATH.fullmatch(prefix) or "{" in prefix or "}" in prefix:
-        raise _form(f"{at}route_prefix", "is printable ASCII without spaces and braces")
+        raise _wrong_type(f"{at}route_prefix", "must be printable ASCII without spaces and braces")
     if app.route_prefix is None and app.probe not in (None, ProbeConfig()):
         raise InvalidRequest(
-            f"Application {app.name!r} has a probe, but no route_prefix by which it could be reached.",
-            remedy="Leave the probe out: Serve's own word on the application decides. Or give it a route_prefix.",
+            f"Application {app.name!r} has a probe, but no route_prefix to reach it by.",
+            remedy="Leave out the probe: then Serve's status of the application decides. Or give it a route_prefix.",
             field=f"{at}probe",
         )
     if app.probe is not None:
@@ -122,7 +121,7 @@ def _check_deployment(at: str, deployment: dict[str, Any]) -> None:
         if value is None:
             continue
         if not isinstance(value, dict):
-            raise _form(f"{at}.{part}", "is an object")
+            raise _wrong_type(f"{at}.{part}", "must be an object")
         _known(f"{at}.{part}", value, names)
     _no_env(f"{at}.ray_actor_options", deployment.get("ray_actor_options"))
     if deployment.get("logging_config") is not None:
@@ -131,16 +130,16 @@ def _check_deployment(at: str, deployment: dict[str, Any]) -> None:
     if actors is None:
         return
     if not isinstance(actors, list) or any(not isinstance(a, dict) for a in actors):
-        raise _form(f"{at}.deployment_actors", "is a list of objects")
+        raise _wrong_type(f"{at}.deployment_actors", "must be a list of objects")
     for i, actor in enumerate(actors):
         _known(f"{at}.deployment_actors.{i}", actor, ACTOR)
         _no_env(f"{at}.deployment_actors.{i}.actor_options", actor.get("actor_options"))
 
 
-def _no_env(at: str, options: Any) -> None:
+def _no_env(at: str, options: object) -> None:
     if isinstance(options, dict) and "runtime_env" in options:
         raise NotHonoured(
-            f"A runtime_env of a deployment's own is not honoured here: {_ENV_WHY}.",
+            f"A runtime_env of a deployment is not supported: {_ENV_WHY}.",
             remedy=_ENV_REMEDY,
             field=f"{at}.runtime_env",
         )
@@ -151,32 +150,32 @@ def _check_logging(at: str, given: dict[str, Any]) -> None:
     levels = logging.getLevelNamesMapping()
     encoding, level = given.get("encoding", "TEXT"), given.get("log_level", "INFO")
     if encoding not in ("TEXT", "JSON"):
-        raise _form(f"{at}.encoding", "is TEXT or JSON")
+        raise _wrong_type(f"{at}.encoding", "must be TEXT or JSON")
     if isinstance(level, bool) or level not in (*levels, *levels.values()):
-        raise _form(f"{at}.log_level", f"is one of {', '.join(levels)}")
+        raise _wrong_type(f"{at}.log_level", f"must be one of {', '.join(levels)}")
     if not isinstance(given.get("logs_dir"), str | None):
-        raise _form(f"{at}.logs_dir", "is a directory's path")
+        raise _wrong_type(f"{at}.logs_dir", "must be the path of a directory")
     if not isinstance(given.get("enable_access_log", True), bool):
-        raise _form(f"{at}.enable_access_log", "is true or false")
+        raise _wrong_type(f"{at}.enable_access_log", "must be true or false")
     attributes = given.get("additional_log_standard_attrs", [])
     if not isinstance(attributes, list) or any(not isinstance(a, str) for a in attributes):
-        raise _form(f"{at}.additional_log_standard_attrs", "is a list of names of a log record's attributes")
+        raise _wrong_type(f"{at}.additional_log_standard_attrs", "must be a list of names of a log record's attributes")
 
 
 def _check_probe(at: str, probe: ProbeConfig) -> None:
     if not _PATH.fullmatch(probe.path):
-        raise _form(f"{at}path", "is printable ASCII without spaces; write other characters percent-encoded")
+        raise _wrong_type(f"{at}path", "must be printable ASCII without spaces; write other characters percent-encoded")
     for name, value in probe.headers.items():
         field, lower = f"{at}headers.{name}", name.lower()
         if not _HEADER.fullmatch(name):
             raise InvalidRequest(
-                f"{name!r} is no name of a header.", remedy="Use letters, digits and dashes.", field=f"{at}headers"
+                f"{name!r} is not a valid header name.", remedy="Use letters, digits and dashes.", field=f"{at}headers"
             )
-        if lower in _OURS or lower.startswith("x-heliostat-"):
-            why = _OURS.get(lower, "headers of this name are Heliostat's own")
+        if lower in _RESERVED or lower.startswith("x-heliostat-"):
+            why = _RESERVED.get(lower, "Heliostat reserves headers of this name")
             raise InvalidRequest(f"A probe's header {name!r} can't be set: {why}.", remedy="Leave it out.", field=field)
         if not _VALUE.fullmatch(value):
-            raise _form(field, "is one line of printable ASCII")
+            raise _wrong_type(field, "must be one line of printable ASCII")
 
 
 def _known(at: str, given: dict[str, Any], names: Collection[str]) -> None:
@@ -189,9 +188,9 @@ def _known(at: str, given: dict[str, Any], names: Collection[str]) -> None:
             )
 
 
-def _is_seconds(value: Any) -> bool:
+def _is_seconds(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and math.isfinite(value)
 
 
-def _form(field: str, what: str) -> InvalidRequest:
+def _wrong_type(field: str, what: str) -> InvalidRequest:
     return InvalidRequest(f"{field} {what}.", remedy=f"Correct {field!r}.", field=field)

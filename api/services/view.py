@@ -1,14 +1,12 @@
-"""A service as it is answered: its row and those of its versions, what its heads reported last of the traffic, and its
+"""A service as answers show it: its row and those of its versions, the traffic that its heads reported last, and its
 tokens. Joined here, where it costs no event."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import select
-
+from api.kit.context import Context
 from heliostat.errors import NotFound
 from heliostat.models.agents import ServeTraffic
 from heliostat.models.common import utcnow
@@ -16,39 +14,38 @@ from heliostat.models.services import LATENCY_BOUNDS_MS, QueryToken, Service, Se
 from store.encrypted_values import read_sealed
 from store.services.rows import ServiceRow, StoredToken, load_service, versions_of
 from store.services.traffic import latest_traffic
-from store.tables import clusters
 
 ENDED_SHOWN = 5
-"""So many versions that have ended are shown with those that live."""
+"""How many versions that have ended are shown beside the others."""
 FRESH_S = 15.0
-"""A report older than this tells nothing of now: its head is silent. What it has counted stays counted."""
+"""A report older than this says nothing about now: its head is silent. Its totals still count."""
 BUCKETS = len(LATENCY_BOUNDS_MS) + 1
 
 
-async def answer(state: Any, id: str, upto: int | None = None) -> Service:
-    """With tokens: for people of its project only. ``upto``: without the versions of a greater number, for the answer
-    to the deploy that made this one."""
-    row = await load_service(state.db, id)
+async def answer(ctx: Context, id: str, newest: int | None = None) -> Service:
+    """With tokens: for people of its project only. ``newest``: without versions of a greater number, for the answer to
+    the deploy that created this one."""
+    row = await load_service(ctx.db, id)
     if row is None or row.withdrawn:
         raise NotFound(f"Service {id} was deleted meanwhile.", resource=id)
-    async with state.db.read() as conn:
+    async with ctx.db.read() as conn:
         rows = await versions_of(conn, id, ENDED_SHOWN)
-    service = shown(row.service)
-    service.versions = [v.version for v in rows if upto is None or v.number <= upto]
-    await _add_traffic(state, [v for v in service.versions if v.ended_at is None])
-    service.query_auth_tokens = [await opened(state, row, token) for token in row.valid_tokens]
+    service = in_list(row.service)
+    service.versions = [v.version for v in rows if newest is None or v.number <= newest]
+    await _add_traffic(ctx, [v for v in service.versions if v.ended_at is None])
+    service.query_auth_tokens = [await decrypted(ctx, row, token) for token in row.valid_tokens]
     service.query_auth_token = service.query_auth_tokens[0].token if service.query_auth_tokens else None
     return service
 
 
-def shown(service: Service) -> Service:
-    """As in lists."""
+def in_list(service: Service) -> Service:
+    """As lists show it."""
     return service.model_copy(update={"gate_hashes": []})
 
 
-async def opened(state: Any, row: ServiceRow, token: StoredToken) -> QueryToken:
+async def decrypted(ctx: Context, row: ServiceRow, token: StoredToken) -> QueryToken:
     """Raises NotFound when it was deleted meanwhile."""
-    value = await read_sealed(state.db, state.keys, token.id)
+    value = await read_sealed(ctx.db, ctx.keys, token.id)
     if value is None:
         raise NotFound(f"Token {token.id} was deleted meanwhile.", resource=row.id)
     return QueryToken(
@@ -60,28 +57,28 @@ async def opened(state: Any, row: ServiceRow, token: StoredToken) -> QueryToken:
     )
 
 
-async def _add_traffic(state: Any, versions: list[ServiceVersion]) -> None:
+async def _add_traffic(ctx: Context, versions: list[ServiceVersion]) -> None:
     by_version = {v.id: [c.cluster_id for c in v.clusters] for v in versions}
-    found = await latest_traffic(state.db, {c for ids in by_version.values() for c in ids})
+    found = await latest_traffic(ctx.db, {c for ids in by_version.values() for c in ids})
     now = utcnow()
     for version in versions:
-        told = [found[c] for c in by_version[version.id] if c in found and found[c][0].version_id == version.id]
-        version.traffic = merged(told, now)
+        reported = [found[c] for c in by_version[version.id] if c in found and found[c][0].version_id == version.id]
+        version.traffic = merged(reported, now)
 
 
-def merged(told: Collection[tuple[ServeTraffic, datetime]], now: datetime) -> Traffic | None:
-    """One version's over its clusters; None when nobody has told."""
-    if not told:
+def merged(reported: Collection[tuple[ServeTraffic, datetime]], now: datetime) -> Traffic | None:
+    """Of one version over its clusters; None when no head has reported."""
+    if not reported:
         return None
-    fresh = [t for t, at in told if t.alive and (now - at).total_seconds() < FRESH_S]
+    fresh = [t for t, at in reported if t.alive and (now - at).total_seconds() < FRESH_S]
     rated = [t for t in fresh if t.window_s > 0]
     buckets = [0] * BUCKETS
     for traffic in rated:
         if len(traffic.window_buckets) == BUCKETS:
             buckets = [a + b for a, b in zip(buckets, traffic.window_buckets, strict=True)]
     return Traffic(
-        requests=sum(t.requests for t, _ in told),
-        errors=sum(t.errors for t, _ in told),
+        requests=sum(t.requests for t, _ in reported),
+        errors=sum(t.errors for t, _ in reported),
         ongoing=sum(t.ongoing for t in fresh),
         connections=sum(t.connections for t in fresh),
         window_s=max((t.window_s for t in rated), default=0),
@@ -89,15 +86,5 @@ def merged(told: Collection[tuple[ServeTraffic, datetime]], now: datetime) -> Tr
         errors_per_s=round(sum(t.window_errors / t.window_s for t in rated), 3),
         p50_ms=quantile(buckets, 0.5),
         p95_ms=quantile(buckets, 0.95),
-        last_request_at=max((t.last_request_at for t, _ in told if t.last_request_at), default=None),
+        last_request_at=max((t.last_request_at for t, _ in reported if t.last_request_at), default=None),
     )
-
-
-async def clusters_of(state: Any, service_id: str) -> list[str]:
-    """All that were ever made for it."""
-    async with state.db.read() as conn:
-        return list(
-            await conn.scalars(
-                select(clusters.c.id).where(clusters.c.service_id == service_id).order_by(clusters.c.created_at)
-            )
-        )

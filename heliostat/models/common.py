@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import secrets
 import time
@@ -38,6 +39,14 @@ def new_id(prefix: str) -> str:
     millis = int(time.time() * 1000)
     stamp = "".join(_ALPHABET[(millis >> shift) & 31] for shift in range(45, -5, -5))
     return f"{prefix}_{stamp}{''.join(secrets.choice(_ALPHABET) for _ in range(10))}"
+
+
+def derived_id(prefix: str, *parts: object) -> str:
+    """An id in the form of ``new_id`` that is always the same for the same ``parts``: what is made again under it is
+    the same thing."""
+    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
+    number = int.from_bytes(digest[:13], "big")
+    return f"{prefix}_{''.join(_ALPHABET[(number >> (5 * i)) & 31] for i in range(20))}"
 
 
 def is_id(text: str, prefix: str) -> bool:

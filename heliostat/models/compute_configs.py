@@ -292,6 +292,21 @@ NOT_SUPPORTED = {
 """Known fields of the platform that we measure ourselves against which we refuse, with what to do instead."""
 
 
+def resources_of(config: NodeConfig) -> dict[str, float]:
+    """What Ray on the node is told it has: ``resources``, else what the machine must have, else one CPU."""
+    resources: dict[str, float] = {}
+    if config.required_resources is not None:
+        resources["CPU"] = config.required_resources.CPU
+        if config.required_resources.memory:
+            resources["memory"] = config.required_resources.memory
+        if config.required_resources.GPU:
+            resources["GPU"] = config.required_resources.GPU
+    if config.resources is not None:
+        resources.update(config.resources)
+    resources.setdefault("CPU", 1)
+    return resources
+
+
 class ComputeConfigCreate(Model):
     name: Name | None = None
     """None: an anonymous config, reachable by id."""

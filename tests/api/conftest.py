@@ -6,7 +6,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from api.app import create_app
+from api.kit.context import Context
 from clouds.local.bucket.bucket import LocalBucket
 from clouds.vendors import InstalledVendors
 from heliostat.models.clouds import Capabilities, Provider
@@ -59,6 +60,15 @@ class World:
     cloud_id: str
     admin_token: str
     tokens: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def context(self) -> Context:
+        context: Context = self.app.state.context
+        return context
+
+    def change(self, **parts: Any) -> None:
+        """Other parts for the requests that come from now on."""
+        self.app.state.context = replace(self.context, **parts)
 
     def client(self, token: str | None) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {token}"} if token else {}

@@ -84,7 +84,7 @@ async def test_ready_means_records_temporal_and_hearing(world: World, temporal: 
         async with asyncio.timeout(30):
             while (await http.get("/readyz")).status_code != 200:  # the first note of our hearing takes a moment
                 await asyncio.sleep(0.05)
-        world.app.state.temporal = absent
+        world.change(temporal=absent)
         away = await http.get("/readyz")
         assert (away.status_code, away.json()["checks"]["records"]) == (503, "ok")
         assert away.json()["checks"]["temporal"] != "ok"

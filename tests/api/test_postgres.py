@@ -106,17 +106,17 @@ async def test_a_revoked_token_dies_at_the_other_api_too(two: tuple[World, World
 async def test_records_that_are_away_are_unavailable(two: tuple[World, World]) -> None:
     away = Database("postgresql+psycopg://me:hunter2@127.0.0.1:1/none")
     world = two[0]
-    world.app.state.callers.db, whole = away, world.app.state.callers.db
+    world.context.callers.db, whole = away, world.context.callers.db
     async with world.ada as http:
-        world.app.state.callers.forget()
+        world.context.callers.forget()
         _says_so(await http.get("/v1/jobs"))
-        world.app.state.callers.db = whole
-        world.app.state.db, whole = away, world.app.state.db
+        world.context.callers.db = whole
+        world.change(db=away)
         for answer in (await http.get("/v1/jobs"), await http.post("/v1/jobs", json=JOB), await http.get("/v1/jobs/x")):
             _says_so(answer)
         ready = await http.get("/readyz")
         assert (ready.status_code, "out of reach" in ready.json()["checks"]["records"]) == (503, True)
-        world.app.state.db = whole
+        world.change(db=whole)
         assert (await http.get("/v1/jobs")).status_code == 200
 
 
@@ -132,7 +132,7 @@ async def test_of_clouds_registered_at_two_apis_one_name_is_one_and_one_is_the_d
     config = {**AWS, "external_id": two[0].keys.external_id(await organization(two[0]))}
     body = {"name": "prod", "provider": "aws", "config": config, "is_default": True}
     for world in two:
-        world.app.state.temporal = Answers(world.app.state.temporal)
+        world.change(temporal=Answers(world.context.temporal))
     async with two[0].admin as a, two[1].admin as b:
         headers = {"idempotency-key": "k"}
         same = await asyncio.gather(

@@ -15,6 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from clouds.contract.retained import RetainedResources
     from heliostat.models.clusters import ClusterState, NodeRole, NodeState
     from heliostat.models.common import EventLevel
+    from heliostat.models.compute_configs import resources_of
     from runtime.messages.clusters import ClusterInput
     from workflows import ids, policies
     from workflows.clusters import placement
@@ -22,7 +23,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.clusters.placement import Placement
     from workflows.clusters.progress import Progress
     from workflows.clusters.retained import RetainedAttachment
-    from workflows.clusters.state import ClusterData, NodeEntry, node_config, resources_of
+    from workflows.clusters.state import ClusterData, NodeEntry, node_config
     from workflows.entity.alarm import Deadline, earliest
     from workflows.entity.recorder import Recorder
     from workflows.entity.steps import Steps

@@ -13,7 +13,7 @@ from heliostat.models.agents import GroupConfig
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
 from heliostat.models.common import Condition, Result
-from heliostat.models.compute_configs import ComputeConfig, NodeConfig
+from heliostat.models.compute_configs import ComputeConfig, NodeConfig, resources_of
 from runtime.messages.common import TerminateRequest
 from workflows.clusters.placement import Placement, Shortage
 
@@ -228,21 +228,6 @@ class ClusterData(Result):
         if config.maximum_uptime_minutes is None:
             return None
         return self.started_at + timedelta(minutes=config.maximum_uptime_minutes)
-
-
-def resources_of(config: NodeConfig) -> dict[str, float]:
-    """The resources that Ray on the node announces: ``resources``, else what the machine must have, else one CPU."""
-    resources: dict[str, float] = {}
-    if config.required_resources is not None:
-        resources["CPU"] = config.required_resources.CPU
-        if config.required_resources.memory:
-            resources["memory"] = config.required_resources.memory
-        if config.required_resources.GPU:
-            resources["GPU"] = config.required_resources.GPU
-    if config.resources is not None:
-        resources.update(config.resources)
-    resources.setdefault("CPU", 1)
-    return resources
 
 
 def node_config(config: ComputeConfig, group: str) -> NodeConfig:

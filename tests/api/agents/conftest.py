@@ -26,6 +26,7 @@ from temporalio.worker import Worker
 
 from api import errors
 from api.agents.routes import router
+from api.kit.context import Context
 from clouds.contract.bucket import StoredObject
 from clouds.contract.errors import Gone
 from heliostat.models.agents import PROTOCOL
@@ -202,12 +203,14 @@ class World:
 
     def app(self, temporal: Client | None = None, db: Database | None = None) -> FastAPI:
         app = FastAPI()
-        app.state.db = db or self.db
-        app.state.temporal = temporal or self.temporal
-        app.state.keys = self.keys
-        app.state.settings = self.settings
-        app.state.buckets = {"cloud_1": self.bucket}
-        app.state.bundles = self.bundles
+        app.state.context = Context.of(
+            self.settings,
+            db or self.db,
+            self.keys,
+            temporal or self.temporal,
+            buckets={"cloud_1": self.bucket},
+            bundles=self.bundles,
+        )
         app.include_router(router)
         errors.install(app)
         return app

@@ -230,8 +230,8 @@ async def test_references_are_opened_at_hand_over_and_stored_nowhere(world: Worl
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        ({"env_ref": "env_gone"}, "env values are gone"),
-        ({"working_dir": f"upload:{'0' * 64}"}, "package 000000000000… is gone"),
+        ({"env_ref": "env_gone"}, "env values have been deleted"),
+        ({"working_dir": f"upload:{'0' * 64}"}, "package 000000000000… has been deleted"),
     ],
 )
 async def test_a_reference_that_leads_nowhere_fails_the_command(
@@ -291,7 +291,7 @@ async def test_a_stream_never_leaves_the_prefix(head: Agent, stream: str) -> Non
 
 
 async def test_nothing_is_asked_while_nobody_waits(world: World, http: httpx.AsyncClient, head: Agent) -> None:
-    polls = http.app.state.polls  # type: ignore[attr-defined]
+    polls = http.app.state.agents.polls  # type: ignore[attr-defined]
     await take(head, wait=0)
     async with asyncio.timeout(20):
         while polls._somebody.is_set():
@@ -301,15 +301,15 @@ async def test_nothing_is_asked_while_nobody_waits(world: World, http: httpx.Asy
 async def test_the_poller_rests_when_nothing_has_come_for_long(
     world: World, head: Agent, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    polls = http.app.state.polls  # type: ignore[attr-defined]
+    polls = http.app.state.agents.polls  # type: ignore[attr-defined]
     looks: list[float] = []
-    look = polls._look
+    look = polls._poll
 
     async def counted() -> None:
         looks.append(time.monotonic())
         await look()
 
-    monkeypatch.setattr(polls, "_look", counted)
+    monkeypatch.setattr(polls, "_poll", counted)
     polls._found_at = time.monotonic() - 61
     assert await take(head, wait=1.5) == []
     between = (looks[-1] - looks[0]) / max(len(looks) - 1, 1)

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from api.agents.routes import Registrations
+from api.agents.registrations import Registrations
 from heliostat.errors import InvalidRequest
 from heliostat.models.agents import NodeConfigAnswer, RegisterRequest
 from heliostat.models.clusters import ClusterState, NodeRole, NodeState
@@ -74,7 +74,7 @@ async def test_who_comes_while_a_message_is_under_way_goes_with_the_next(world: 
     registrations = Registrations(cast(Client, Slow()))
     telling = [
         asyncio.create_task(
-            registrations.tell(
+            registrations.signal(
                 cluster.id,
                 RegisterRequest(
                     protocol=1, node_id=n.id, generation=1, bootstrap_token="", ip="127.0.9.1", boot_id="b"
@@ -116,7 +116,7 @@ async def test_a_message_that_temporal_never_takes_costs_nobody_but_its_own(worl
     def body(node_id: str) -> RegisterRequest:
         return RegisterRequest(protocol=1, node_id=node_id, generation=1, bootstrap_token="", ip="127.0.9.1")
 
-    told = [asyncio.create_task(registrations.tell("cl_1", body(id))) for id in ("nd_1", "nd_bad", "nd_2")]
+    told = [asyncio.create_task(registrations.signal("cl_1", body(id))) for id in ("nd_1", "nd_bad", "nd_2")]
     await asyncio.sleep(0.05)
     passing.set()
     answers = await asyncio.gather(*told, return_exceptions=True)

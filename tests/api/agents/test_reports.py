@@ -14,13 +14,16 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import WorkflowEnvironment
 
-from api.agents.nodes import CallingNode, Fleet
-from api.agents.reports import FACTS_MAX, MAX_REPORTS_PER_S, WORKER_FACTOR, Facts, Reports, interval_s
+from api.agents.facts import FACTS_MAX, Facts
+from api.agents.fleet import CallingNode, Fleet
+from api.agents.reports import Reports
+from api.agents.routes import MAX_REPORTS_PER_S, WORKER_FACTOR, interval_s
 from heliostat.errors import Unavailable
 from heliostat.models.agents import Fact, ReportRequest
 from heliostat.models.clusters import NodeRole, NodeState
 from heliostat.models.common import utcnow
 from store.database import Database
+from store.reports import write_reports
 from store.tables import followers, hearing, log_streams, nodes, reports
 from tests.api.agents.conftest import TEMPORAL, Agent, Recorder, World, fact
 
@@ -359,7 +362,7 @@ async def test_two_apis_share_the_records(world: World, http: httpx.AsyncClient)
         head.http = http
         await head.register()
         assert (await head.report()).status_code == 200
-        for node in second.app.state.fleet._nodes.values():  # type: ignore[attr-defined]
+        for node in second.app.state.agents.fleet._nodes.values():  # type: ignore[attr-defined]
             node.checked_at -= 11
         refused = await second.post("/agent/v1/report", json={"seq": 9, "sent_at": utcnow().isoformat()}, headers=old)
         assert refused.status_code == 401
@@ -408,17 +411,16 @@ async def test_reports_wait_for_the_records(world: World, monkeypatch: pytest.Mo
     flusher = Reports(world.db)
     cluster = await world.cluster()
     node = CallingNode("nd_1", cluster.id, NodeRole.HEAD, 1, "", True, None, 0.0)
-    write = flusher._write
 
     async def away(*_: Any) -> None:
         raise Unavailable("away")
 
-    monkeypatch.setattr(flusher, "_write", away)
+    monkeypatch.setattr("api.agents.reports.write_reports", away)
     for seq in (1, 2):
         flusher.add(node, ReportRequest(seq=seq, sent_at=utcnow()))
         with contextlib.suppress(Unavailable):
             await flusher.flush()
-    monkeypatch.setattr(flusher, "_write", write)
+    monkeypatch.setattr("api.agents.reports.write_reports", write_reports)
     assert await stored_report(world, "nd_1") is None
     await flusher.flush()
     assert (await stored_report(world, "nd_1")).seq == 2

@@ -14,7 +14,7 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError
 
 from activities.commands import CommandRequest
-from api.services.metrics import ServeTotals
+from api.agents.serve_metrics import ServeTotals
 from heliostat.models.agents import CommandKind, ServeStatus, ServeTraffic
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import new_id, utcnow
@@ -147,8 +147,8 @@ NOWHERE = {
     "another's version": "is not one of the service of cluster",
     "no service": "is not one of the service of cluster",
     "no version": "is not one of the service of cluster",
-    "env gone": "env values are gone",
-    "upload gone": "is gone by retention",
+    "env gone": "env values have been deleted",
+    "upload gone": "has been deleted by the retention policy",
 }
 
 
@@ -277,9 +277,9 @@ async def test_the_latency_histogram_is_cumulative(world: World) -> None:
     totals, registry = ServeTotals(), CollectorRegistry()
     registry.register(totals)
     for seen_so_far in (traffic(version_id, 0), traffic(version_id, 4, slow=1)):
-        await totals.heard(world.db, "nd_1", service_id, ServeTraffic.model_validate(seen_so_far))
-    await totals.heard(world.db, "nd_1", service_id, ServeTraffic(version_id=version_id, buckets=[1]))  # no histogram
-    await totals.heard(world.db, "nd_2", service_id, ServeTraffic(version_id="sv_unknown", requests=1))
+        await totals.add(world.db, "nd_1", service_id, ServeTraffic.model_validate(seen_so_far))
+    await totals.add(world.db, "nd_1", service_id, ServeTraffic(version_id=version_id, buckets=[1]))  # no histogram
+    await totals.add(world.db, "nd_2", service_id, ServeTraffic(version_id="sv_unknown", requests=1))
     labels = {
         "service_id": service_id, "service": f"chat-{service_id[-6:]}", "version": "v1", "project": "default",
     }  # fmt: skip
@@ -301,7 +301,7 @@ async def test_services_and_versions_of_the_same_name_are_told_apart_or_added_up
     again = new_id("sv")
     totals, registry = ServeTotals(), CollectorRegistry()
     registry.register(totals)
-    await totals.heard(world.db, "nd_1", first, ServeTraffic(version_id=version_id))
+    await totals.add(world.db, "nd_1", first, ServeTraffic(version_id=version_id))
     async with world.db.begin() as conn:
         await conn.execute(services.update().where(services.c.id == second).values(name=f"chat-{first[-6:]}"))
         mine = service_versions.c.id == version_id
@@ -310,7 +310,7 @@ async def test_services_and_versions_of_the_same_name_are_told_apart_or_added_up
     for count in (0, 4):
         for node, service, version in told:
             seen_so_far = ServeTraffic.model_validate(traffic(version, count, errors=count // 4))
-            await totals.heard(world.db, node, service, seen_so_far)
+            await totals.add(world.db, node, service, seen_so_far)
     lines = [line.rpartition(" ")[0] for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
     assert len(set(lines)) == len(lines), "no series twice"
     labels = {"service": f"chat-{first[-6:]}", "version": "v1", "project": "default"}

@@ -66,7 +66,8 @@ class Answers:
 
 @pytest.fixture
 def worker(world: World, temporal: Client) -> Answers:
-    world.app.state.temporal = answers = Answers(temporal)
+    answers = Answers(temporal)
+    world.change(temporal=answers)
     return answers
 
 
@@ -369,7 +370,7 @@ async def test_an_upload_is_told_the_headers_that_its_bucket_wants(world: World)
             return {"x-amz-checksum-sha256": f"of {sha256}"}
 
     bucket = LikeS3(world.settings.home / "bucket", "http://127.0.0.1:9", world.keys.bucket_key())
-    world.app.state.buckets[world.cloud_id] = bucket
+    world.context.buckets[world.cloud_id] = bucket
     async with world.ada as http:
         upload = (await http.post("/v1/uploads", json={"sha256": "0" * 64, "size": 3})).json()
     assert upload["headers"] == {"x-amz-checksum-sha256": f"of {'0' * 64}"}
@@ -378,6 +379,6 @@ async def test_an_upload_is_told_the_headers_that_its_bucket_wants(world: World)
 async def test_what_a_deleted_cloud_has_written_is_said_to_be_in_its_bucket(world: World) -> None:
     async with world.ada as http:
         cluster = (await http.post("/v1/clusters", json={})).json()
-        del world.app.state.buckets[world.cloud_id]
+        del world.context.buckets[world.cloud_id]
         gone = await http.get(f"/v1/clusters/{cluster['id']}/logs")
     assert (gone.status_code, "bucket" in gone.json()["remedy"]) == (404, True)

@@ -112,9 +112,9 @@ async def test_a_living_clusters_name_is_taken(world: World, worker: None) -> No
 
 async def test_a_refused_clusters_name_is_free_again(world: World, absent: Client, temporal: Client) -> None:
     async with world.ada as http:
-        world.app.state.temporal = absent
+        world.change(temporal=absent)
         assert (await http.post("/v1/clusters", json={"name": "c"})).status_code == 503
-        world.app.state.temporal = temporal
+        world.change(temporal=temporal)
         assert (await http.post("/v1/clusters", json={"name": "c"})).status_code == 201
 
 
@@ -166,7 +166,7 @@ async def test_terminating_a_job_that_nobody_started_yet_starts_and_ends_it(
 ) -> None:
     async with world.ada as http:
         job = (await http.post("/v1/jobs", json=JOB)).json()["id"]
-        await asyncio.gather(*world.app.state.background)
+        await world.context.tasks.wait()
         assert (await http.post(f"/v1/jobs/{job}/terminate", json={"reason": "x"})).status_code == 200
         await temporal.get_workflow_handle(job).result()
         row = await job_records.load_job(world.db, job)

@@ -236,7 +236,7 @@ def test_what_heads_keep_goes_through_or_is_refused_before_anything_is_made() ->
         assert head(where, **KEPT).keeps == "a disk of 100 GiB at /mnt/head and its private address"
     local = cloud(Provider.AWS, keeps=False).model_copy(update={"provider": Provider.LOCAL, "config": None})
     for node, field in ((KEPT, "retained_volume"), ({"fixed_address": True}, "fixed_address")):
-        with pytest.raises(InvalidRequest, match="neither disk nor address") as caught:
+        with pytest.raises(InvalidRequest, match="neither retained volumes nor fixed addresses") as caught:
             placed(ComputeConfig.model_validate({"head_node": node}), local, {})
         assert caught.value.field == f"compute_config.head_node.{field}"
         assert f"Leave {field} out" in caught.value.remedy

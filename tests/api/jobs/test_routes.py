@@ -96,7 +96,7 @@ async def test_a_key_used_by_many_at_once_gives_one_job(world: World) -> None:
 
 async def test_temporal_away_is_a_no_that_stays_a_no(world: World, absent: Client, temporal: Client) -> None:
     headers = {"idempotency-key": "k"}
-    world.app.state.temporal = absent
+    world.change(temporal=absent)
     async with world.ada as http:
         refused = await http.post("/v1/jobs", json={**JOB, "name": "n"}, headers=headers)
         assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
@@ -106,7 +106,7 @@ async def test_temporal_away_is_a_no_that_stays_a_no(world: World, absent: Clien
         withdrawn = refused.json()["resource"]
         assert await outbox.unstarted(world.db, 0) == ([], [])
         assert not await job_records.write_job(world.db, _ended(withdrawn), [])
-        world.app.state.temporal = temporal
+        world.change(temporal=temporal)
         accepted_now = await http.post("/v1/jobs", json={**JOB, "name": "n"}, headers=headers)
         assert accepted_now.status_code == 201
         assert accepted_now.json()["id"] != withdrawn
@@ -122,7 +122,7 @@ async def test_a_job_that_runs_in_spite_of_a_lost_answer_is_accepted(world: Worl
             await job_records.write_job(world.db, row.job.model_copy(update={"revision": 1}), [])
             raise TimeoutError
 
-    world.app.state.temporal = Lost()
+    world.change(temporal=Lost())
     async with world.ada as http:
         answer = await http.post("/v1/jobs", json=JOB)
         assert answer.status_code == 201
@@ -137,13 +137,13 @@ async def test_a_process_that_died_before_the_start_left_a_job_that_starts(world
         async def start_workflow(self, *_: Any, **__: Any) -> None:
             raise Died
 
-    world.app.state.temporal = Dying()
+    world.change(temporal=Dying())
     async with world.ada as http:
         with pytest.raises(Died):
             await http.post("/v1/jobs", json=JOB, headers={"idempotency-key": "k"})
     _, left = await outbox.unstarted(world.db, 0)
     assert len(left) == 1
-    world.app.state.temporal = temporal
+    world.change(temporal=temporal)
     async with world.ada as http:  # the client asks again, before the monitor comes
         again = await http.post("/v1/jobs", json=JOB, headers={"idempotency-key": "k"})
     assert (again.status_code, again.json()["id"]) == (201, left[0].id)
@@ -154,7 +154,7 @@ async def test_a_process_that_died_before_the_start_left_a_job_that_starts(world
 async def test_a_repeat_that_finds_the_first_one_withdrawn_is_refused_too(world: World, temporal: Client) -> None:
     async with world.ada as http:
         job = (await http.post("/v1/jobs", json=JOB, headers={"idempotency-key": "k"})).json()
-        await asyncio.gather(*world.app.state.background)
+        await world.context.tasks.wait()
         async with world.db.begin() as conn:
             await conn.execute(update(jobs).values(started=False, withdrawn=True))
         again = await http.post("/v1/jobs", json=JOB, headers={"idempotency-key": "k"})

@@ -165,7 +165,7 @@ async def test_tokens_are_hashed_listed_without_secret_and_expire(world: World) 
         async with world.db.begin() as conn:
             past = utcnow() - timedelta(seconds=1)
             await conn.execute(update(tokens).where(tokens.c.id == made["id"]).values(expires_at=past))
-        world.app.state.callers.forget()
+        world.context.callers.forget()
         expired = await http.get("/v1/whoami")
     assert (expired.status_code, "expired" in expired.json()["detail"]) == (401, True)
 

@@ -28,7 +28,7 @@ CONFIG = {"cloud": "prod", "worker_nodes": [{**GROUP, "market_type": "PREFER_SPO
 @pytest.fixture
 async def priced(world: World) -> World:
     """With a cloud of AWS, and a price table."""
-    world.app.state.offers = offers(world.settings.home)
+    world.change(offers=offers(world.settings.home))
     (world.settings.home / "prices.csv").write_text(PRICES)
     async with world.db.begin() as conn:
         row = {

@@ -96,7 +96,7 @@ async def test_what_temporal_lost_is_made_again(world: World, temporal: Client) 
         id = (await http.put("/v1/schedules/nightly", json=NIGHTLY)).json()["id"]
         await temporal.get_schedule_handle(id).delete()
         assert (await http.get("/v1/schedules/nightly")).json()["next_trigger_at"] is None
-        await reconcile_all(world.app.state)
+        await reconcile_all(world.context)
         assert (await http.get("/v1/schedules/nightly")).json()["next_trigger_at"] is not None
         await temporal.get_schedule_handle(id).delete()
         assert (await http.post("/v1/schedules/nightly/pause")).status_code == 200
@@ -120,12 +120,12 @@ async def test_a_refused_schedule_leaves_nothing_and_a_refused_change_the_old_on
     world: World, absent: Client, temporal: Client
 ) -> None:
     async with world.ada as http:
-        world.app.state.temporal = absent
+        world.change(temporal=absent)
         assert (await http.put("/v1/schedules/s", json=NIGHTLY)).status_code == 503
         assert (await http.get("/v1/schedules")).json()["items"] == []
-        world.app.state.temporal = temporal
+        world.change(temporal=temporal)
         assert (await http.put("/v1/schedules/s", json=NIGHTLY)).status_code == 200
-        world.app.state.temporal = absent
+        world.change(temporal=absent)
         assert (await http.delete("/v1/schedules/s")).status_code == 503
         shown = (await http.get("/v1/schedules/s")).json()
         assert (shown["next_trigger_at"], shown["state"]) == (None, "ENABLED")

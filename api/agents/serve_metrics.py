@@ -1,8 +1,8 @@
-"""Requests, errors and latencies of services' versions for Prometheus, from what the heads report of their proxies.
+"""Requests, errors and latencies of services' versions for Prometheus, from the reports of heads on their proxies.
 
-Each API process counts what it has heard since it started, as counters do: what a proxy has counted before a process
-heard it first is not counted. Several API processes behind one address each count what lies between two reports that
-they themselves heard, so take one process's series of a version, not the sum.
+Each API process counts from the first report that it receives of a proxy, as counters do. Several API processes behind
+one address each count the difference between two reports that they themselves received, so take one process's series
+of a version, not the sum.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from store.database import Database
 from store.services.rows import load_service, load_version
 
 LABELS = ["service_id", "service", "version", "project"]
-"""The id, because a name is unique only within its project, a project's within its organization, and both may be given
-again."""
+"""The id, because a name is unique only within its project, a project's within its organization, and both may be
+reused."""
 FORGET_S = 3600.0
-"""A version that nothing was heard of for so long gets no series any more: labels must not grow without end."""
+"""After so long without a report a version's series end: labels must not grow without limit."""
 
 BUCKETS = len(LATENCY_BOUNDS_MS) + 1
 _BOUNDS = [*(str(bound / 1000) for bound in LATENCY_BOUNDS_MS), "+Inf"]
@@ -32,7 +32,7 @@ _MIDDLE_S = [
     (low + high) / 2000
     for low, high in zip((0, *LATENCY_BOUNDS_MS), (*LATENCY_BOUNDS_MS, LATENCY_BOUNDS_MS[-1]), strict=True)
 ]
-"""What an answer of each bucket counts in the histogram's sum: proxies report counts only."""
+"""What an answer of each bucket adds to the histogram's sum: proxies report counts only."""
 
 
 @dataclass
@@ -54,12 +54,12 @@ class ServeTotals(Collector):
     """One of each process, registered once."""
 
     _last: dict[str, tuple[float, ServeTraffic]] = field(default_factory=dict)
-    """By node: when, and what it said."""
+    """By node: when it reported last, and what."""
     _totals: dict[str, _Total] = field(default_factory=dict)
     """By version."""
 
-    async def heard(self, db: Database, node_id: str, service_id: str, traffic: ServeTraffic) -> None:
-        """A head's report. Looks a version's names up once."""
+    async def add(self, db: Database, node_id: str, service_id: str, traffic: ServeTraffic) -> None:
+        """A head's report. Looks up the names of a version once."""
         now = time.monotonic()
         if len(traffic.buckets) not in (0, BUCKETS):
             return
@@ -76,7 +76,7 @@ class ServeTotals(Collector):
         total = self._totals[traffic.version_id]
         total.at = now
         if traffic.requests < before.requests:
-            before = ServeTraffic()  # the proxy has started anew
+            before = ServeTraffic()  # the proxy has restarted
         total.requests += traffic.requests - before.requests
         total.errors += max(traffic.errors - before.errors, 0)
         old = before.buckets or [0] * BUCKETS
@@ -88,15 +88,15 @@ class ServeTotals(Collector):
         self._totals = {version: total for version, total in self._totals.items() if now - total.at < FORGET_S}
 
     def collect(self) -> Iterator[Metric]:
-        """Each set of labels once, whatever names the records gave: a repeated series would make Prometheus refuse the
+        """Each set of labels once, whatever names the records hold: a repeated series would make Prometheus reject the
         whole answer."""
         requests = CounterMetricFamily("heliostat_service_requests", "Requests that a version answered.", labels=LABELS)
         errors = CounterMetricFamily(
-            "heliostat_service_errors", "Of them: answered 5xx, or broken off by the application.", labels=LABELS
+            "heliostat_service_errors", "Of them: answered 5xx, or aborted by the application.", labels=LABELS
         )
         latency = HistogramMetricFamily(
             "heliostat_service_latency_seconds",
-            "Until the answer began; the sum is taken from the middles of the buckets.",
+            "Until the answer began; the sum is computed from the middles of the buckets.",
             labels=LABELS,
         )
         merged: dict[tuple[str, ...], _Total] = {}
