@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.clusters import placement
     from workflows.clusters.nodes import Nodes
     from workflows.clusters.placement import Placement
-    from workflows.clusters.progress import Progress
+    from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.retained import RetainedResources
     from workflows.clusters.state import ClusterData, NodeEntry, node_config, resources_of
     from workflows.entity.alarm import Deadline, earliest
@@ -37,7 +37,7 @@ class Launching:
         request: ClusterInput,
         state: ClusterData,
         recorder: Recorder,
-        progress: Progress,
+        progress: ClusterProgress,
         steps: Steps,
         nodes: Nodes,
         retained: RetainedResources,

@@ -395,8 +395,8 @@ class Outage:
     refused: int = 0
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Outage:
-        for name in ("write_cluster", "write_job"):
-            monkeypatch.setattr(records.projection, name, self._away(getattr(records.projection, name)))
+        for module, name in ((records.cluster_records, "write_cluster"), (records.job_records, "write_job")):
+            monkeypatch.setattr(module, name, self._away(getattr(module, name)))
         return self
 
     def _away(self, real: Any) -> Any:
