@@ -1,4 +1,4 @@
-"""One question to a cloud each, asked by a worker, since the API makes no such call. They hold no state."""
+"""Calls to a cloud on behalf of the API, which makes none by itself. These workflows hold no state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class VerifyCloudWorkflow:
     @workflow.run
     async def run(self, cloud_id: str) -> list[Check]:
         return await workflow.execute_activity_method(
-            CloudActivities.verify_cloud, cloud_id, summary="every check of the cloud", **policies.ASK_CLOUD
+            CloudActivities.verify_cloud, cloud_id, summary="all checks of the cloud", **policies.ASK_CLOUD
         )
 
 
@@ -24,5 +24,8 @@ class HeldByCloudWorkflow:
     @workflow.run
     async def run(self, cloud_id: str) -> list[str]:
         return await workflow.execute_activity_method(
-            CloudActivities.held_by_cloud, cloud_id, summary="machines and endpoints of ours", **policies.ASK_CLOUD
+            CloudActivities.held_by_cloud,
+            cloud_id,
+            summary="machines and endpoints of this installation",
+            **policies.ASK_CLOUD,
         )

@@ -1,5 +1,5 @@
-"""The only place where the ids of things that workflows make are built. Pure: the same arguments give
-the same id in every replay and every retry, so a create that is repeated is the same create."""
+"""Ids of everything that workflows create. Pure: the same arguments give the same id in every replay and every retry,
+so a create that is repeated is the same create."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def node_id(cluster_id: str, slot: int, generation: int) -> str:
 
 
 def launch_token(cluster_id: str, slot: int, generation: int) -> str:
-    """Idempotency token of one machine: never the attempt, never the run id, which change over retries."""
+    """Idempotency token of one machine. Neither the attempt nor the run id is part of it: they change over retries."""
     return str(uuid.uuid5(_NAMESPACE, f"{cluster_id}/{slot}/{generation}"))
 
 
@@ -30,11 +30,11 @@ def run_id(job_id: str, number: int) -> str:
 
 
 def event_id(resource_id: str, revision: int, index: int) -> str:
-    """Sorts in the order of what happened to one resource."""
+    """Ids of one resource's events sort in their order."""
     return f"ev_{resource_id}_{revision:08d}_{index:03d}"
 
 
 def service_cluster_id(service_id: str, life: int, number: int) -> str:
     """Cluster number ``number`` (from 1) made for a service, whatever its version. ``life``: the records' revision with
-    which the service was started, another one each time that it is started again."""
+    which the service was started; it differs each time that the service is started again."""
     return derived_id("cl", service_id, life, number)

@@ -1,5 +1,5 @@
-"""MonitorWorkflow: one for the installation. It only keeps one activity going, which loops and heartbeats, so
-that watching a thousand clusters adds no event to any history."""
+"""MonitorWorkflow: one for the installation. It runs one activity, which loops and heartbeats, so that watching a
+thousand clusters adds no event to any history."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class MonitorWorkflow:
         try:
             await workflow.execute_activity_method(
                 MonitorActivities.watch,
-                # It never ends; a day bounds one attempt, a worker that dies is noticed by the heartbeat.
+                # It never ends. A day limits one attempt; the heartbeat shows that a worker died.
                 start_to_close_timeout=timedelta(days=1),
                 heartbeat_timeout=timedelta(seconds=20),
                 retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=10)),
-                summary="look for silent heads and for accepted requests that nobody started",
+                summary="find silent heads, and accepted requests that were not started",
             )
         except ActivityError as error:
             if is_cancelled_exception(error):

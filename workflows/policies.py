@@ -24,7 +24,7 @@ LAUNCH: dict[str, Any] = {
     # One API call. EC2's RunInstances takes up to tens of seconds when busy; the token makes a repeat safe. A worker
     # that is killed in the middle costs this long.
     "start_to_close_timeout": timedelta(minutes=1),
-    # Throttling and passing errors are met with back-off; what outlives this is the cluster's to decide.
+    # Throttling and passing errors are retried with back-off; after this the cluster decides what comes next.
     "schedule_to_close_timeout": timedelta(minutes=15),
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60)),
 }
@@ -36,24 +36,24 @@ DESCRIBE: dict[str, Any] = {
 }
 
 END_MACHINES: dict[str, Any] = {
-    # Terminate and wait until the cloud says gone; EC2 needs a minute or two for large instances.
+    # Terminate, and wait until the cloud says that they are gone; EC2 needs a minute or two for large instances.
     "start_to_close_timeout": timedelta(minutes=5),
-    # We never give up on ending a machine: a year is Temporal's way to say so with a bound.
+    # Retried for ever: Temporal needs a limit, and a year is one.
     "schedule_to_close_timeout": timedelta(days=365),
     "heartbeat_timeout": timedelta(seconds=30),
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5)),
 }
 
 HAND_OVER: dict[str, Any] = {
-    # A few calls. It is too early for as long as the machine does not run (EC2: half a minute) or the one before still
-    # holds the disk; a head without its disk is given up by its own deadline, or after this.
+    # A few calls. They fail for as long as the machine does not run (EC2: half a minute) or the one before still holds
+    # the disk. A head without its disk is given up by its own deadline, or after this.
     "start_to_close_timeout": timedelta(minutes=1),
     "schedule_to_close_timeout": timedelta(minutes=15),
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=5)),
 }
 
 RELEASE_KEPT: dict[str, Any] = {
-    # Never given up, as machines are not: see END_MACHINES. Google's operations on disks take seconds.
+    # Retried for ever, see END_MACHINES. Google's operations on disks take seconds.
     "start_to_close_timeout": timedelta(minutes=5),
     "schedule_to_close_timeout": timedelta(days=365),
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5)),
@@ -76,57 +76,57 @@ RELEASE: dict[str, Any] = {
 }
 
 SUBMIT_TIMEOUT = timedelta(minutes=15)
-"""From giving a run to the head until Ray has it: a package of 2 GiB is fetched in it."""
+"""From the submission of a run to the head until Ray has it: includes the download of a package of 2 GiB."""
 
 STOP_TIMEOUT = timedelta(seconds=90)
-"""Ray gives a stopped driver a few seconds, then kills it; the agent kills what is left. After that the
-head is as good as lost."""
+"""Ray gives a stopped driver a few seconds, then kills it; the agent kills what is left. A head that has not answered
+by then counts as lost."""
 
 FENCE_TIMEOUT = timedelta(seconds=60)
-"""A head that does not answer to the fence is not known to be idle: unknown counts as busy."""
+"""A head that does not answer the fence may not be idle: unknown counts as busy."""
 
 COMMAND: dict[str, Any] = {
-    # One attempt only says where the answer is to go (store.commands.put_command); the agent works on through many.
-    # A worker that dies between taking the task and writing the command down costs this long, not the whole limit.
+    # One attempt only stores where the answer goes (store.commands.put_command); the agent's work outlives attempts.
+    # A worker that dies before it has stored the command costs this long, not the whole limit.
     "start_to_close_timeout": timedelta(seconds=20),
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=5)),
 }
 
 TIMEOUT_BACKSTOP = timedelta(seconds=120)
-"""The agent enforces ``timeout_s``; we step in when it has said nothing for this long after that."""
+"""The agent enforces ``timeout_s``. The workflow does it when the agent is silent for this long after that."""
 
 LEASE_RECHECK = timedelta(minutes=15)
-"""A job that waits asks its cluster again so often, in case the workflow was terminated by hand."""
+"""How often a job that waits asks its cluster again, in case somebody terminated the cluster's workflow."""
 
 HEAD_SILENCE = timedelta(seconds=120)
-"""A machine that runs, but whose agent has been silent for so long while we could hear, is taken for lost."""
+"""A head counts as lost when its agent is silent for this long, though its machine runs and the API is up."""
 
 BACKOFF_MAX = timedelta(minutes=5)
-"""Between two tries for one slot, at most."""
+"""The longest wait between two launches for one slot."""
 
 RECOVERIES_MAX = 3
 RECOVERIES_WITHIN = timedelta(minutes=30)
-"""A cluster that loses its head more often than this is not brought back: something kills it."""
+"""A cluster that loses its head more often than this fails: something kills it."""
 
 
 YOUNG = timedelta(seconds=60)
-"""A node that dies sooner than this after it was up is replaced with back-off: something on it may kill it."""
+"""A node that dies sooner than this after it started is replaced with back-off: something on it may kill it."""
 
 
 def longer_boot_s(limits: Limits) -> float:
-    """What machines that make what they run in at boot add to every limit in which one must have come up."""
+    """For machines that build their environment at boot: what that adds to every limit for a start."""
     if limits.register_timeout_s is None:
         return 0
     return max(limits.register_timeout_s - min(limits.head_start_timeout_s, limits.worker_start_timeout_s), 0)
 
 
 def rewrite_after(failures: int) -> timedelta:
-    """When the records were out of reach so many times in a row: write again after 1, 2, 4 … 60 s."""
+    """After so many failed writes in a row: write again after 1, 2, 4 … 60 s."""
     return timedelta(seconds=min(2 ** (failures - 1), 60))
 
 
 def backoff(failures: int) -> timedelta:
-    """Before try number ``failures`` + 1: 0, 2, 4, 8 … s. A bad image must not be launched every second for ever."""
+    """Before attempt number ``failures`` + 1: 0, 2, 4, 8 … s. A bad image must not be launched every second."""
     if failures <= 0:
         return timedelta(0)
     return min(timedelta(seconds=2 ** min(failures, 9)), BACKOFF_MAX)
@@ -143,56 +143,56 @@ COOL_DOWN_MAX = timedelta(minutes=10)
 
 
 def cool_down(times: int) -> timedelta:
-    """For so long a place that had no machine ``times`` times in a row is asked after the others: 1, 2, 4, 8, 10 min.
-    AWS says of a lack of capacity that it may pass within minutes; spot capacity comes and goes so."""
+    """For how long a placement that had no machine ``times`` times in a row comes after the others: 1, 2, 4, 8, 10 min.
+    AWS says that a lack of capacity may pass within minutes; spot capacity comes and goes in that time."""
     return min(timedelta(minutes=2 ** min(times - 1, 9)), COOL_DOWN_MAX)
 
 
 ENDPOINT: dict[str, Any] = {
-    # The local load balancer is a process that is up within a second or two; ALB's calls take seconds. What outlives
-    # ten minutes is shown and tried again by the workflow.
+    # The local load balancer is a process that starts within a second or two; ALB's calls take seconds. A failure that
+    # lasts ten minutes is shown, and the workflow tries again.
     "start_to_close_timeout": timedelta(seconds=60),
     "schedule_to_close_timeout": timedelta(minutes=10),
     "retry_policy": RetryPolicy(initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=15)),
 }
 
 REMOVE_ENDPOINT: dict[str, Any] = {
-    # Never given up, as machines are not: see END_MACHINES.
+    # Retried for ever, see END_MACHINES.
     "start_to_close_timeout": timedelta(minutes=2),
     "schedule_to_close_timeout": timedelta(days=365),
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5)),
 }
 
 TERMINATE_UNTOLD = timedelta(seconds=60)
-"""A service that ends waits so long for a load balancer that can't be told; its endpoint's end takes the rest away."""
+"""How long a service that ends waits for a load balancer that does not answer; the endpoint's end removes the rest."""
 
 DEPLOY_TIMEOUT = SUBMIT_TIMEOUT
-"""From giving a config to the head until Serve has taken it: packages are fetched in it, as for a run."""
+"""From the submission of a config to the head until Serve has it: includes the download of packages."""
 
 PROBE_TIMEOUT = timedelta(seconds=60)
-"""One probe command tries for so long; the next one follows until the version's own deadline."""
+"""How long one probe command tries. The next one follows, until the version's own deadline."""
 
 GRPC_PROBE_S = 10.0
 """For one call of Serve's own gRPC method, which asks no replica."""
 
 PROBE_ANSWER = timedelta(seconds=30)
-"""Beyond that, for the answer to come."""
+"""Added to that for the answer."""
 
 GATE_TIMEOUT = timedelta(seconds=60)
-"""Proxies look at their gate's file ten times a second; the rest is for a head that is busy or being replaced."""
+"""Proxies read their gate's file ten times a second; the rest is for a head that is busy or being replaced."""
 
 DRAIN_ANSWER = timedelta(seconds=60)
-"""Beyond a drain's own deadline, for the answer to come. Then the cluster is released all the same."""
+"""Added to a drain's own deadline for the answer. Then the cluster is released in any case."""
 
 WATCH_BEYOND = timedelta(minutes=5)
-"""A watch ends with its step's hold; a worker that dies costs it one heartbeat timeout, unanswered requests may prolong
-it."""
+"""Added to a step's hold for the watch of its canary: a worker that dies costs one heartbeat timeout, and requests
+without an answer prolong it."""
 
 PAUSED_WATCH = timedelta(days=1)
-"""A rollout that waits for a person is watched all the while; one activity for so long, then the next one."""
+"""The canary of a paused rollout is watched all the time; one activity lasts so long, then the next one starts."""
 
 PAUSED_WINDOW_S = 300.0
-"""What it is judged by then: its answers of the last minutes at most, so that hours of good ones hide nothing."""
+"""Then only the answers of the last minutes count, so that hours of good ones hide nothing."""
 
 WATCH: dict[str, Any] = {
     "heartbeat_timeout": timedelta(seconds=10),
@@ -207,11 +207,11 @@ TRAFFIC: dict[str, Any] = {
 }
 
 GIVE_PERCENT = 10
-"""Of their capacity, at once, what the old clusters give where nothing extra may exist: their load grows by so much."""
+"""Without surge capacity, the old clusters give up so much of theirs at once: their load grows by that."""
 
 STEP_AGAIN = timedelta(seconds=5)
 STEP_AGAIN_MAX = timedelta(seconds=60)
-"""A step of a service that failed is tried again after 5, 10, 20 … 60 s."""
+"""A step of a service that failed is started again after 5, 10, 20 … 60 s."""
 
 
 def step_retry_after(failures: int) -> timedelta:
@@ -220,15 +220,14 @@ def step_retry_after(failures: int) -> timedelta:
 
 
 FAILED_AGAIN = timedelta(seconds=60)
-"""A running version that Serve has given up on one cluster is given to it again so much later."""
+"""When Serve gives up a running version on one cluster, the version is submitted again so much later."""
 
 TERMINATE_DRAIN = timedelta(seconds=30)
-"""A service that is terminated drains for so long at most: whoever ends it does not wait for an open websocket."""
+"""How long a service that is terminated drains at most: its end does not wait for an open websocket."""
 
 ASK_CLOUD: dict[str, Any] = {
-    # Who asked waits a minute (api.clouds.routes.ASK_S). To verify is some forty calls, side by side where
-    # they may be; a
-    # failed check is an answer, so a second try is for a worker that died.
+    # The caller waits a minute (api.clouds.routes.ASK_S). A verification is some forty calls, in parallel where that is
+    # possible. A failed check is an answer: the second attempt is for a worker that died.
     "start_to_close_timeout": timedelta(seconds=45),
     "schedule_to_close_timeout": timedelta(seconds=50),
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_attempts=2),

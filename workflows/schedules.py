@@ -1,5 +1,5 @@
-"""ScheduledRunWorkflow: one turn of a schedule. It lives as long as its job, so that Temporal's overlap policy
-means what it says; cancelling it (``CANCEL_OTHER``) cancels the job, which stops its run and ends its cluster."""
+"""ScheduledRunWorkflow: one trigger of a schedule. It lives as long as its job, so that Temporal's overlap policy
+applies to the job. Its cancellation (``CANCEL_OTHER``) cancels the job, which stops its run and ends its cluster."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class ScheduledRunWorkflow:
         job: JobInput = await workflow.execute_activity_method(
             ScheduleActivities.accept_scheduled_job,
             ScheduledTurn(schedule_id=request.schedule_id, job_id=derived_id("job", info.workflow_id, info.run_id)),
-            summary="accept the job of this turn",
+            summary="accept the scheduled job",
             **policies.MESSAGE,
         )
-        workflow.set_current_details(f"waits for job `{job.job_id}`")
+        workflow.set_current_details(f"waiting for job `{job.job_id}`")
         result: str = await workflow.execute_child_workflow(
             JobWorkflow.run,
             job,
             id=job.job_id,
-            # Terminating the turn by hand must not kill a job that owns a cluster: it goes on and cleans up itself.
+            # A person who terminates this workflow must not kill a job that owns a cluster: it continues and cleans up.
             parent_close_policy=ParentClosePolicy.ABANDON,
             search_attributes=job_attributes(job),
             static_summary=job_summary(job),

@@ -1,4 +1,4 @@
-"""SweepWorkflow: started by a Temporal Schedule, takes no input, compares what clouds hold with what we own."""
+"""SweepWorkflow: started by a Temporal Schedule. Compares the resources in the clouds with those that workflows own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SweepWorkflow:
     @workflow.run
     async def run(self) -> SweepResult:
         clouds: list[str] = await workflow.execute_activity_method(
-            MachineSweepActivities.list_clouds, start_to_close_timeout=timedelta(seconds=30), summary="which clouds"
+            MachineSweepActivities.list_clouds, start_to_close_timeout=timedelta(seconds=30), summary="list the clouds"
         )
         swept = await asyncio.gather(
             *(
@@ -40,10 +40,10 @@ class SweepWorkflow:
                 )
                 for cloud in clouds
             ),
-            return_exceptions=True,  # one cloud out of reach must not keep the others dirty
+            return_exceptions=True,  # one cloud that is unreachable must not stop the sweep of the others
         )
         settled: SweepResult = await workflow.execute_activity_method(
-            RecordSweepActivities.settle_orphans, summary="records whose workflow is gone", **STEP
+            RecordSweepActivities.settle_orphans, summary="records without a workflow", **STEP
         )
         services = ServiceSweep()
         if workflow.patched("services"):
@@ -63,12 +63,12 @@ class SweepWorkflow:
                 total.leftovers += result.leftovers
         workflow.set_current_details(
             f"{total.machines} machines seen, {len(total.ended)} ended, {len(total.orphaned)} records settled, "
-            f"{len(total.endpoints)} endpoints removed, {len(total.leftovers)} leftovers deleted"
-            + (f", {len(failed)} clouds out of reach" if failed else "")
+            f"{len(total.endpoints)} endpoints removed, {len(total.leftovers)} orphaned resources deleted"
+            + (f", {len(failed)} clouds unreachable" if failed else "")
         )
         for error in failed:
             if isinstance(error, ActivityError):
-                raise error  # shows red in the UI, after the others were done
+                raise error  # the run fails, after the other clouds were swept
         if services.failed:
             raise ApplicationError(f"Endpoints could not be listed in {', '.join(services.failed)}", non_retryable=True)
         return total

@@ -14,7 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.common import EventLevel
     from runtime.messages.clusters import ClusterInput
     from workflows import policies
-    from workflows.clusters.progress import Progress
+    from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.retained import RetainedAttachment
     from workflows.clusters.state import ClusterData, NodeEntry
     from workflows.entity.recorder import Recorder
@@ -27,7 +27,7 @@ class Ending:
         request: ClusterInput,
         state: ClusterData,
         recorder: Recorder,
-        progress: Progress,
+        progress: ClusterProgress,
         steps: Steps,
         retained: RetainedAttachment,
     ) -> None:

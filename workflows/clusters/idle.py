@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from runtime.messages.clusters import ClusterInput
     from workflows import policies
     from workflows.clusters.leases import Leases
-    from workflows.clusters.progress import Progress
+    from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.state import ClusterData, NodeEntry
     from workflows.entity.alarm import Deadline, earliest
     from workflows.entity.commands import CommandAbandoned, run_command
@@ -31,7 +31,7 @@ class Idle:
         request: ClusterInput,
         state: ClusterData,
         recorder: Recorder,
-        progress: Progress,
+        progress: ClusterProgress,
         steps: Steps,
         leases: Leases,
     ) -> None:

@@ -21,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.clusters import placement
     from workflows.clusters.nodes import Nodes
     from workflows.clusters.placement import Placement
-    from workflows.clusters.progress import Progress
+    from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.retained import RetainedAttachment
     from workflows.clusters.state import ClusterData, NodeEntry, node_config
     from workflows.entity.alarm import Deadline, earliest
@@ -38,7 +38,7 @@ class Launching:
         request: ClusterInput,
         state: ClusterData,
         recorder: Recorder,
-        progress: Progress,
+        progress: ClusterProgress,
         steps: Steps,
         nodes: Nodes,
         retained: RetainedAttachment,

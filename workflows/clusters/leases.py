@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.common import EventLevel
     from runtime.messages.clusters import ClusterInput, ClusterNotice, LeaseAnswer, LeaseRequest, Release
     from workflows import policies
-    from workflows.clusters.progress import Progress
+    from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.state import ClusterData
     from workflows.entity.alarm import Deadline
     from workflows.entity.recorder import Recorder
@@ -21,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
 
 class Leases:
     def __init__(
-        self, request: ClusterInput, state: ClusterData, recorder: Recorder, progress: Progress, steps: Steps
+        self, request: ClusterInput, state: ClusterData, recorder: Recorder, progress: ClusterProgress, steps: Steps
     ) -> None:
         self.fencing = False
         """The idle shutdown has set its fence: new holders wait until it is decided."""

@@ -11,13 +11,15 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.common import EventLevel
     from runtime.messages.clusters import ClusterInput, NodeFact, NodeRegistered
     from workflows import policies
-    from workflows.clusters.progress import Progress
+    from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.state import ClusterData, NodeEntry
     from workflows.entity.recorder import Recorder
 
 
 class Nodes:
-    def __init__(self, request: ClusterInput, state: ClusterData, recorder: Recorder, progress: Progress) -> None:
+    def __init__(
+        self, request: ClusterInput, state: ClusterData, recorder: Recorder, progress: ClusterProgress
+    ) -> None:
         self._input = request
         self._s = state
         self._recorder = recorder

@@ -13,7 +13,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.entity.recorder import Recorder
 
 
-class Progress:
+class ClusterProgress:
     def __init__(self, state: ClusterData, recorder: Recorder, wake: Wakeup) -> None:
         self._s = state
         self._recorder = recorder

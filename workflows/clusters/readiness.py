@@ -8,14 +8,14 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from heliostat.models.clusters import ClusterState, NodeState
-    from workflows.clusters.progress import Progress
+    from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.state import ClusterData
     from workflows.entity.alarm import Deadline
     from workflows.entity.recorder import Recorder
 
 
 class Readiness:
-    def __init__(self, state: ClusterData, recorder: Recorder, progress: Progress) -> None:
+    def __init__(self, state: ClusterData, recorder: Recorder, progress: ClusterProgress) -> None:
         self._s = state
         self._recorder = recorder
         self._progress = progress

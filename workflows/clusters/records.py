@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from runtime.messages.clusters import ClusterInput
     from workflows import policies
     from workflows.clusters.leases import Leases
-    from workflows.clusters.progress import Progress
+    from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.state import ClusterData, group_config
     from workflows.clusters.view import cluster_details, cluster_resource, node_resource
     from workflows.entity.recorder import Recorder
@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
 
 class ClusterRecords:
     def __init__(
-        self, request: ClusterInput, state: ClusterData, recorder: Recorder, progress: Progress, leases: Leases
+        self, request: ClusterInput, state: ClusterData, recorder: Recorder, progress: ClusterProgress, leases: Leases
     ) -> None:
         self.cancelled = False
         """The API cancelled the request before anything was made."""

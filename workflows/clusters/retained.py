@@ -12,14 +12,14 @@ with workflow.unsafe.imports_passed_through():
     from runtime.messages.clusters import ClusterInput
     from workflows import policies
     from workflows.clusters.nodes import Nodes
-    from workflows.clusters.progress import Progress
+    from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.state import ClusterData, NodeEntry
     from workflows.entity.recorder import Recorder
 
 
 class RetainedAttachment:
     def __init__(
-        self, request: ClusterInput, state: ClusterData, recorder: Recorder, progress: Progress, nodes: Nodes
+        self, request: ClusterInput, state: ClusterData, recorder: Recorder, progress: ClusterProgress, nodes: Nodes
     ) -> None:
         self._input = request
         self._s = state

@@ -13,14 +13,19 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.compute_configs import MAX_NODES_PER_CLUSTER
     from runtime.messages.clusters import ClusterInput, LimitsUpdate, NodeFact
     from workflows.clusters.launching import Launching
-    from workflows.clusters.progress import Progress
+    from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.state import HEAD, ClusterData
     from workflows.entity.recorder import Recorder
 
 
 class Scaling:
     def __init__(
-        self, request: ClusterInput, state: ClusterData, recorder: Recorder, progress: Progress, launching: Launching
+        self,
+        request: ClusterInput,
+        state: ClusterData,
+        recorder: Recorder,
+        progress: ClusterProgress,
+        launching: Launching,
     ) -> None:
         self._input = request
         self._s = state

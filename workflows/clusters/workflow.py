@@ -38,7 +38,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.clusters.launching import Launching
     from workflows.clusters.leases import Leases
     from workflows.clusters.nodes import Nodes
-    from workflows.clusters.progress import Progress
+    from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.readiness import Readiness
     from workflows.clusters.records import ClusterRecords
     from workflows.clusters.retained import RetainedAttachment
@@ -64,7 +64,7 @@ class ClusterWorkflow:
         )
         self.alarm = Alarm(wake)
         self.steps = steps = Steps(recorder, wake)
-        self.progress = progress = Progress(s, recorder, wake)
+        self.progress = progress = ClusterProgress(s, recorder, wake)
         self.nodes = nodes = Nodes(request, s, recorder, progress)
         self.leases = Leases(request, s, recorder, progress, steps)
         retained = RetainedAttachment(request, s, recorder, progress, nodes)

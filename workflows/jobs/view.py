@@ -1,8 +1,31 @@
-"""A job as the Temporal UI shows it. Pure."""
+"""A job as others see it: the API's resource, and Markdown for the Temporal UI. Pure."""
 
 from __future__ import annotations
 
 from heliostat.models.jobs import Job
+from runtime.messages.jobs import JobInput
+from workflows.jobs.state import JobData
+
+
+def job_resource(request: JobInput, s: JobData, cluster_id: str | None) -> Job:
+    return Job(
+        id=request.job_id,
+        name=request.name,
+        project=request.project,
+        state=s.state,
+        reason=s.reason,
+        waits_for=s.waits_for,
+        config=request.config,
+        runs=s.runs,
+        cluster_id=cluster_id,
+        created_by=request.created_by,
+        created_at=request.created_at,
+        state_since=s.state_since,
+        ended_at=s.state_since if s.state.settled else None,
+        schedule_id=request.schedule_id,
+        tags=request.config.tags,
+        revision=s.revision,
+    )
 
 
 def job_details(job: Job) -> str:

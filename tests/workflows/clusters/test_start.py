@@ -54,6 +54,7 @@ async def test_running_means_head_and_every_minimum_is_up(world: World) -> None:
     assert cluster.waits_for == ""
     groups = sorted(n.group for n in await world.nodes(cluster_id))
     assert groups == ["gpu", "head", "small", "small"]
+    assert {e.actor for e in await world.story(cluster_id) if e.kind != "accepted"} == {"system"}
 
 
 async def test_no_capacity_waits_in_sight_and_starts_when_there_is_some(world: World) -> None:
