@@ -343,7 +343,7 @@ async def make_service_world(
         living = asyncio.create_task(world.people.live())
         try:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(canaries, "LOOK_S", LOOK_S)  # people here send in a second what others do in a minute
+                patch.setattr(canaries, "POLL_S", LOOK_S)  # people here send in a second what others do in a minute
                 yield world
             assert not world.balancer.wrongs, world.balancer.wrongs
             assert not living.done() or living.result() is None
