@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from runtime.messages.clusters import Release
     from runtime.messages.services import ServiceInput
     from workflows import policies
-    from workflows.entity.alarm import Deadline
+    from workflows.entity.alarm import Deadline, earliest
     from workflows.entity.commands import CommandAbandoned
     from workflows.entity.leases import release_cluster
     from workflows.entity.steps import Steps
@@ -42,18 +42,17 @@ class Draining:
         version.recalled = False
         self._records.enter_version(version, ServiceVersionState.TERMINATING, reason)
 
-    def retire_inspected(self, now: datetime) -> list[Deadline]:
+    def retire_inspected(self, now: datetime) -> Deadline | None:
         """A failed version is retained for inspection for a while."""
-        deadlines: list[Deadline] = []
         for version in self._s.versions.values():
             if version.kept_until is not None and now >= version.kept_until:
                 version.kept_until = None
                 self.retire(version, version.reason)
-            elif version.kept_until is not None:
-                deadlines.append((version.kept_until, f"{version.spec.name} is retained for inspection until then"))
-        return deadlines
+        return earliest(
+            now, ((v.kept_until, f"the inspection of {v.spec.name} ends") for v in self._s.versions.values())
+        )
 
-    def reconcile(self) -> list[Deadline]:
+    def reconcile(self, now: datetime) -> Deadline | None:
         for version in self._s.versions.values():
             if version.state != ServiceVersionState.TERMINATING:
                 continue
@@ -63,12 +62,15 @@ class Draining:
             if out or self.terminating_for(policies.TERMINATE_UNTOLD):
                 self._steps.start(f"end {version.spec.name}", partial(self._drain_and_release, version))
         if self._s.state != ServiceState.TERMINATING:
-            return []
+            return None
         since = self._s.state_since
-        return [
-            (since + policies.TERMINATE_DRAIN, "drain deadline of the termination"),
-            (since + policies.TERMINATE_UNTOLD, "release the clusters without the load balancer's answer"),
-        ]
+        return earliest(
+            now,
+            [
+                (since + policies.TERMINATE_DRAIN, "drain deadline of the termination"),
+                (since + policies.TERMINATE_UNTOLD, "release the clusters without the load balancer's answer"),
+            ],
+        )
 
     def terminating_for(self, duration: timedelta) -> bool:
         """The whole service terminates, and has for so long."""

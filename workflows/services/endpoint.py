@@ -15,8 +15,8 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.entity.alarm import Wakeup
     from workflows.entity.steps import RetryLater, Steps
+    from workflows.services.checklist import ENDPOINT
     from workflows.services.patches import UNSURE
-    from workflows.services.progress import ENDPOINT
     from workflows.services.records import ServiceRecords
     from workflows.services.state import LIVING, ServiceData
 

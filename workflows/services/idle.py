@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.services import ServiceState
     from runtime.messages.common import TerminateRequest
     from workflows import policies
-    from workflows.entity.alarm import Deadline
+    from workflows.entity.alarm import Deadline, earliest
     from workflows.entity.steps import Steps
     from workflows.services.state import ServiceData
 
@@ -22,7 +22,7 @@ class IdleTermination:
         self._s = s
         self._steps = steps
 
-    def reconcile(self, now: datetime) -> list[Deadline]:
+    def reconcile(self, now: datetime) -> Deadline | None:
         limit = self._s.versions[self._s.primary].spec.idle_termination_minutes if self._s.primary else None
         if limit is None or self._s.rollout is not None or self._s.state != ServiceState.RUNNING:
             self._s.idle_due = None
@@ -30,7 +30,7 @@ class IdleTermination:
             self._s.idle_due = now + timedelta(minutes=limit)
         elif now >= self._s.idle_due:
             self._steps.start("idle check", partial(self._check_traffic, limit))
-        return [(self._s.idle_due, "idle check")] if self._s.idle_due is not None else []
+        return earliest(now, [(self._s.idle_due, "idle check")])
 
     async def _check_traffic(self, limit: float) -> None:
         clusters = [slot.cluster_id for v in self._s.weights for slot in self._s.versions[v].slots]

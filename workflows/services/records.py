@@ -11,7 +11,7 @@ with workflow.unsafe.imports_passed_through():
     from runtime.messages.common import TerminateRequest
     from runtime.messages.services import ServiceInput
     from workflows import policies
-    from workflows.entity.alarm import Deadline, Wakeup
+    from workflows.entity.alarm import Wakeup
     from workflows.entity.recorder import Recorder
     from workflows.services.state import ENDED_KEPT, ServiceData, VersionData
     from workflows.services.view import service_details, service_resource, version_resource
@@ -101,7 +101,3 @@ class ServiceRecords:
         for version in ended[:-ENDED_KEPT]:
             if version.spec.id not in busy:
                 del self._s.versions[version.spec.id]
-
-    def deadlines(self) -> list[Deadline]:
-        at = self._recorder.retry_at
-        return [(at, "write the records again")] if at is not None else []

@@ -8,6 +8,7 @@ deploy's command id before it is sent.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 
@@ -16,10 +17,10 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from heliostat.models.services import ServiceVersionState
     from workflows import policies
-    from workflows.entity.alarm import Deadline
+    from workflows.entity.alarm import Deadline, earliest
     from workflows.entity.steps import Steps
+    from workflows.services.checklist import checklist
     from workflows.services.clusters import ServiceClusters
-    from workflows.services.progress import checklist
     from workflows.services.records import ServiceRecords
     from workflows.services.serve import ServeOnHeads
     from workflows.services.state import LIVING, ServiceData, Slot, VersionData
@@ -37,8 +38,8 @@ class Versions:
         self._clusters = clusters
         self._serve = serve
 
-    def reconcile(self, now: datetime) -> list[Deadline]:
-        deadlines: list[Deadline] = []
+    def reconcile(self, now: datetime) -> Deadline | None:
+        deadlines: list[tuple[datetime | None, str]] = []
         for version in self._s.versions.values():
             for slot in version.deployed:
                 if version.state in LIVING:
@@ -50,7 +51,7 @@ class Versions:
             if version.state in LIVING:
                 for line in checklist(version):
                     self._records.set_condition(version, *line)
-        return deadlines
+        return earliest(now, deadlines)
 
     def _reconcile_slot(self, version: VersionData, slot: Slot, now: datetime) -> None:
         step = version.step_of(slot)
@@ -83,12 +84,11 @@ class Versions:
     def _start_set_gate(self, version: VersionData, slot: Slot) -> None:
         self._steps.start(f"tokens of {version.step_of(slot)}", partial(self._serve.set_gate, version, slot))
 
-    def _deadlines(self, version: VersionData, slot: Slot) -> list[Deadline]:
-        found: list[Deadline] = []
-        if not slot.made and slot.not_before is not None:
-            found.append((slot.not_before, f"back-off before cluster {slot.number} of {version.spec.name}"))
-        if slot.failed and slot.not_before is not None:
-            found.append((slot.not_before, f"deploy to cluster {slot.number} of {version.spec.name} again"))
+    def _deadlines(self, version: VersionData, slot: Slot) -> Iterator[tuple[datetime | None, str]]:
+        cluster = f"cluster {slot.number} of {version.spec.name}"
+        if not slot.made:
+            yield slot.not_before, f"back-off before {cluster}"
+        if slot.failed:
+            yield slot.not_before, f"deploy to {cluster} again"
         if slot.made and not slot.ready and slot.asked_at is not None:
-            found.append((slot.asked_at + policies.LEASE_RECHECK, "check a silent cluster"))
-        return found
+            yield slot.asked_at + policies.LEASE_RECHECK, f"check the silent {cluster}"

@@ -35,6 +35,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.entity.life import may_continue_as_new, shield
     from workflows.entity.recorder import Recorder
     from workflows.entity.steps import Steps
+    from workflows.services.checklist import refresh, waiting_on
     from workflows.services.clusters import ServiceClusters
     from workflows.services.commands import HeadCommands
     from workflows.services.deploys import Deploys
@@ -43,7 +44,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.services.health import Health
     from workflows.services.idle import IdleTermination
     from workflows.services.orders import RolloutOrders
-    from workflows.services.progress import refresh, waiting_on
     from workflows.services.records import ServiceRecords
     from workflows.services.replacement import Replacement
     from workflows.services.rollout.rollout import WATCH, Rollouts
@@ -108,26 +108,26 @@ class ServiceWorkflow:
             # The next run starts the canary's watch again.
             if may_continue_as_new(self._recorder, busy=bool(self._steps.running - {WATCH} or self.s.pending)):
                 workflow.continue_as_new(self.input.model_copy(update={"state": self.s.model_dump(mode="json")}))
-            self._alarm.set([*deadlines, *self._steps.deadlines(), *self._records.deadlines()])
+            self._alarm.set([*deadlines, *self._steps.deadlines(), self._recorder.deadline()])
             await self._wake.wait()
         # A step that the workflow's end cut off could not be undone; its end must not come before the step's.
         await workflow.wait_condition(lambda: not self._steps.running)
 
-    def _reconcile(self, now: datetime) -> list[Deadline]:
-        deadlines: list[Deadline] = []
+    def _reconcile(self, now: datetime) -> list[Deadline | None]:
+        deadlines: list[Deadline | None] = []
         if self.s.terminate is not None:
             self._termination.reconcile()
         else:
             self._deploys.reconcile()
             self._replacement.reconcile()
-            deadlines += self._versions.reconcile(now)
+            deadlines.append(self._versions.reconcile(now))
             self._endpoint.reconcile()
             self._rollouts.reconcile()
-            deadlines += self._draining.retire_inspected(now)
+            deadlines.append(self._draining.retire_inspected(now))
             self._health.reconcile()
-            deadlines += self._idle.reconcile(now)
+            deadlines.append(self._idle.reconcile(now))
             self._records.set_waiting_on(waiting_on(self.s, self._endpoint.trouble))
-        deadlines += self._draining.reconcile()
+        deadlines.append(self._draining.reconcile(now))
         self._replacement.release_replaced()
         return deadlines
 

@@ -10,7 +10,7 @@ import pytest
 from heliostat.models.compute_configs import ComputeConfig
 from runtime.messages.common import TerminateRequest
 from runtime.messages.services import VersionSpec
-from workflows.services.progress import refresh
+from workflows.services.checklist import refresh
 from workflows.services.rollout_state import RolloutData, RolloutKind, shares
 from workflows.services.state import ServiceData, Slot, VersionData
 
