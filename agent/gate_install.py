@@ -21,7 +21,8 @@ def install_gate(boot: Boot) -> None:
     """On every node of a service, before Ray starts there. Repeatable. Raises OSError.
 
     The copy is complete before it gets its name: a process of Ray's finds all of the package or none of it. A node
-    that starts again may have an older agent's copy, which was one file until 2026: it goes."""
+    that starts again may have the copy of an older agent, which was a single file: it is removed, for it must not be
+    loaded instead."""
     folder = boot.provider_dir
     folder.mkdir(exist_ok=True)
     fresh, old = folder / f"{PACKAGE}.new", folder / f"{PACKAGE}.old"  # no import finds a name with a dot

@@ -12,7 +12,8 @@ LATENCY_BOUNDS_MS = (
     1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700,
     1000, 1500, 2000, 3000, 5000, 7000, 10000, 20000, 30000, 60000,
 )  # fmt: skip
-"""Upper bounds of the histogram's buckets; the last bucket holds slower answers."""
+"""Upper bounds of the histogram's buckets, as in ``heliostat.models.services.latency`` (a test compares). The last
+bucket holds slower answers."""
 BUCKETS = len(LATENCY_BOUNDS_MS) + 1
 WINDOW_S = 60
 

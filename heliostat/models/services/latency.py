@@ -9,7 +9,7 @@ LATENCY_BOUNDS_MS = (
     1000, 1500, 2000, 3000, 5000, 7000, 10000, 20000, 30000, 60000,
 )  # fmt: skip
 """Upper bounds of a latency histogram's buckets, milliseconds; one more bucket holds what is slower. The agent has
-the same in ``agent/constants.py`` (a test compares)."""
+the same in ``agent/gate/stats.py`` (a test compares)."""
 
 
 def quantile(buckets: Sequence[int], q: float) -> float | None:
