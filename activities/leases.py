@@ -1,5 +1,5 @@
-"""What workflows ask of other workflows: leases, liveness, starts. An activity, because a workflow can
-signal another but not send it an update."""
+"""Requests of workflows to other workflows: leases, liveness, starts. Activities, because a workflow can signal another
+workflow but can't send it an update."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from store.outbox import Outbox, is_cancelled
 
 
 class MadeCluster(Model):
-    """A job's or service's own cluster, made through the same path as a person's, with its maker's lease on it from the
+    """A job's or service's own cluster, created in the same way as a user's. Its creator holds a lease from the
     start."""
 
     cluster: Cluster
@@ -47,7 +47,7 @@ class LeaseActivities:
 
     @activity.defn
     async def start_service_cluster(self, request: MadeCluster) -> None:
-        """Row first, then the workflow; both repeatable, for the ids are derived."""
+        """Row first, then the workflow; both repeatable, since the ids are derived."""
         await self._start(request)
 
     @activity.defn
@@ -62,16 +62,16 @@ class LeaseActivities:
     async def _start(self, request: MadeCluster) -> None:
         if not await cluster_records.insert_made_cluster(self._db, request.cluster, request.input):
             raise ApplicationError(
-                f"cluster {request.cluster.id} can't be made: another one is called {request.cluster.name}; "
-                "it is tried again, and comes when that one has ended",
+                f"cluster {request.cluster.id} can't be created: another one has the name {request.cluster.name}; "
+                "it is tried again until that one has ended",
                 type="conflict",
             )
         await self._outbox.start_cluster(request.input)
 
     @activity.defn
     async def acquire_lease(self, request: AcquireLease) -> LeaseAnswer:
-        """Asks a cluster for a lease; the answer comes at once. A cluster that is gone answers with its end,
-        not with an error."""
+        """Requests a lease of a cluster; the answer comes at once. A cluster that has ended is an answer, not an
+        error."""
         if request.holder.startswith("job_") and await is_cancelled(self._db, "job", request.holder):
             raise ApplicationError("The request was cancelled.", type="withdrawn", non_retryable=True)
         info = activity.info()
@@ -97,7 +97,7 @@ class LeaseActivities:
 
     @activity.defn
     async def release_lease(self, request: ReleaseLease) -> None:
-        """A cluster that has ended holds no lease any more: done."""
+        """A cluster that has ended holds no leases: nothing is left to do."""
         await reached(ClusterHandle(self._client, request.cluster_id).release(request.release))
 
     @activity.defn

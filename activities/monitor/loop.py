@@ -7,7 +7,6 @@ import time
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import func, select
 from temporalio import activity
 from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError, RPCStatusCode
@@ -20,10 +19,10 @@ from runtime.messages.common import SYSTEM, reached
 from runtime.settings import Settings
 from runtime.telemetry import CLUSTERS
 from store import heartbeats
+from store.clusters import count_clusters
 from store.database import Database
 from store.outbox import Outbox
 from store.services.tokens import pending_tokens
-from store.tables import clusters
 
 log = structlog.get_logger(__name__)
 
@@ -34,13 +33,13 @@ TOKENS_S = 10.0
 """For a service's workflow to take its tokens; without a worker the next round tries again."""
 
 ENDPOINTS_S = 10.0
-"""Between two looks at the endpoints. A load balancer that was killed is back after this, for nobody else starts it;
-its counters are scraped by Prometheus every 15 s by habit."""
+"""Between two polls of the endpoints. A load balancer that was killed is back after this, since nobody else starts it.
+Prometheus usually scrapes its counters every 15 s."""
 
 MASS_SHARE = 0.5
 MASS_MIN = 3
-"""More than this share of all heads silent at once, and at least so many: our ears are at fault, or a whole
-network. An alarm, not a mass replacement: only those whose cloud says that their machine is gone count as lost."""
+"""More than this share of all heads silent at once, and at least so many: the API can't receive, or a whole network
+is down. An alarm, not a mass replacement: only heads whose machine is gone by their cloud's word count as lost."""
 
 
 class MonitorActivities:
@@ -52,14 +51,15 @@ class MonitorActivities:
         endpoints: EndpointWatch | None = None,
     ) -> None:
         self._endpoints = endpoints
-        self._looked_at = -ENDPOINTS_S
-        self._look: asyncio.Task[None] | None = None
+        self._polled_at = -ENDPOINTS_S
+        self._poll: asyncio.Task[None] | None = None
         self._db = db
         self._client = client
         self._outbox = Outbox(db, client, settings.task_queue)
         self._settings = settings
-        self._told: dict[str, datetime] = {}
-        self._alarm = False
+        self._reported: dict[str, datetime] = {}
+        """By silent head: when its workflow got the last message about it."""
+        self._mass_silence = False
 
     @activity.defn
     async def watch(self) -> None:
@@ -74,16 +74,16 @@ class MonitorActivities:
                 except TimeoutError:
                     continue
         finally:
-            CLUSTERS.clear()  # whoever watches next counts them: two workers must not both
-            self._stop_looking()
+            CLUSTERS.clear()  # the next watcher counts them: two workers must not both
+            self._stop_polling()
 
     async def round(self, now: datetime) -> None:
-        """One look at everything; ``now`` is the records' time."""
+        """Checks everything once; ``now`` is the records' time."""
         await self._outbox.deliver_accepted(PENDING_AFTER_S)
         await self._deliver_tokens()
         await self._find_silent(now)
         await self._count()
-        self._look_at_endpoints()
+        self._poll_endpoints()
 
     async def _deliver_tokens(self) -> None:
         """Tokens that were changed by an API that died before it could deliver them."""
@@ -100,23 +100,23 @@ class MonitorActivities:
     async def _find_silent(self, now: datetime) -> None:
         found = await heartbeats.silent_heads(self._db, now, self._settings.silence_s)
         mass = len(found.silent) >= MASS_MIN and len(found.silent) > MASS_SHARE * found.total
-        if mass and not self._alarm:
+        if mass and not self._mass_silence:
             log.error(
-                "mass silence: only heads whose machine is gone are replaced while it lasts; look at the network "
+                "mass silence: only heads whose machine is gone are replaced while it lasts; check the network "
                 "between nodes and API",
                 silent=len(found.silent),
                 total=found.total,
             )
-        self._alarm = mass
+        self._mass_silence = mass
         again = timedelta(seconds=self._settings.silence_s)
-        # One that boots is no sign of a deaf control plane: it does not count towards a mass silence.
-        silent = found.silent + await heartbeats.unheard_heads(self._db, now, self._settings.silence_s)
-        self._told = {node: at for node, at in self._told.items() if any(node == n for _, n, _ in silent)}
+        # A head that boots tells nothing about the network: it does not count towards a mass silence.
+        silent = found.silent + await heartbeats.heads_never_heard(self._db, now, self._settings.silence_s)
+        self._reported = {node: at for node, at in self._reported.items() if any(node == n for _, n, _ in silent)}
         for cluster_id, node_id, since in silent:
-            last = self._told.get(node_id)
+            last = self._reported.get(node_id)
             if last is not None and now - last < again:
                 continue
-            self._told[node_id] = now
+            self._reported[node_id] = now
             log.warning("head silent", cluster=cluster_id, node=node_id, since=since.isoformat())
             message = HeadSilent(
                 event_id=f"{node_id}/silent/{now.isoformat()}",
@@ -127,30 +127,26 @@ class MonitorActivities:
             )
             await reached(ClusterHandle(self._client, cluster_id).head_silent(message))
 
-    def _look_at_endpoints(self) -> None:
-        """Beside the rounds: no endpoint may keep us from hearing that a head is silent."""
+    def _poll_endpoints(self) -> None:
+        """Beside the rounds: a slow endpoint must not delay the detection of a silent head."""
         if self._endpoints is None:
             return
-        if self._look is not None and self._look.done():
-            self._look.result()  # what it could not do ends this attempt, as a round's failure does
-            self._look = None
-        if self._look is None and time.monotonic() - self._looked_at >= ENDPOINTS_S:
-            self._looked_at = time.monotonic()
-            self._look = asyncio.create_task(self._endpoints.look())
+        if self._poll is not None and self._poll.done():
+            self._poll.result()  # its failure ends this attempt, as a round's failure does
+            self._poll = None
+        if self._poll is None and time.monotonic() - self._polled_at >= ENDPOINTS_S:
+            self._polled_at = time.monotonic()
+            self._poll = asyncio.create_task(self._endpoints.poll())
 
-    def _stop_looking(self) -> None:
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
+    def _stop_polling(self) -> None:
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
         if self._endpoints is not None:
             self._endpoints.close()
 
     async def _count(self) -> None:
-        async with self._db.read() as conn:
-            rows = await conn.execute(
-                select(clusters.c.state, func.count()).where(clusters.c.ended_at.is_(None)).group_by(clusters.c.state)
-            )
-            counts = {str(state): int(number) for state, number in rows}
+        counts = await count_clusters(self._db)
         for state in ClusterState:
             if not state.settled:
                 CLUSTERS.labels(state=state).set(counts.get(state, 0))

@@ -47,12 +47,12 @@ UPDATE_RETRY_S = 0.2
 
 
 class Limits(Model):
-    """The settings that a workflow works by, fixed when it starts: a replay must see the same ones."""
+    """The settings of a workflow, fixed when it starts: a replay must see the same ones."""
 
     head_start_timeout_s: float = 300
     worker_start_timeout_s: float = 300
     register_timeout_s: float | None = None
-    """Of a machine, from its launch to its agent's first call; None: as long as its node's start."""
+    """From a machine's launch to its agent's first call; None: as long as its node's start."""
     capacity_timeout_s: float = 900
     infrastructure_retry_s: float = 3600
 
@@ -144,7 +144,7 @@ def _attributes(kind: str, state: str, project: str, name: str) -> TypedSearchAt
 async def _start(
     client: Client, workflow: str, arg: Model, id: str, queue: str, summary: str, attributes: TypedSearchAttributes
 ) -> None:
-    """Starts it unless it runs or ran: both are success, for the id is the resource's."""
+    """Starts it unless it runs or ran: both are success, since the id is the resource's."""
     try:
         await client.start_workflow(
             workflow,

@@ -27,7 +27,7 @@ class JobInput(Model):
     config: JobConfig
     """Env values masked."""
     env_ref: str | None = None
-    """Row of ``sealed`` that holds the env values."""
+    """Row of the table ``sealed`` that holds the encrypted env values."""
     compute_config: ComputeConfig
     """Resolved; of the job's own cluster."""
     cluster_id: str | None = None

@@ -256,11 +256,11 @@ async def test_a_launched_head_that_never_reported_is_unheard(db: Database, proj
     head = a_node(state=NodeState.LAUNCHED).model_copy(update={"created_at": made})
     await cluster_records.write_cluster(db, starting, [head], {}, [])
     await hear(db, since=3600)
-    assert await heartbeats.unheard_heads(db, NOW, 20) == [("clu_1", "node_1", made)]
-    assert await heartbeats.unheard_heads(db, NOW, 90) == []
+    assert await heartbeats.heads_never_heard(db, NOW, 20) == [("clu_1", "node_1", made)]
+    assert await heartbeats.heads_never_heard(db, NOW, 90) == []
     assert (await heartbeats.silent_heads(db, NOW, 20)).silent == [], "it never ran"
     await hear(db, since=10)
-    assert await heartbeats.unheard_heads(db, NOW, 20) == []
+    assert await heartbeats.heads_never_heard(db, NOW, 20) == []
 
 
 async def test_retention_forgets_what_has_ended_and_nothing_else(db: Database, project: str) -> None:

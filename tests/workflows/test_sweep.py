@@ -99,13 +99,13 @@ async def test_machines_of_a_cluster_that_cannot_be_asked_are_spared(temporal: C
         await world.until_quiet(cluster_id)
         from activities.sweep import machines as module
 
-        real = module.SweepActivities._owned_nodes
+        real = module.MachineSweepActivities._owned_nodes
 
         async def unanswered(self: object, asked: str) -> set[str] | None:
             return None if asked == cluster_id else await real(self, asked)  # type: ignore[arg-type]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module.SweepActivities, "_owned_nodes", unanswered)
+            patch.setattr(module.MachineSweepActivities, "_owned_nodes", unanswered)
             assert (await sweep(world)).ended == []
         assert len(world.alive()) == 1
 

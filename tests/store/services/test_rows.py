@@ -207,7 +207,7 @@ async def test_two_transactions_get_two_numbers(db: Database, project: str) -> N
         assert [v.number for v in await services.versions_of(conn, "svc_1")] == list(range(8, 0, -1))
 
 
-async def test_tokens_are_untold_until_exactly_they_were_told(db: Database, project: str) -> None:
+async def test_tokens_are_pending_until_exactly_they_are_acknowledged(db: Database, project: str) -> None:
     tokens = (a_token("qt_1", told=True, deleted=True), a_token("qt_2"), a_token("qt_3", told=True))
     await put_service(db, project, "svc_1", *tokens)
     (id,) = await token_records.pending_tokens(db)

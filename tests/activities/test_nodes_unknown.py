@@ -16,7 +16,7 @@ def test_a_machine_that_the_cloud_did_not_know_yet_is_ended_all_the_same(monkeyp
     """As Compute Engine, which does not list one whose insert is under way, and EC2 for some seconds. The activity's
     next try would come after five minutes, which the machine costs."""
 
-    class HardOfHearing(FakeMachines):
+    class SlowToList(FakeMachines):
         asked = 0
 
         def terminate(self, machine_ids: Iterable[str]) -> None:
@@ -24,7 +24,7 @@ def test_a_machine_that_the_cloud_did_not_know_yet_is_ended_all_the_same(monkeyp
             if self.asked > 1:
                 super().terminate(machine_ids)
 
-    cloud, slept = HardOfHearing(), [0.0]
+    cloud, slept = SlowToList(), [0.0]
 
     def sleep(seconds: float) -> None:
         slept.append(slept[-1] + seconds)
