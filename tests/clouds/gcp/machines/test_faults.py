@@ -340,7 +340,8 @@ def test_fifty_at_once_cost_fifty_inserts_and_few_lists(tmp_path: Path) -> None:
         assert len(ids) == 50
         assert fake.calls["insert instances"] == 50
         lists = fake.calls["aggregatedList operations"] + fake.calls["aggregatedList instances"]
-        assert lists < 100, "not each waits by calls of its own"
+        # Some 400 if each waited by calls of its own; up to 155 were seen on a busy machine.
+        assert lists < 250, "not each waits by calls of its own"
         before = fake.calls.total()
         assert len(cloud.machines.describe(ids)) == 50
         assert len(cloud.machines.list_owned(OURS)) == 50
