@@ -310,7 +310,7 @@ def test_a_deploy_that_is_superseded_says_by_which(api: FakeApi, run: Any) -> No
     ran = run(*DEPLOY, "--wait")
     assert ran.code == 10
     assert "Version v2" in ran.err
-    assert "superseded by the deploy of v3" in ran.err
+    assert "replaced by the deploy of v3" in ran.err
 
 
 def test_a_deploy_that_supersedes_says_so(api: FakeApi, run: Any) -> None:
