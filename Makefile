@@ -94,6 +94,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/mypy installation.py server.py worker.py
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.words
 
 format: setup
 	$(BIN)/ruff format .
