@@ -128,5 +128,5 @@ LATENCY_BOUNDS_MS = (
     1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700,
     1000, 1500, 2000, 3000, 5000, 7000, 10000, 20000, 30000, 60000,
 )  # fmt: skip
-"""Upper bounds of the buckets of a head's latency histogram; as in ``serve_gate.py``, which may import nothing of ours,
-and in ``heliostat.models.services.resource`` (a test compares)."""
+"""Upper bounds of the buckets of a head's latency histogram; as in ``agent.gate.stats``, which may import nothing
+of the agent's, and in ``heliostat.models.services.resource`` (a test compares)."""

@@ -1,1 +1,1 @@
-"""Tools for the developers of this repository, run by make."""
+"""What developers run: it is part of neither the server nor the wheel."""

@@ -132,6 +132,13 @@ def backoff(failures: int) -> timedelta:
     return min(timedelta(seconds=2 ** min(failures, 9)), BACKOFF_MAX)
 
 
+UNRECOVERABLE = ("bad_config", "denied")
+"""Error codes after which another machine, or another cluster, of the same config would fail the same way."""
+
+NO_SECOND_CLUSTER = (*UNRECOVERABLE, "terminated")
+"""Ends of a job's own cluster after which the job makes no other: it would fail the same way, or a person ended it."""
+
+
 COOL_DOWN_MAX = timedelta(minutes=10)
 
 
@@ -205,6 +212,12 @@ GIVE_PERCENT = 10
 STEP_AGAIN = timedelta(seconds=5)
 STEP_AGAIN_MAX = timedelta(seconds=60)
 """A step of a service that failed is tried again after 5, 10, 20 … 60 s."""
+
+
+def step_retry_after(failures: int) -> timedelta:
+    """After a step that had failed ``failures`` times in a row before."""
+    return min(STEP_AGAIN * (1 << min(failures, 9)), STEP_AGAIN_MAX)
+
 
 FAILED_AGAIN = timedelta(seconds=60)
 """A running version that Serve has given up on one cluster is given to it again so much later."""

@@ -17,9 +17,9 @@ from typing import Any
 
 from agent import processes
 from agent.boot import Boot
+from agent.gate_install import gate_environment, install_gate
 from agent.init import die_with_parent
 from agent.journal import write_private
-from agent.serve.proxy import gate_environment, install_gate
 
 log = logging.getLogger("agent.ray")
 

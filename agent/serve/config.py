@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.boot import Boot
+from agent.gate_install import GRPC_GUARD
 from agent.journal import write_private
 from agent.packages import Packages
-from agent.serve.proxy import GRPC_GUARD
 
 KEEP_ALIVE_S = 90
 """Longer than load balancers keep idle connections (60 s as a rule): the one who sends closes, so that no request runs

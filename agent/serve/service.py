@@ -18,8 +18,9 @@ from agent.packages import Packages
 from agent.ray_node.api import RayApi, RayAway, RayRefused
 from agent.runs.submit import Refusal
 from agent.serve.config import Deploy, completed, fixed, refusal
+from agent.serve.gate import Gate, access_of, order_of
 from agent.serve.probe import Prober
-from agent.serve.proxy import Gate, Proxy, ProxyAway, Traffic, given_gate, order_of
+from agent.serve.proxy import Proxy, ProxyUnavailable, Traffic
 from agent.serve.status import masked, not_there, read, told_by
 
 log = logging.getLogger("agent.serve.service")
@@ -76,7 +77,7 @@ class Serve:
             self._newest(ticket)
             # Who is let in changes at once. The label of the answers changes only when the new code gives them.
             label = {} if self._deploy else {"version_id": deploy.version_id}
-            self.gate.write(order, **given_gate(args), draining=False, **label)
+            self.gate.write(order, **access_of(args), draining=False, **label)
             if not deploy.same(self._deploy):
                 self._give(deploy, lambda: self._newest(ticket))
         return {"http": self._address, "grpc": self._grpc(deploy)}
@@ -264,15 +265,15 @@ class Serve:
 
     def set_gate(self, args: dict[str, Any]) -> dict[str, Any]:
         """Raises Refusal when the proxy does not go by it in time."""
-        revision = self.gate.write(order_of(args), **given_gate(args), draining=bool(args.get("draining")))
+        revision = self.gate.write(order_of(args), **access_of(args), draining=bool(args.get("draining")))
         deadline = time.monotonic() + self._constants.serve_gate_s
         while self._deploy is not None:  # else the proxy reads the file when it starts
             try:
-                seen = self._proxy.ask(self._constants.serve_traffic_s)["revision"]
+                seen = self._proxy.statistics(self._constants.serve_traffic_s)["revision"]
                 if seen >= revision:
                     break
-                why = f"it goes by revision {seen} of {revision}"
-            except ProxyAway as error:
+                why = f"it follows revision {seen} of {revision}"
+            except ProxyUnavailable as error:
                 why = str(error)
             if time.monotonic() >= deadline:
                 raise Refusal(
@@ -293,11 +294,11 @@ class Serve:
         drained = self._deploy is None  # then there is no proxy
         while not drained and self.gate.draining:
             try:
-                seen = self._proxy.ask(constants.serve_traffic_s)
+                seen = self._proxy.statistics(constants.serve_traffic_s)
                 ongoing, connections = int(seen["ongoing"]), int(seen["connections"])
                 quiet = seen["revision"] >= revision and not ongoing and not connections
-            except ProxyAway as error:
-                quiet = error.nobody
+            except ProxyUnavailable as error:
+                quiet = error.not_listening
                 if quiet:
                     ongoing = connections = 0
             at = time.monotonic()

@@ -67,7 +67,7 @@ class LoadBalancer(Protocol):
     """
 
     def ensure(self, spec: EndpointSpec, *, make: bool = True) -> Endpoint:
-        """Makes the endpoint, or mends it: starts what of it does not run, writes anew what is missing or garbled,
+        """Makes the endpoint, or repairs it: starts what does not run, rewrites what is missing or corrupt,
         takes a renewed certificate. Its URL stays the same for the service's life. Without backends it answers 503.
 
         Args:

@@ -37,6 +37,14 @@ class BadConfig(CloudError):
     code = "bad_config"
     status = 422
 
+    @classmethod
+    def same_token(cls, machine_id: str, node_id: str) -> BadConfig:
+        return cls(
+            f"Machine {machine_id} was launched under the same token with another request.",
+            remedy="Use a new generation of the node for another request.",
+            resource=node_id,
+        )
+
 
 class Denied(CloudError):
     """Our right is missing: the operator must grant it."""

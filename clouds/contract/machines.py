@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 from heliostat.models.clouds import Capabilities, Market
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import Model, Result
@@ -47,12 +47,12 @@ class MachineSpec(Model):
     """What the machine runs at first boot (``clouds.boot.user_data``); holds no presigned URL."""
     tags: dict[str, str] = {}
     accelerator: str | None = None
-    """Which GPUs, where no instance type is named (``clouds.shapes.is_accelerator``)."""
+    """Which GPUs, where no instance type is named (``clouds.instance_types.is_accelerator``)."""
     cpu_architecture: Architecture | None = None
     """Where no instance type is named; None: x86_64."""
     advanced: dict[str, Any] = {}
     """Fields of the vendor's own launch request, put over ours."""
-    keep: Keep | None = None
+    keep: RetainedResources | None = None
     """Of a head: what it has from the one before, or begins to have for the next one."""
 
     def digest(self) -> str:
@@ -71,7 +71,7 @@ class Machine(Result):
     ip: str | None = None
     launched_at: datetime
     reason: str = ""
-    """Why it ended, as far as the cloud tells."""
+    """Why it ended, as far as the cloud knows."""
     tags: dict[str, str] = {}
 
 
@@ -79,7 +79,7 @@ class Machines(Protocol):
     """Machines of one cloud."""
 
     def capabilities(self) -> Capabilities:
-        """What can be asked for; read once, when the cloud is registered or the server starts."""
+        """What can be requested; read once, when the cloud is registered or the server starts."""
         ...
 
     def launch(self, spec: MachineSpec) -> Machine:
@@ -87,7 +87,7 @@ class Machines(Protocol):
 
         Idempotent by ``spec.token``: the second call returns the first one's machine, also when that has
         ended since (it must never boot twice); other arguments under the same token raise BadConfig.
-        Where no instance type is named, one is picked that has what is asked for, the best of the catalogue.
+        Where no instance type is named, the best one of the catalogue that satisfies the request is picked.
         With ``spec.keep`` it makes what is to be kept where there is none yet; NotOffered where a head has had it
         elsewhere.
         Raises NoCapacity (NotOffered among it), QuotaExceeded, Throttled, BadConfig, Denied; any other CloudError may
@@ -109,23 +109,23 @@ class Machines(Protocol):
 
     def terminate(self, machine_ids: Iterable[str]) -> None:
         """Asks the cloud to end them (a power cut: no grace inside). Already gone is done. Returns before
-        they are gone: ``describe`` tells. Never touches a machine without our owner tag."""
+        they are gone: see ``describe``. Never touches a machine without our owner tag."""
         ...
 
-    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
+    def attach_retained(self, cluster_id: str, machine_id: str | None) -> None:
         """What the cluster keeps (``MachineSpec.keep``) goes to this machine, which was launched with it; what launches
         in vain have left elsewhere is deleted. None: the cluster is over, and all of it is deleted. Nothing to hand
         over, or done already, is done. Raises CloudError when it is too early (the machine does not run yet, or the one
         before still holds it): repeat the call; Gone when that machine has ended."""
         ...
 
-    def prune(self, older_than_s: float) -> list[str]:
+    def forget_ended(self, older_than_s: float) -> list[str]:
         """Drops what is kept for us of machines that ended longer ago than that (directories, retained console
         output) and gives their ids; nothing where the cloud itself forgets. Their tokens may boot again
-        afterwards, so nobody asks for less than a day."""
+        afterwards, so pass a day at least."""
         ...
 
-    def leftovers(
+    def delete_orphans(
         self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
     ) -> list[str]:
         """Deletes what carries our owner tag beside machines, belongs to none (disks, network interfaces) and has been

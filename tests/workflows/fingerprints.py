@@ -31,8 +31,11 @@ COMMANDS = {
 }
 """Calls on ``workflow`` that write commands, or that a replay must make in the same order."""
 
+KERNEL = {"run_command", "release_cluster"}
+"""Functions of ``workflows.entity`` that write commands for their callers."""
 
-def of_class(node: ast.ClassDef) -> list[str]:
+
+def commands_of(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     found: list[tuple[int, int, str]] = []
     for call in (n for n in ast.walk(node) if isinstance(n, ast.Call)):
         name = ast.unparse(call.func)
@@ -40,11 +43,14 @@ def of_class(node: ast.ClassDef) -> list[str]:
         if name.startswith("workflow.") and last in COMMANDS:
             what = ast.unparse(call.args[0]) if call.args and last not in ("sleep", "continue_as_new") else ""
             found.append((call.lineno, call.col_offset, f"{last} {what}".strip()))
+        elif name in KERNEL:
+            found.append((call.lineno, call.col_offset, name))
         elif last == "wait_condition" and any(k.arg == "timeout" for k in call.keywords):
             found.append((call.lineno, call.col_offset, "wait_condition with timeout"))
         elif last == "signal" and "get_external_workflow_handle" in name:
             found.append((call.lineno, call.col_offset, f"signal {ast.unparse(call.args[0])}"))
-    methods = {n.name: n.lineno for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+    functions = node.body if isinstance(node, ast.ClassDef) else [node]
+    methods = {n.name: n.lineno for n in functions if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
     by_line = sorted(methods.items(), key=lambda item: item[1])
 
     def method(line: int) -> str:
@@ -55,19 +61,22 @@ def of_class(node: ast.ClassDef) -> list[str]:
 
 def fingerprints() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "workflows").glob("*.py")):
+    for path in sorted((ROOT / "workflows").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for node in ast.parse(path.read_text()).body:
-            if not isinstance(node, ast.ClassDef):
-                continue
-            commands = of_class(node)
-            # The bases of a workflow too: what they do, it does.
-            if commands or any("workflow.defn" in ast.unparse(d) for d in node.decorator_list):
-                found[node.name] = commands
+            if isinstance(node, ast.ClassDef):
+                commands = commands_of(node)
+                # The parts of a workflow too: what they do, it does.
+                if commands or any("workflow.defn" in ast.unparse(d) for d in node.decorator_list):
+                    assert node.name not in found, f"two classes of the name {node.name}"
+                    found[node.name] = commands
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (commands := commands_of(node)):
+                found.setdefault(module, []).extend(commands)
     return found
 
 
 def main() -> None:
-    FILE.write_text(json.dumps(fingerprints(), indent=1) + "\n")
+    FILE.write_text(json.dumps(fingerprints(), indent=1, sort_keys=True) + "\n")
     print(f"wrote {FILE.relative_to(ROOT)}")
 
 

@@ -7,6 +7,7 @@ the cloud says that they are gone.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import partial
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
@@ -41,10 +42,10 @@ class ClusterEnds(ClusterBase):
         due = self.s.idle_deadline(self.config)
         head = self.s.head
         if due is not None and now >= due and head is not None:
-            self._start("idle shutdown", self._idle_shutdown(head))
+            self.steps.start("idle shutdown", partial(self._idle_shutdown, head))
         check = self._lease_check_due()
         if check is not None and now >= check:
-            self._start("lease check", self._check_leases())
+            self.steps.start("lease check", self._check_leases)
 
     async def _idle_shutdown(self, head: NodeEntry) -> None:
         """Fence first, then ask once more: work that slipped in between is work, and unknown counts as busy."""
@@ -61,7 +62,7 @@ class ClusterEnds(ClusterBase):
             self.s.idle_since = workflow.now()  # ask again after another idle period
         finally:
             self._fencing = False
-            self._dirty = True  # whoever took a lease meanwhile was told to wait, and is now told to go on
+            self.recorder.dirty = True  # whoever took a lease meanwhile was told to wait, and is now told to go on
 
     def _lease_check_due(self) -> datetime | None:
         """A lease held for longer than the idle limit: does its holder's workflow still run?"""
@@ -79,7 +80,7 @@ class ClusterEnds(ClusterBase):
         )
         for holder in ended:
             if self.s.leases.pop(holder, None) is not None:
-                self._event("lease_dropped", f"{holder} no longer runs", level=EventLevel.WARNING)
+                self.recorder.event("lease_dropped", f"{holder} no longer runs", level=EventLevel.WARNING)
 
     def _fail(self, reason: str) -> None:
         if self.s.terminate is None:
@@ -116,7 +117,7 @@ class ClusterEnds(ClusterBase):
         if due:
             for node in due:
                 node.ending = True
-            self._start(f"end {due[0].id}", self._end(due))
+            self.steps.start(f"end {due[0].id}", partial(self._end, due))
 
     async def _end(self, nodes: list[NodeEntry]) -> None:
         if self.s.terminate is None or self.s.end_state == ClusterState.FAILED:
@@ -155,7 +156,7 @@ class ClusterEnds(ClusterBase):
             text = f"(console not readable: {error.cause or error})"
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if lines:
-            self._event("console", text, level=EventLevel.WARNING)
+            self.recorder.event("console", text, level=EventLevel.WARNING)
             node.reason = f"{node.reason}; its console ends with: {lines[-1][:200]}"
 
     def _ended(self, node: NodeEntry) -> None:
@@ -164,7 +165,7 @@ class ClusterEnds(ClusterBase):
 
     async def _release(self) -> None:
         self.s.waits_for = "the cloud to delete what its heads have kept"
-        self._dirty = True
+        self.recorder.dirty = True
         await workflow.execute_activity_method(
             NodeActivities.hand_over,
             HandOver(cloud_id=self.input.cloud_id, cluster_id=self.input.cluster_id),

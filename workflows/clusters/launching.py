@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from functools import partial
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
@@ -11,7 +12,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 with workflow.unsafe.imports_passed_through():
     from activities.nodes import HandOver, LaunchNode, MachineRefs, NodeActivities
     from clouds.contract.machines import Machine, MachineState
-    from clouds.contract.retained import Keep
+    from clouds.contract.retained import RetainedResources
     from heliostat.models.clouds import Market
     from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
     from heliostat.models.common import EventLevel
@@ -22,8 +23,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.clusters.state import NodeEntry, Place, desired_of, moment_of, resources_of
 CAPACITY = ("no_capacity", "not_offered", "quota_exceeded")
 """Launch failures that another place may not have."""
-HOPELESS = ("bad_config", "denied")
-"""Launch failures that no later try cures: the cluster can't be as it was asked for."""
 
 
 class ClusterNodes(ClusterEnds):
@@ -79,7 +78,7 @@ class ClusterNodes(ClusterEnds):
                 node.launching = node.asked = True
                 node.asked_at = now
                 self.s.keeps = self.s.keeps or node.kept
-                self._start(f"launch {node.id}", self._launch(node))
+                self.steps.start(f"launch {node.id}", partial(self._launch, node))
 
     async def _launch(self, node: NodeEntry) -> None:
         """Undo: ``_end``, by token where the answer was lost."""
@@ -105,7 +104,7 @@ class ClusterNodes(ClusterEnds):
             accelerator=required.accelerator if required else None,
             cpu_architecture=required.cpu_architecture if required else None,
             advanced=config.advanced_instance_config,
-            keep=Keep.of(self.config.head_node, had=self.s.kept_in is not None) if node.kept else None,
+            keep=RetainedResources.of(self.config.head_node, had=self.s.kept_in is not None) if node.kept else None,
         )
         launch = workflow.start_activity_method(
             NodeActivities.launch_node,
@@ -141,7 +140,7 @@ class ClusterNodes(ClusterEnds):
             node.state = NodeState.LAUNCHED
         self._had(node)
         if node.kept and node.live:
-            self._start(f"hand over to {node.id}", self._hand_over(node))
+            self.steps.start(f"hand over to {node.id}", partial(self._hand_over, node))
         self._touch(node)
 
     def _had(self, node: NodeEntry) -> None:
@@ -169,14 +168,14 @@ class ClusterNodes(ClusterEnds):
                 return
             cause = error.__cause__
             self._lose(node, f"it could not be given what it keeps: {getattr(cause, 'message', cause)}", failed=True)
-            if isinstance(cause, ApplicationError) and cause.type in HOPELESS and not self.s.ready:
+            if isinstance(cause, ApplicationError) and cause.type in policies.UNRECOVERABLE and not self.s.ready:
                 self._fail(node.reason)
 
     def _launch_failed(self, node: NodeEntry, code: str, message: str) -> None:
         if code in CAPACITY and workflow.patched("places"):
             self._no_machine(node, code, message)
             return
-        self._event(
+        self.recorder.event(
             "launch_failed", f"{node.group} node {node.slot}.{node.generation}: {message}", level=EventLevel.WARNING
         )
         self.s.failures[node.group] = self.s.failures.get(node.group, 0) + 1
@@ -184,7 +183,7 @@ class ClusterNodes(ClusterEnds):
         self.s.condition("CapacityAvailable", False, workflow.now(), code, message)
         if node.live:
             self._give_up(node, message)
-        if code in HOPELESS and self.s.phase in (ClusterState.STARTING, ClusterState.RECOVERING):
+        if code in policies.UNRECOVERABLE and self.s.phase in (ClusterState.STARTING, ClusterState.RECOVERING):
             self._fail(message)
         self._say_waits()
 
@@ -201,7 +200,7 @@ class ClusterNodes(ClusterEnds):
         said = f"{node.place}: {message} ({code}); {then}"
         if news:  # of many at once, the first one
             text = f"{node.group} node {node.slot}.{node.generation}: {said}"
-            self._event("launch_failed", text, level=EventLevel.WARNING)
+            self.recorder.event("launch_failed", text, level=EventLevel.WARNING)
         self.s.cause = code
         self.s.condition("CapacityAvailable", False, now, code, said)
         if node.live:
@@ -223,7 +222,7 @@ class ClusterNodes(ClusterEnds):
             self.s.head_generation = node.generation
             self.s.ray_version = str(fact.data.get("ray_version") or "") or self.s.ray_version
             self.s.condition("HeadReady", True, workflow.now())
-        self._event("node_running", f"{node.group} node {node.slot}.{node.generation} ({node.ip})")
+        self.recorder.event("node_running", f"{node.group} node {node.slot}.{node.generation} ({node.ip})")
         self._touch(node)
 
     def _check_nodes(self, now: datetime) -> None:
@@ -232,7 +231,7 @@ class ClusterNodes(ClusterEnds):
             if node.role == NodeRole.HEAD and node.live and node.machine_id and node.taken_at and now >= node.taken_at:
                 node.taken_at = None  # if it is still there, its silence will tell
                 silent = HeadSilent(event_id=f"{node.id}/taken", node_id=node.id, since=now)
-                self._start("ask after head", self._ask_after_head(node, silent))
+                self.steps.start("ask after head", partial(self._ask_after_head, node, silent))
             if due is not None and now >= due:
                 self._lose(node, f"{self._missed(node)} by its deadline ({due:%H:%M:%S} UTC)", failed=True)
 
@@ -266,14 +265,16 @@ class ClusterNodes(ClusterEnds):
         by = f" by {at:%H:%M:%S} UTC" if at else ""
         node.notice = str(fact.data.get("reason") or f"the cloud takes it back{by}")[:300]
         text = f"{node.group} node {node.slot}.{node.generation}: {node.notice} ({kind})"
-        self._event("spot_notice", text, level=EventLevel.WARNING, actor=f"agent:{fact.node_id}")
+        self.recorder.event("spot_notice", text, level=EventLevel.WARNING, actor=f"agent:{fact.node_id}")
         self._touch(node)
 
     def _lose(self, node: NodeEntry, reason: str, *, failed: bool) -> None:
         """A node is no more, or no use. Its machine is ended all the same; the slot is filled again."""
         if not node.live:
             return
-        self._event("node_lost", f"{node.group} node {node.slot}.{node.generation}: {reason}", level=EventLevel.WARNING)
+        self.recorder.event(
+            "node_lost", f"{node.group} node {node.slot}.{node.generation}: {reason}", level=EventLevel.WARNING
+        )
         if node.notice:
             pass  # the cloud has taken it, which tells nothing of what runs on it
         elif failed:
@@ -322,7 +323,7 @@ class ClusterNodes(ClusterEnds):
             pass  # it boots: its own deadline says for how long it may
         elif message.silent_s >= policies.HEAD_SILENCE.total_seconds() and not message.mass:
             self._lose(head, f"silent since {message.since:%H:%M:%S} UTC though its machine runs", failed=False)
-        self._wake()
+        self.wake()
 
     def _check_ready(self, now: datetime) -> None:
         head = self.s.head
@@ -345,7 +346,7 @@ class ClusterNodes(ClusterEnds):
         self.s.phase_deadline = None
         self.s.cause = ""
         self._enter(ClusterState.RUNNING, "head and workers are up")
-        self._event("cluster_ready", f"ready after {sum(self.s.phase_seconds.values()):.1f} s")
+        self.recorder.event("cluster_ready", f"ready after {sum(self.s.phase_seconds.values()):.1f} s")
 
     def _desire(self, fact: NodeFact) -> None:
         """Absolute counts from Ray's autoscaler; our bounds hold here, not there."""
@@ -354,6 +355,6 @@ class ClusterNodes(ClusterEnds):
         remove = [n for n in remove if n in self.s.nodes]
         if wanted != self.s.desired or remove:
             text = ", ".join(f"{g} {n}" for g, n in sorted(wanted.items()))
-            self._event("scale", f"autoscaler wants {text}", actor=f"agent:{fact.node_id}")
+            self.recorder.event("scale", f"autoscaler wants {text}", actor=f"agent:{fact.node_id}")
         self.s.desired = wanted
         self.s.remove += [n for n in remove if n not in self.s.remove]

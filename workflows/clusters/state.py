@@ -18,10 +18,6 @@ from heliostat.models.compute_configs import ComputeConfig, NodeConfig
 from runtime.messages.common import TerminateRequest
 from workflows import policies
 
-SEEN_MAX = 500
-"""Event ids remembered against a second delivery. An agent repeats a fact until it is acknowledged, seconds
-later; 500 facts are hours of one cluster's changes."""
-
 LIVE = (NodeState.REQUESTED, NodeState.LAUNCHED, NodeState.REGISTERED, NodeState.RUNNING)
 
 
@@ -153,14 +149,6 @@ class ClusterData(Result):
     seen: list[str] = []
     commands: int = 0
     """Commands given so far: part of the next one's id."""
-
-    def first_sight(self, event_id: str) -> bool:
-        """Whether this event was not seen before; remembers it."""
-        if event_id in self.seen:
-            return False
-        self.seen.append(event_id)
-        del self.seen[:-SEEN_MAX]
-        return True
 
     @property
     def head(self) -> NodeEntry | None:

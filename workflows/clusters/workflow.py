@@ -11,16 +11,17 @@ launch is ``_end``: it ends by machine id, or by token where the launch's answer
 
 from __future__ import annotations
 
-import asyncio
-from datetime import datetime, timedelta
+from datetime import datetime
+from functools import partial
 
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from runtime.messages.clusters import OwnedMachine
+
 with workflow.unsafe.imports_passed_through():
     from heliostat.models.agents import FactKind
     from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
-    from heliostat.models.common import Model
     from heliostat.models.compute_configs import MAX_NODES_PER_CLUSTER
     from runtime.messages.clusters import (
         ClusterInput,
@@ -35,12 +36,9 @@ with workflow.unsafe.imports_passed_through():
     from runtime.messages.common import TerminateRequest
     from workflows.clusters.launching import ClusterNodes
     from workflows.clusters.progress import HEAD
-
-
-class OwnedMachine(Model):
-    node_id: str
-    machine_id: str | None
-    token: str
+    from workflows.entity.alarm import Deadline
+    from workflows.entity.life import may_continue_as_new, shield
+    from workflows.entity.seen import first_sight
 
 
 @workflow.defn
@@ -54,7 +52,7 @@ class ClusterWorkflow(ClusterNodes):
     @workflow.signal(description="A node's agent has called for the first time")
     def node_registered(self, message: NodeRegistered) -> None:
         node = self.s.nodes.get(message.node_id)
-        if node is None or not node.live or not self.s.first_sight(message.event_id):
+        if node is None or not node.live or not first_sight(self.s.seen, message.event_id):
             return
         node.ip = message.ip
         self._had(node)
@@ -69,7 +67,7 @@ class ClusterWorkflow(ClusterNodes):
 
     @workflow.signal(description="A change that a node's agent saw")
     def fact(self, fact: NodeFact) -> None:
-        if not self.s.first_sight(fact.event_id):
+        if not first_sight(self.s.seen, fact.event_id):
             return
         subject = self.s.nodes.get(str(fact.data.get("node_id") or fact.node_id))
         reporter = self.s.nodes.get(fact.node_id)
@@ -91,14 +89,14 @@ class ClusterWorkflow(ClusterNodes):
             case FactKind.ACTIVITY:
                 told = str(fact.data.get("activity"))
                 self.s.activity = Activity(told) if told in tuple(Activity) else Activity.UNKNOWN
-                self._dirty = True
+                self.recorder.dirty = True
             case FactKind.DESIRED:
                 self._desire(fact)
             case FactKind.SPOT_NOTICE:
                 self._announced(subject, fact)
             case FactKind.RUN_RUNNING | FactKind.RUN_ENDED:
                 return  # a job's business
-        self._wake()
+        self.wake()
 
     @workflow.signal(description="Changes that a node's agent saw, in their order")
     def facts(self, facts: list[NodeFact]) -> None:
@@ -109,23 +107,23 @@ class ClusterWorkflow(ClusterNodes):
     def head_silent(self, message: HeadSilent) -> None:
         head = self.s.head
         if head is not None and head.id == message.node_id and head.machine_id:
-            self._start("ask after head", self._ask_after_head(head, message))
-            self._wake()
+            self.steps.start("ask after head", partial(self._ask_after_head, head, message))
+            self.wake()
 
     @workflow.signal(description="A holder needs the cluster no more")
     def release(self, message: Release) -> None:
         if self.s.leases.pop(message.holder, None) is not None:
-            self._dirty = True
+            self.recorder.dirty = True
         if message.end and self.input.made_for == message.holder and self.s.terminate is None:
             self.s.terminate = TerminateRequest(actor=message.holder, reason=message.reason or "its job has ended")
-        self._wake()
+        self.wake()
 
     @workflow.update(description="Take a lease; answered at once")
     def acquire(self, request: LeaseRequest) -> LeaseAnswer:
         if request.holder not in self.s.leases:
             self.s.leases[request.holder] = workflow.now()
-            self._dirty = True
-            self._wake()
+            self.recorder.dirty = True
+            self.wake()
         return self._answer()
 
     @acquire.validator
@@ -135,9 +133,12 @@ class ClusterWorkflow(ClusterNodes):
 
     @workflow.update(description="End the cluster")
     def terminate(self, request: TerminateRequest) -> None:
+        self._terminate(request)
+
+    def _terminate(self, request: TerminateRequest) -> None:
         if self.s.terminate is None:
             self.s.terminate = request
-            self._wake()
+            self.wake()
 
     @workflow.update(description="Change the bounds of a worker group")
     def set_limits(self, request: LimitsUpdate) -> None:
@@ -148,8 +149,8 @@ class ClusterWorkflow(ClusterNodes):
         if request.max_nodes is not None:
             bounds.max_nodes = request.max_nodes
         text = f"{request.group}: {bounds.min_nodes} to {bounds.max_nodes} nodes"
-        self._event("limits_changed", text, actor=request.actor)
-        self._wake()
+        self.recorder.event("limits_changed", text, actor=request.actor)
+        self.wake()
 
     @set_limits.validator
     def _may_set_limits(self, request: LimitsUpdate) -> None:
@@ -188,37 +189,25 @@ class ClusterWorkflow(ClusterNodes):
 
     @workflow.run
     async def run(self, _: ClusterInput) -> str:
-        # A cancel from the UI reaches this await alone: a step that it cut off in the middle (a launch, a write of
-        # the records) could not be undone. It means the same as a terminate, for machines must be ended either way.
-        life = asyncio.create_task(self._live())
-        while not life.done():
-            try:
-                await asyncio.shield(life)
-            except asyncio.CancelledError:
-                if self.s.terminate is None:
-                    self.s.terminate = TerminateRequest(actor="operator", reason="cancelled in Temporal")
-                    self._wake()
-        life.result()
-        await workflow.wait_condition(workflow.all_handlers_finished)
+        await shield(self._live(), self._terminate)
         return "withdrawn" if self._withdrawn else f"{self.s.phase}: {self.s.reason}"
 
     async def _live(self) -> None:
         # An end that the records have not taken is told until they have.
-        while not self._withdrawn and (self._dirty or not self.s.phase.settled):
-            self._woken = False
-            if self._bug is not None:
-                raise self._bug
+        while not self._withdrawn and (self.recorder.dirty or not self.s.phase.settled):
+            self.wake.clear()
+            self.steps.raise_bug()
             if not self.s.phase.settled:
                 self._decide()
-            if self._dirty and not self._flush_is_held():
+            if self.recorder.dirty and not self.recorder.held:
                 await self._flush()
                 continue
-            if self._may_continue_as_new():
+            if may_continue_as_new(self.recorder, busy=bool(self.steps.running)):
                 workflow.continue_as_new(
                     self.input.model_copy(update={"state": self.s.model_dump(mode="json")}),
                 )
-            self._set_alarm()
-            await workflow.wait_condition(lambda: self._woken)
+            self.alarm.set(self._deadlines())
+            await self.wake.wait()
 
     def _decide(self) -> None:
         """Compares wanted with observed; everything that takes time becomes a task."""
@@ -239,9 +228,9 @@ class ClusterWorkflow(ClusterNodes):
             self._check_idle(now)
         self._start_launches(now)
         self._start_ends()
-        over = self.s.phase == ClusterState.TERMINATING and not self._unended() and not self._tasks
+        over = self.s.phase == ClusterState.TERMINATING and not self._unended() and not self.steps.running
         if over and self.s.keeps:
-            self._start("release", self._release())
+            self.steps.start("release", self._release)
         elif over:
             reason = self.s.terminate.reason if self.s.terminate else ""
             self._enter(self.s.end_state, reason or self.s.reason)
@@ -265,49 +254,22 @@ class ClusterWorkflow(ClusterNodes):
                 self._new_node(NodeRole.WORKER, group, now)
         self.s.remove = [node_id for node_id in self.s.remove if node_id in self.s.nodes]
 
-    # --- its one timer ------------------------------------------------------------------------------------
+    # --- deadlines ----------------------------------------------------------------------------------------
 
-    def _set_alarm(self) -> None:
-        """One timer for the nearest deadline. It is not moved when that deadline moves away: it then fires early,
-        finds nothing to do and is set anew, which is cheaper than two events for every message."""
-        now = workflow.now()
-        wishes: list[tuple[datetime, str]] = []
-
-        def wish(at: datetime | None, why: str) -> None:
-            if at is not None and at > now:
-                wishes.append((at, why))
-
-        wish(self._retry_flush_at, "write the records again")
+    def _deadlines(self) -> list[Deadline]:
+        found: list[tuple[datetime | None, str]] = [(self.recorder.retry_at, "write the records again")]
         if self.s.phase != ClusterState.TERMINATING:
-            wish(self.s.phase_deadline, f"deadline of {self.s.phase}")
-            wish(self.s.uptime_deadline(self.config), "maximum uptime")
-            wish(self.s.idle_deadline(self.config), "idle shutdown")
-            wish(self._lease_check_due(), "check the leases")
+            found += [
+                (self.s.phase_deadline, f"deadline of {self.s.phase}"),
+                (self.s.uptime_deadline(self.config), "maximum uptime"),
+                (self.s.idle_deadline(self.config), "idle shutdown"),
+                (self._lease_check_due(), "check the leases"),
+            ]
             for node in self.s.nodes.values():
-                wish(self._node_deadline(node), f"deadline of {node.group} node {node.slot}.{node.generation}")
+                name = f"{node.group} node {node.slot}.{node.generation}"
+                found.append((self._node_deadline(node), f"deadline of {name}"))
                 if node.role == NodeRole.HEAD and node.live and node.machine_id:
-                    wish(node.taken_at, "the head's machine should be gone")
+                    found.append((node.taken_at, "the head's machine should be gone"))
                 if node.state == NodeState.REQUESTED:
-                    wish(node.not_before, f"back-off before {node.group} node {node.slot}.{node.generation}")
-        if not wishes:
-            return
-        at, why = min(wishes)
-        if self._alarm_at is not None and self._alarm_at <= at:
-            return
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm_at = at
-        self._alarm = asyncio.create_task(self._ring(at - now, why))
-
-    async def _ring(self, after: timedelta, why: str) -> None:
-        await workflow.sleep(after, summary=why)
-        self._alarm_at, self._alarm = None, None
-        self._wake()
-
-    def _may_continue_as_new(self) -> bool:
-        return (
-            workflow.info().is_continue_as_new_suggested()
-            and not self._tasks
-            and not self._dirty
-            and workflow.all_handlers_finished()
-        )
+                    found.append((node.not_before, f"back-off before {name}"))
+        return [(at, why) for at, why in found if at is not None]

@@ -65,7 +65,7 @@ def described(spec: EndpointSpec, **more: Any) -> str:
 
 
 def read(text: str) -> dict[str, Any]:
-    """A part's description; {} for one that is not ours or garbled."""
+    """A part's description; {} for one that is not ours or corrupt."""
     try:
         found = json.loads(text)
     except ValueError:

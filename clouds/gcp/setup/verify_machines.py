@@ -130,7 +130,7 @@ def _images(found: Checklist, session: Session, config: GcpConfig, spec: Machine
         elif name == "image":
             found.fail(name, wrong, remedy)
         else:
-            found.warn(name, f"Such machines can't be launched: {wrong}", remedy)
+            found.warn(name, f"Such machines cannot be launched: {wrong}", remedy)
 
 
 def _booted(spec: MachineSpec, config: GcpConfig, kind: MachineType) -> str:
@@ -142,7 +142,7 @@ def _wrong_with(session: Session, config: GcpConfig, image: str, kind: MachineTy
     """(what, what to do); nothing wrong is ("", "")."""
     named = _IMAGE.fullmatch(image)
     if named is None:
-        return f"{image} is no image's path.", "Write projects/<project>/global/images/[family/]<name>."
+        return f"{image} is not a valid image path.", "Write projects/<project>/global/images/[family/]<name>."
     where = {"project": named["project"] or session.project}
     try:
         if named["family"]:
@@ -152,7 +152,7 @@ def _wrong_with(session: Session, config: GcpConfig, image: str, kind: MachineTy
         else:
             answer = session.call("Images", "get", {**where, "image": named["name"]}, f"look at image {image}")
     except Gone:
-        return f"There is no image {image}, or it may not be used by us.", "Correct the cloud's config."
+        return f"There is no image {image}, or Heliostat may not use it.", "Correct the cloud's config."
     except CloudError as e:
         return e.message, e.remedy
     architecture = ARCHITECTURES.get(answer.architecture, kind.architecture)

@@ -55,7 +55,7 @@ def _free(port: int) -> bool:
 
 
 def _address(number: int) -> str:
-    """A loopback address of the slot's own, so that Ray takes its nodes for different hosts (research/ray.md §10);
+    """A loopback address of the slot's own, so that Ray takes its nodes for different hosts;
     where the system has only 127.0.0.1 all nodes share that and differ by port."""
     own = f"127.0.{1 + number // 250}.{1 + number % 250}"
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from agent import serve_gate
 from agent.constants import Constants
+from agent.gate import grpc as gate_grpc
+from agent.gate.policy import GateFile
+from agent.gate.stats import Stats
 from agent.serve import probe_grpc as serve_probe_grpc
 from agent.serve.probe import Prober
-from agent.serve_gate import GateFile, Stats
 from clouds.contract.balancer import Backend
 from clouds.local.balancer.traefik import LocalBalancer
 from tests.agent.conftest import held_port
@@ -84,11 +85,11 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     from ray.serve._private.grpc_util import start_grpc_server
 
     writer, stats = GateWriter(tmp_path / "gate.json"), Stats()
-    monkeypatch.setattr(serve_gate, "FILE_OF_PROCESS", GateFile(str(writer.path)))
-    monkeypatch.setattr(serve_gate, "STATS", stats)
+    monkeypatch.setattr(gate_grpc, "GATE_FILE", GateFile(str(writer.path)))
+    monkeypatch.setattr(gate_grpc, "STATS", stats)
     with held_port() as port:
         served = Served(port, writer, stats)
-        functions = [serve_gate.guard_grpc]
+        functions = [gate_grpc.guard_grpc]
         options = SimpleNamespace(port=port, grpc_servicer_func_callable=functions, enable_reflection=False)
         task, server = await start_grpc_server(
             served.factory, options, event_loop=asyncio.get_running_loop(), enable_so_reuseport=True

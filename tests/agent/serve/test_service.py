@@ -144,11 +144,10 @@ def test_the_gate_is_installed_before_ray_starts_and_its_file_is_private(start: 
     head = start()
     plane.fact("ray_ready")
     env = json.loads((head.folder / "fake-environ.json").read_text())
-    module = head.folder / "provider" / "heliostat_serve_gate.py"
-    assert env["PYTHONPATH"] == str(module.parent)
+    assert env["PYTHONPATH"] == str(head.folder / "provider")
     assert env["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "heliostat_serve_gate:middlewares"
     assert env["HELIOSTAT_SERVE_GATE"] == str(head.folder / "serve" / "gate.json")
-    assert module.read_bytes() == (Path(__file__).parents[3] / "agent" / "serve_gate.py").read_bytes()
+    assert (head.folder / "provider" / "heliostat_serve_gate" / "__init__.py").exists()
     assert not (head.folder / "serve" / "gate.json").exists()
     give(plane, "sv_1")
     file = head.folder / "serve" / "gate.json"
@@ -171,7 +170,7 @@ def test_a_worker_of_a_service_gets_the_gate_too_and_other_clusters_get_nothing(
     worker = nodes.start("nd_w1", role="worker", group="w", python=fake_python, service_id="svc_1")
     plane.fact("ray_ready", node_id="nd_w1")
     env = json.loads((worker.folder / "fake-environ.json").read_text())
-    assert (Path(env["PYTHONPATH"]) / "heliostat_serve_gate.py").exists()
+    assert (Path(env["PYTHONPATH"]) / "heliostat_serve_gate" / "__init__.py").exists()
 
 
 def test_another_cluster_has_no_gate_and_no_serve_commands(
@@ -391,7 +390,7 @@ def test_the_gate_is_waited_for_and_a_deaf_proxy_is_told(start: Any, plane: Cont
     assert "the proxy does not answer" in answer["error"]
     stop_asking(head, "proxy-is-deaf")
     proxy_says(head, revision=1)
-    assert "it goes by revision 1 of" in plane.do("serve_gate", gate=GATE, draining=False)["error"]
+    assert "it follows revision 1 of" in plane.do("serve_gate", gate=GATE, draining=False)["error"]
 
 
 def test_a_drain_waits_for_the_last_request_and_can_be_taken_back(start: Any, plane: ControlPlane) -> None:

@@ -294,7 +294,9 @@ async def test_the_sweep_leaves_a_cluster_alone_that_its_service_has_released(
     await world.deploy(service_id, world.version(service_id))
     await world.until_version(service_id, first, ServiceVersionState.TERMINATED)
     await world.until_cluster(old, ClusterState.TERMINATING)
-    activities = ServiceSweepActivities(world.db, world.client, {}, world.settings, KEYS.installation_id())
+    activities = ServiceSweepActivities(
+        world.db, world.client, {}, KEYS.installation_id(), world.settings.newborn_grace_s
+    )
     found = await ActivityEnvironment().run(activities.sweep_services)
     may_end.set()
     assert (found.orphaned, found.released) == ([], [])

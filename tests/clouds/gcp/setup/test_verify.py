@@ -226,7 +226,7 @@ def test_a_subnetwork_without_a_way_out(world: World) -> None:
     world.without("routers", "router")
     found = world.lines()
     assert wrong(found) == {"way out"}
-    assert "no route to us" in found["way out"].detail
+    assert "no route to the control plane" in found["way out"].detail
     private = world.lines(api_url="https://10.1.2.3")
     assert private["way out"].state is CheckState.WARNING
     assert world.lines(external_ip=True)["way out"].state is CheckState.OK
