@@ -41,6 +41,7 @@ class Capabilities(Result):
 
 class AwsSubnet(Model):
     id: str = Field(pattern=r"^subnet-[0-9a-f]{8,17}$")
+    """Id of the subnet."""
     zone: str = Field(pattern=r"^[a-z0-9-]{6,40}$")
     """Zone of the subnet, e.g. ``us-west-2a``. It is part of the config, so no launch has to look it up."""
 
@@ -196,16 +197,24 @@ class Cloud(Result):
 
 class AwsCloudCreate(Model):
     name: Name
+    """Name of the cloud, unique in the organization."""
     provider: Literal[Provider.AWS]
+    """``aws``."""
     config: AwsConfig
+    """Region, network, images and bucket of the cloud."""
     is_default: bool = False
+    """Whether requests that name no cloud use this one."""
 
 
 class GcpCloudCreate(Model):
     name: Name
+    """Name of the cloud, unique in the organization."""
     provider: Literal[Provider.GCP]
+    """``gcp``."""
     config: GcpConfig
+    """Project, region, network, images and bucket of the cloud."""
     is_default: bool = False
+    """Whether requests that name no cloud use this one."""
 
 
 CloudCreate = Annotated[AwsCloudCreate | GcpCloudCreate, Field(discriminator="provider")]

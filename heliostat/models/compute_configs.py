@@ -102,7 +102,7 @@ class NodeConfig(Model):
     instance_type: str | None = None
     """Instance type of the cloud, e.g. ``m6i.large``. Excludes ``required_resources`` and ``instance_types``."""
     required_resources: PhysicalResources | None = None
-    """Minimum resources; instance types that have them are chosen from the cloud's catalogue."""
+    """Minimum resources of the machine. Up to four instance types of the cloud's catalogue that have them are tried."""
     resources: dict[str, float] | None = None
     """Logical resources for Ray (CPU, GPU, memory, object_store_memory, custom). Default: the physical ones."""
     labels: dict[str, str] = {}

@@ -56,7 +56,7 @@ class RunCause(StrEnum):
 
 class JobConfig(Model):
     name: Name | None = None
-    """Name of the job. Default: generated."""
+    """Name of the job. Several jobs can have the same name: it then selects the newest one. Default: generated."""
     entrypoint: str = Field(min_length=1, max_length=32_768)
     """Shell command to run on the head, e.g. ``python main.py``."""
     working_dir: str | None = None

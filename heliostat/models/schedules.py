@@ -36,7 +36,7 @@ class ScheduleConfig(Model):
     """The schedule's name is ``job_config.name``; ``apply`` updates the schedule of that name."""
 
     job_config: JobConfig
-    """Config of each job."""
+    """Config of each job. Its ``name`` is required: it is the name of the schedule."""
     cron_expression: str = Field(min_length=1, max_length=200)
     """Cron expression of five fields (minute hour day month weekday), or ``@hourly`` and the like."""
     timezone: str = "UTC"
