@@ -44,69 +44,16 @@ from heliostat.models.jobs import JobConfig
 from heliostat.models.schedules import ScheduleConfig
 from heliostat.models.services import ApplicationConfig, ProbeConfig, RolloutConfig, ServiceConfig
 from runtime.settings import Settings
+from tools.reference_texts import CLOUD_ERRORS, ERRORS, EXAMPLES, MEANINGS, UNIT, UNITS
 
-METRICS = {
-    "runtime.telemetry": "API or worker",
-    "api.serve_metrics | api.services.metrics": "API",
-}
-"""Modules that register metrics (the first that exists), and the process that serves what they count."""
+METRICS = ["runtime.telemetry", "api.agents.serve_metrics | api.services.metrics"]
+"""Modules that register metrics; of several names, the first that exists."""
+
+API_METRICS = ("api_", "commands_", "reports", "service_")
+"""What the API counts; the worker counts the rest."""
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATED = "<!-- Made by tools/reference.py: change what it describes, not this page. -->\n\n"
-
-MEANINGS = {
-    "Settings.api_host": "Where the API listens.",
-    "Settings.temporal_port": "Port of the embedded Temporal.",
-    "Settings.ui_port": "Port of the Temporal UI of the embedded stack.",
-    "Settings.bucket_port": "Port of the local cloud's bucket.",
-    "Settings.task_queue": "Temporal task queue of API and workers.",
-    "Settings.monitor_interval_s": "How often the monitor looks for silent heads and for requests without a workflow.",
-    "Settings.sweep_interval_s": "How often the sweep compares each cloud's machines with what the workflows own.",
-    "Settings.head_start_timeout_s": "From a head's first call until Ray runs on it.",
-    "Settings.upload_max_bytes": "Largest upload of code.",
-    "Settings.retention_logs_days": "How long logs are kept.",
-    "Settings.retention_uploads_days": "How long uploaded code is kept.",
-    "Settings.retention_records_days": "How long ended resources are kept in the records.",
-    "Settings.retention_events_days": "How long events are kept.",
-    "Settings.temporal_retention_days": "How long the embedded Temporal keeps ended workflows.",
-    "Settings.worker_max_cached_workflows": "Workflows that a worker keeps in memory.",
-    "Settings.log_level": "Lowest level that is logged.",
-    "Settings.balancer_key_file": "Private key of `balancer_cert_file`.",
-}
-"""Of fields that have no docstring where they are defined; a docstring there wins."""
-
-ERRORS = {
-    "heliostat_error": "Base class. Never raised itself.",
-    "user_error": "The request must change. Base class of the next six.",
-    "invalid_request": "A field is wrong. `field` names it.",
-    "not_found": "There is no such resource, or you may not see it.",
-    "conflict": "The resource is in a state that does not allow this, the name is taken, or an `Idempotency-Key` was "
-    "used with another body.",
-    "gone": "The resource existed and has ended for good.",
-    "too_large": "The body or upload exceeds a limit.",
-    "not_honoured": "The option is known but not supported here. `field` names it.",
-    "auth_error": "Base class of the next two.",
-    "unauthenticated": "There is no token, or it is unknown, expired or revoked.",
-    "permission_denied": "The token is valid but lacks the permission.",
-    "infrastructure_error": "We or the cloud failed. The request may be right. Base class of the next four.",
-    "unavailable": "The API, the records, Temporal or the bucket cannot be reached. Try again.",
-    "cluster_failed": "The cluster cannot start, or was lost.",
-    "cloud_error": "The cloud refused or failed a call.",
-    "internal_error": "An error in Heliostat. Report it.",
-    "wait_timeout": "A time limit that you set ran out.",
-    "workload_failed": "Your program failed or was terminated.",
-}
-
-UNITS = [
-    ("_s", "seconds"),
-    ("_ms", "milliseconds"),
-    ("_minutes", "minutes"),
-    ("_hours", "hours"),
-    ("_days", "days"),
-    ("_percent", "percent"),
-    ("_bytes", "bytes"),
-    ("_gib", "GiB"),
-]
 
 
 def pages() -> dict[str, str]:
@@ -183,7 +130,8 @@ def _config_page(title: str, about: str, models: list[type[BaseModel]], example:
     for model in models:
         if len(models) > 1:
             parts.append(f"## {model.__name__}")
-        parts.append(_table(["field", "type", "default", "unit", "meaning"], _rows(model, models)))
+        rows = [[*row, sample(model, row[0].strip("`"))] for row in _rows(model, models)]
+        parts.append(_table(["field", "type", "default", "unit", "meaning", "example"], rows))
     if example is not None:
         parts += ["## Example", f"`{example}`:", f"```yaml\n{(ROOT / example).read_text().strip()}\n```"]
     return "\n\n".join(parts) + "\n"
@@ -205,8 +153,16 @@ def meaning(model: type[BaseModel], name: str) -> str:
     return ""
 
 
+def sample(model: type[BaseModel], name: str) -> str:
+    """A value as a YAML file has it; "" where the type's own page or table shows one."""
+    for owner in model.__mro__:
+        if (value := EXAMPLES.get(f"{owner.__name__}.{name}")) is not None:
+            return f"`{value}`"
+    return ""
+
+
 def unit(name: str) -> str:
-    return next((said for suffix, said in UNITS if name.endswith(suffix)), "")
+    return UNIT.get(name) or next((said for suffix, said in UNITS if name.endswith(suffix)), "")
 
 
 def _docstrings(model: type[BaseModel]) -> dict[str, str]:
@@ -229,7 +185,7 @@ def _docstrings(model: type[BaseModel]) -> dict[str, str]:
 def plain(text: str) -> str:
     """reST of a docstring as Markdown, on one line."""
     text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", " ".join(text.split()))
-    return text.replace("``", "`")
+    return re.sub(r"\bNone\b(?=:| =)", "`null`", text.replace("``", "`"))
 
 
 WORDS: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "boolean", Path: "path", Any: "any"}
@@ -373,7 +329,10 @@ def error_codes() -> str:
         "The API answers an error as problem+json (RFC 9457) with `code`, `detail`, `remedy` and, where they apply, "
         "`resource`, `field` and `details`. The Python client raises the class of that code from `heliostat.errors`. "
         "The command line prints `detail` and `remedy` and ends with the exit code.\n\n"
-        f"{_table(['code', 'class', 'HTTP status', 'exit code', 'meaning'], rows)}\n"
+        f"{_table(['code', 'class', 'HTTP status', 'exit code', 'meaning'], rows)}\n\n"
+        "## Errors of clouds\n\n"
+        "These codes name what a cloud answered. Events and `heliostat_launches_total{outcome}` show them.\n\n"
+        f"{_table(['code', 'meaning'], ([f'`{code}`', text] for code, text in CLOUD_ERRORS.items()))}\n"
     )
 
 
@@ -388,12 +347,13 @@ def _family(cls: type[errors.HeliostatError]) -> Iterator[tuple[str, type[errors
 def metrics() -> str:
     rows = []
     known: set[str] = set()
-    for names, process in METRICS.items():
+    for names in METRICS:
         _first_module(names)
         for family, labels in _families():
             if family.name.startswith("heliostat_") and family.name not in known:
                 known.add(family.name)
                 shown = family.name + ("_total" if family.type == "counter" else "")
+                process = "API" if family.name.removeprefix("heliostat_").startswith(API_METRICS) else "worker"
                 braces = "{" + ",".join(labels) + "}" if labels else ""
                 rows.append([f"`{shown}{braces}`", family.type, process, _sentence(_escaped(family.documentation))])
     return (
