@@ -1,7 +1,7 @@
-"""``python -m tools.words``: finds words of ``tools/words.toml`` in what users and developers read.
+"""``python -m tools.words``: finds the words of ``tools/words.toml`` in the texts of the repository.
 
 Prints ``file:line``, the word and what to write instead; exits with 1 if there is any. ``--all FOLDER…``,
-``--errors FOLDER…`` and ``--prose GLOB…`` check others than the file says, to clean them.
+``--errors FOLDER…`` and ``--prose GLOB…`` check these instead of the scope in the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from heliostat import errors
 ROOT = Path(__file__).parents[1]
 LIST = Path(__file__).with_name("words.toml")
 KEEP = "words: ok"
-# What people read besides heliostat's own classes: a workflow's refusal, and a model's.
+# Users also read these: the errors of workflows and of models.
 OTHER_ERRORS = {"ApplicationError", "ValueError"}
 FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`[^`\n]*`")
@@ -30,7 +30,7 @@ INLINE_CODE = re.compile(r"`[^`\n]*`")
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of a file; ``line`` is that of its beginning."""
+    """A part of a file; ``line`` is its first line."""
 
     line: int
     text: str
@@ -58,7 +58,7 @@ class Words:
         source = file.read_text().splitlines()
         name = str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else str(file)
         for piece in texts:
-            flat = re.sub(r"\s", " ", piece.text)  # the same length: a phrase may go over the end of a line
+            flat = re.sub(r"\s", " ", piece.text)  # the same length; a phrase can span lines
             for pattern, instead in self.patterns:
                 for found in pattern.finditer(flat):
                     line = piece.line + piece.text.count("\n", 0, found.start())
@@ -67,7 +67,7 @@ class Words:
 
 
 def strings(tree: ast.AST) -> Iterator[Text]:
-    """Every string; a formatted one with ``{}`` for what is filled in."""
+    """Every string; in f-strings ``{}`` replaces each expression."""
     inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):

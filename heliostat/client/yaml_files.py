@@ -54,8 +54,8 @@ AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 def job_config(fields: Mapping[str, Any], source: Source, prefix: str = "") -> JobConfig:
-    """Checks and builds; errors say where in ``source`` the field stands. ``prefix``: path of the mapping that the
-    fields are in, with a dot."""
+    """Checks and builds. Errors name the position in ``source``. ``prefix``: path of the mapping of the fields, with a
+    dot."""
     fields = dict(fields)
     _check(fields, JobConfig, source, prefix, NOT_SUPPORTED_JOB)
     _workload(fields, source, prefix)
