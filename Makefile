@@ -103,6 +103,7 @@ check: setup
 	$(BIN)/mypy installation.py server.py worker.py
 	$(BIN)/mypy -p tools
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.words
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: setup

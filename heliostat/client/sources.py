@@ -1,4 +1,4 @@
-"""Config files, and where each of their fields stands, so that an error names ``job.yaml:12:3``."""
+"""Config files and the position of each field in them, so that an error names ``job.yaml:12:3``."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from yaml.nodes import Node
 
 ROOT = ""
-"""The path of a file's mapping as a whole."""
+"""The path of the whole file."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where fields come from. Paths are dotted, as errors name fields: ``worker_nodes.1.min_nodes``."""
+    """The source of fields. Paths are dotted, as in errors: ``worker_nodes.1.min_nodes``."""
 
     name: str
-    """A file's name, or "the command line"."""
+    """Name of a file, or "the command line"."""
     marks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Line and column of fields, both from 1."""
+    """Line and column by path, both from 1."""
     parts: Mapping[str, Source] = field(default_factory=dict)
-    """Fields that come from elsewhere: flags win over a file, and one file may name another."""
+    """Other sources by path: flags override fields of a file, and a flag can name another file."""
 
     def at(self, path: str) -> str:
-        """``job.yaml:12:3``: the field or, where it has no place of its own (it is missing), what should hold it."""
+        """``job.yaml:12:3``: the position of the field or, if it is missing, of the nearest field around it."""
         for outer in _outwards(path):
             if outer in self.parts:
                 return self.parts[outer].at(path[len(outer) + 1 :])
@@ -38,7 +38,7 @@ class Source:
         return self.name
 
     def replaced(self, values: Mapping[str, Any], prefix: str = ROOT) -> Source:
-        """The same after flags have replaced these fields."""
+        """This source after flags have replaced these fields."""
         new = {prefix + name: getattr(value, "source", COMMAND_LINE) for name, value in values.items()}
         return replace(self, parts={**self.parts, **new})
 
@@ -47,7 +47,7 @@ COMMAND_LINE = Source("the command line")
 
 
 class Document(dict[str, Any]):
-    """The mapping in a file, and where its fields stand."""
+    """The mapping in a file, with its source."""
 
     def __init__(self, fields: Mapping[str, Any], source: Source) -> None:
         super().__init__(fields)
@@ -55,7 +55,7 @@ class Document(dict[str, Any]):
 
 
 def load(path: str | Path) -> Document:
-    """Reads YAML or JSON. Raises InvalidRequest (missing, malformed, not one mapping, a field that is there twice)."""
+    """Reads YAML or JSON. Raises InvalidRequest (missing, malformed, not one mapping, a duplicate field)."""
     import yaml
 
     try:
@@ -94,7 +94,7 @@ def _outwards(path: str) -> Iterable[str]:
 
 
 def _marks(root: Node, name: str) -> dict[str, tuple[int, int]]:
-    """Raises InvalidRequest for a field that is there twice: YAML would silently take the last one."""
+    """Positions by path. Raises InvalidRequest for a duplicate field: PyYAML silently takes the last one."""
     from yaml.nodes import CollectionNode, SequenceNode
 
     marks: dict[str, tuple[int, int]] = {}
@@ -104,7 +104,7 @@ def _marks(root: Node, name: str) -> dict[str, tuple[int, int]]:
         return node.start_mark.line + 1, node.start_mark.column + 1
 
     def visit(node: Node, path: str) -> None:
-        if not isinstance(node, CollectionNode) or id(node) in seen:  # an alias' content stands where its anchor is
+        if not isinstance(node, CollectionNode) or id(node) in seen:  # an alias: its content is at the anchor
             return
         seen.add(id(node))
         prefix = f"{path}." if path else ROOT
@@ -113,11 +113,11 @@ def _marks(root: Node, name: str) -> dict[str, tuple[int, int]]:
                 marks[f"{prefix}{number}"] = place(item)
                 visit(item, f"{prefix}{number}")
             return
-        there: dict[tuple[str, str], tuple[int, int]] = {}
+        first: dict[tuple[str, str], tuple[int, int]] = {}
         for key, value in node.value:
             if not isinstance(key.value, str):
-                continue  # no field has such a name: it is refused when the content is built
-            twin = there.setdefault((key.tag, key.value), place(key))
+                continue  # not the name of a field: an error later
+            twin = first.setdefault((key.tag, key.value), place(key))
             if twin != place(key):
                 line, column = place(key)
                 raise InvalidRequest(
