@@ -121,7 +121,7 @@ def run_block(shell: Shell, block: Block) -> None:
             line, wanted = f"timeout --preserve-status -s INT {LISTENS_S} {line}", 130
         began = time.monotonic()
         code = shell.run(line)
-        print(f"{block}: {time.monotonic() - began:5.1f} s, exit code {code}: {line}")
+        print(f"{block}: {time.monotonic() - began:5.1f} s, exit code {code}: {line}\n{shell.output}")
         assert code == wanted, f"{block}: {line}\nexit code {code}, not {wanted}:\n{shell.output}"
 
 
