@@ -1,4 +1,4 @@
-"""Deleting several things that fail apart."""
+"""Deletes many things of which each may fail."""
 
 from __future__ import annotations
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -16,6 +19,17 @@ WORKFLOWS = sorted(
     for p in (ROOT / "workflows").rglob("*.py")
     if p.stem != "__init__"
 )
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Imports for type checkers only may go in circles; import-linter does not count them either."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    graph = grimp.build_graph(*contracts["root_packages"], exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(f"import circle: {' <- '.join(error.args[1])}")
 
 
 def test_importing_a_workflow_loads_no_cloud() -> None:

@@ -115,8 +115,8 @@ class Call:
         if policy is None:
             await context.abort(StatusCode.UNAVAILABLE, _text(closed(GATE_FILE.closed_reason)))
             raise AssertionError("abort raises")
-        given = [_bytes(value) for name, value in context.invocation_metadata() or () if name == "authorization"]
-        verdict = judge(policy, given)
+        metadata = context.invocation_metadata() or ()
+        verdict = judge(policy, [_bytes(value) for name, value in metadata if name == "authorization"])
         if verdict in REFUSALS:
             STATS.refused += 1
             code = StatusCode.UNAUTHENTICATED if verdict == Verdict.ABSENT else StatusCode.PERMISSION_DENIED
@@ -124,7 +124,7 @@ class Call:
         if verdict == Verdict.PROBE:
             STATS.probes += 1
             return cls(ProbeContext(context), None)
-        return cls(context, STATS.begin() if counted else None)
+        return cls(context, STATS.start() if counted else None)
 
     def answered(self) -> None:
         if self._ticket is not None:

@@ -82,7 +82,7 @@ class Gate:
         ticket = None
         if verdict is Verdict.PASS:
             if path != ROUTES:
-                ticket = self._stats.begin()
+                ticket = self._stats.start()
         elif verdict is Verdict.PROBE:
             self._stats.probes += 1
             scope["headers"] = [h for h in scope["headers"] if h[0] != b"authorization"]
@@ -171,7 +171,7 @@ class Exchange:
             await self.answer(BROKEN.status, headers, body)
 
     async def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        await self._send(self._begun({"type": "http.response.start", "status": status, "headers": headers}))
+        await self._send(self._start_of({"type": "http.response.start", "status": status, "headers": headers}))
         await self._send({"type": "http.response.body", "body": body})
 
     async def receive(self) -> Message:
@@ -200,10 +200,10 @@ class Exchange:
             if self._status == 502:
                 self._head, self._held = message, bytearray()
                 return
-            message = self._begun(message)
+            message = self._start_of(message)
         await self._send(message)
 
-    def _begun(self, message: Message) -> Message:
+    def _start_of(self, message: Message) -> Message:
         """The start of the answer as it goes out."""
         policy = self._file.policy()
         headers = with_version(message.get("headers", ()), policy)

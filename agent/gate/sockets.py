@@ -73,9 +73,9 @@ def _plain(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     return str(mapped or ip)
 
 
-def peer(given: Any) -> Address | None:
+def peer(client: Any) -> Address | None:
     """``scope["client"]`` in the form of ``_address``; None without one, as on a Unix socket."""
     try:
-        return _plain(ipaddress.ip_address(given[0])), int(given[1])
+        return _plain(ipaddress.ip_address(client[0])), int(client[1])
     except (TypeError, ValueError, IndexError):
         return None

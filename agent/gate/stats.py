@@ -48,7 +48,7 @@ class Stats:
             found = self._ring[at % WINDOW_S] = Second(at)
         return found
 
-    def begin(self) -> Ticket:
+    def start(self) -> Ticket:
         return Ticket(self)
 
     def snapshot(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Stats:
         return {
             "requests": self.requests, "errors": self.errors, "refused": self.refused, "probes": self.probes,
             "buckets": list(self.buckets), "ongoing": self.ongoing,
-            "oldest_s": round(now - oldest.began, 3) if oldest else 0.0,
+            "oldest_s": round(now - oldest.started_at, 3) if oldest else 0.0,
             "last_request_at": None if last is None else datetime.fromtimestamp(last, UTC).isoformat(),
             "window_s": round(min(now - self._since, WINDOW_S), 3),
             "window_requests": sum(s.requests for s in window), "window_errors": sum(s.errors for s in window),
@@ -71,24 +71,24 @@ class Stats:
 class Ticket:
     """One request, from its start to the end of its answer."""
 
-    __slots__ = ("_open", "_stats", "_waits", "began")
+    __slots__ = ("_open", "_stats", "_waits", "started_at")
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
-        self.began = stats.clock()
+        self.started_at = stats.clock()
         self._open = self._waits = True
         stats.ongoing += 1
         stats.waiting[self] = None
         stats.last_request_at = time.time()
 
     def answered(self) -> None:
-        """The answer begins."""
+        """The answer starts."""
         if self._waits:
             self._waits = False
             stats = self._stats
             del stats.waiting[self]
             now = stats.clock()
-            bucket = bisect.bisect_left(LATENCY_BOUNDS_MS, (now - self.began) * 1000)
+            bucket = bisect.bisect_left(LATENCY_BOUNDS_MS, (now - self.started_at) * 1000)
             stats.buckets[bucket] += 1
             stats.second(now).buckets[bucket] += 1
 

@@ -13,7 +13,7 @@ REFUSED_CODE = 1008
 
 
 class Socket:
-    """One websocket. It counts as a request: its acceptance is the answer's begin, its end the answer's end."""
+    """One websocket. It counts as a request: its acceptance starts the answer, its end ends it."""
 
     __slots__ = ("_answered", "_failed", "_file", "_gone", "_receive", "_scope", "_send", "_ticket")
 

@@ -1,4 +1,4 @@
-"""What the local cloud needs of this host."""
+"""Checks what the local cloud needs of this host."""
 
 from __future__ import annotations
 

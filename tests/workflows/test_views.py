@@ -63,7 +63,7 @@ def test_a_cluster_shows_its_nodes_and_what_became_of_them() -> None:
         "b": NodeEntry(id="b", slot=2, generation=1, state=NodeState.RUNNING, ip="127.0.1.1", machine_id="m", **common),
     }
     text = cluster_details(request, data)
-    assert "**Waits for** the cloud" in text
+    assert "**Waiting on** the cloud" in text
     assert text.splitlines()[-2:] == [
         "- w 1.2 **TERMINATING**: its raylet | died",
         "- w 2.1 **RUNNING**, 127.0.1.1, machine `m`",

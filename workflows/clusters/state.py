@@ -1,54 +1,26 @@
-"""The state of one cluster, as its workflow holds it, and the decisions that need no I/O.
+"""The state of one cluster, and the questions that it answers by itself. Pure, so that it is tested without Temporal.
 
-Everything here is pure: it takes ``now`` and returns what to do, so that it is tested without Temporal.
-All of it goes through continue-as-new as one object; node entries are dropped once they have ended (the
-records keep them).
+All of it goes through continue-as-new as one object. Node entries are dropped once they have ended; the records keep
+them.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
 
 from activities.nodes import BootFacts
+from heliostat.models.agents import GroupConfig
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
 from heliostat.models.common import Condition, Result
 from heliostat.models.compute_configs import ComputeConfig, NodeConfig
 from runtime.messages.common import TerminateRequest
-from workflows import policies
+from workflows.clusters.placement import Placement, Shortage
+
+HEAD = "head"
+"""The head's group."""
 
 LIVE = (NodeState.REQUESTED, NodeState.LAUNCHED, NodeState.REGISTERED, NodeState.RUNNING)
-
-
-class Place(Result):
-    """Where and how one machine may be launched."""
-
-    zone: str | None = None
-    market: Market = Market.ON_DEMAND
-    instance_type: str | None = None
-    kept: bool = False
-    """For a head that has something of the one before: what such a place lacks, it may have for others."""
-
-    @property
-    def key(self) -> str:
-        return f"{self.market}/{self.zone or ''}/{self.instance_type or ''}{'/kept' if self.kept else ''}"
-
-    def __str__(self) -> str:
-        where = f" in {self.zone}" if self.zone else ""
-        return f"{self.instance_type or 'a machine'}{where} ({self.market})"
-
-
-class Shortage(Result):
-    """A place that had no machine when one was last asked for there."""
-
-    times: int = 0
-    """In a row; many launches that were under way at once count as one."""
-    since: datetime
-    until: datetime
-    """Other places are asked before that."""
-    final: bool = False
-    """It never has: waiting does not help."""
 
 
 class NodeEntry(Result):
@@ -65,20 +37,20 @@ class NodeEntry(Result):
     state: NodeState = NodeState.REQUESTED
     reason: str = ""
     notice: str = ""
-    """What the cloud has announced for its machine: that it will be taken back."""
+    """The cloud's interruption notice for its machine."""
     taken_at: datetime | None = None
-    """By when, as announced. Of a head: until the cloud was asked after it then."""
+    """When the cloud takes the machine, by the notice. Of a head: None again once that has been checked."""
     boot: BootFacts | None = None
     launching: bool = False
-    """A launch is under way: what it makes is not known yet."""
+    """A launch is in progress: its machine is not known yet."""
     asked: bool = False
-    """A launch was asked for at least once: its machine, if any, is found by ``token``."""
+    """A launch was requested at least once: its machine, if any, is found by ``token``."""
     ending: bool = False
-    """Its end is under way."""
+    """Its machine is being ended."""
     not_before: datetime | None = None
     """Back-off after earlier failures of this slot."""
     asked_at: datetime | None = None
-    """When its launch was begun."""
+    """When its launch began."""
     machine_id: str | None = None
     ip: str | None = None
     created_at: datetime
@@ -92,8 +64,13 @@ class NodeEntry(Result):
         return self.state in LIVE
 
     @property
-    def place(self) -> Place:
-        return Place(zone=self.zone, market=self.market, instance_type=self.instance_type, kept=self.kept)
+    def label(self) -> str:
+        """For people."""
+        return f"{self.group} node {self.slot}.{self.generation}"
+
+    @property
+    def place(self) -> Placement:
+        return Placement(zone=self.zone, market=self.market, instance_type=self.instance_type, kept=self.kept)
 
 
 class Bounds(Result):
@@ -102,11 +79,11 @@ class Bounds(Result):
 
 
 class ClusterData(Result):
-    """See the fields. Times are workflow time. It goes from one run of the workflow to the next, and may come from an
-    older release: a field that is no more is passed over."""
+    """Times are workflow time. It goes from one run of the workflow to the next, and may come from an older release:
+    the names of its fields stay, and an unknown field is ignored."""
 
     phase: ClusterState = ClusterState.STARTING
-    reason: str = "asked for"
+    reason: str = "requested"
     cause: str = ""
     waits_for: str = ""
     state_since: datetime
@@ -117,21 +94,21 @@ class ClusterData(Result):
     revision: int = 0
     nodes: dict[str, NodeEntry] = {}
     slots: int = 1
-    """Slots handed out so far; 0 is the head's."""
+    """Slots used so far; 0 is the head's."""
     free_slots: dict[str, list[int]] = {"head": [0]}
     """Group → slots that a new node may take, with the next generation."""
     generations: dict[str, int] = {}
-    """Slot → machines asked for so far."""
+    """Slot → machines requested so far."""
     failures: dict[str, int] = {}
-    """Group → launches in a row that came to nothing."""
+    """Group → failed launches in a row."""
     deaths: dict[str, int] = {}
     """Group → nodes in a row that died soon after they were up."""
     shortages: dict[str, Shortage] = {}
-    """By a place's key."""
+    """By ``Placement.key``."""
     bounds: dict[str, Bounds] = {}
     desired: dict[str, int] = {}
     remove: list[str] = []
-    """Nodes that the autoscaler has drained and wants ended."""
+    """Nodes that the autoscaler has drained and no longer wants."""
     leases: dict[str, datetime] = {}
     leases_checked_at: datetime | None = None
     activity: Activity = Activity.UNKNOWN
@@ -140,19 +117,19 @@ class ClusterData(Result):
     head_running_at: datetime | None = None
     ray_version: str | None = None
     keeps: bool = False
-    """Something that heads hand on may have been made; it is deleted when the machines are gone."""
+    """Retained resources may exist; they are deleted when the machines are gone."""
     kept_in: str | None = None
-    """Its zone, once a head had it: heads go there; "": the cloud knows."""
+    """Their zone, once a head has used them: later heads go there; "": the cloud knows."""
     head_losses: list[datetime] = []
     terminate: TerminateRequest | None = None
     end_state: ClusterState = ClusterState.TERMINATED
     seen: list[str] = []
     commands: int = 0
-    """Commands given so far: part of the next one's id."""
+    """Commands sent so far: part of the next one's id."""
 
     @property
     def head(self) -> NodeEntry | None:
-        """The current head, if one is asked for and not lost or ending."""
+        """The current head, if one is requested and not lost or ending."""
         return next((n for n in self.nodes.values() if n.role == NodeRole.HEAD and n.live), None)
 
     def workers(self, group: str | None = None) -> list[NodeEntry]:
@@ -165,7 +142,7 @@ class ClusterData(Result):
         return sorted(found, key=lambda n: n.slot)
 
     def staying(self, group: str) -> list[NodeEntry]:
-        """Live workers that their cloud has not announced to take back: what counts against what is wanted."""
+        """Live workers without an interruption notice: those that count against what is wanted."""
         return [n for n in self.workers(group) if not n.notice]
 
     def wanted(self, group: str) -> int:
@@ -184,8 +161,8 @@ class ClusterData(Result):
         )
 
     def surplus(self, group: str) -> list[NodeEntry]:
-        """Workers beyond what is wanted: those that the autoscaler named, then those that are not up yet, then
-        the newest."""
+        """Workers beyond what is wanted: those that the autoscaler named, then those that do not run yet, then the
+        newest."""
         named = [n for n in self.workers(group) if n.id in self.remove]
         rest = [n for n in self.staying(group) if n not in named]
         over = len(rest) - self.wanted(group)
@@ -199,40 +176,8 @@ class ClusterData(Result):
         since = old.since if old is not None and old.status == status else now
         self.conditions[kind] = Condition(type=kind, status=status, reason=reason, message=message, since=since)
 
-    def short(self, places: list[Place], asked_at: datetime, now: datetime, *, final: bool) -> bool:
-        """Notes that these have no machine for a launch that was begun at ``asked_at``; False: that is known already,
-        from one that was under way beside it."""
-        news = False
-        for place in places:
-            old = self.shortages.get(place.key)
-            if old is not None and old.since >= asked_at:
-                continue
-            times = (old.times if old is not None else 0) + 1
-            until = now + policies.cool_down(times)
-            self.shortages[place.key] = Shortage(times=times, since=now, until=until, final=final)
-            news = True
-        return news
-
-    def pick(self, places: list[Place], now: datetime) -> tuple[Place, datetime | None]:
-        """The first place that is not known to be short, so that the best one is returned to after its cool-down. When
-        all are: they are walked again in the same order, with a back-off, whose end is given."""
-        for place in places:
-            known = self.shortages.get(place.key)
-            if known is None or (known.until <= now and not known.final):
-                return place, None
-        hopeful = [p for p in places if not self.shortages[p.key].final] or places
-        place = min(hopeful, key=lambda p: self.shortages[p.key].times)
-        known = self.shortages[place.key]
-        at = known.since + policies.backoff(known.times)
-        return place, at if at > now else None
-
-    def hopeless(self, places: list[Place]) -> bool:
-        """None of them will ever have a machine."""
-        known = [self.shortages.get(place.key) for place in places]
-        return all(shortage is not None and shortage.final for shortage in known)
-
     def take_slot(self, group: str) -> int:
-        """A slot for a new node of this group; its generation is counted up."""
+        """A slot for a new node of this group, under its next generation."""
         free = self.free_slots.get(group)
         if free:
             slot = free.pop(0)
@@ -248,7 +193,7 @@ class ClusterData(Result):
             free.sort()
 
     def waiting_text(self, now: datetime) -> str:
-        """What a starting cluster waits for, in words for a person."""
+        """What a starting cluster waits for, for people."""
         late = [n for n in self.nodes.values() if n.live and n.not_before and n.not_before > now]
         blocked = self.conditions.get("CapacityAvailable")
         if late and blocked is not None and not blocked.status:
@@ -256,12 +201,12 @@ class ClusterData(Result):
             return f"machines ({blocked.reason}: {blocked.message}); next try {at:%H:%M:%S} UTC"
         head = self.head
         if head is None:
-            return "the old head's machine to be gone"
+            return "the old head's machine to end"
         if head.state != NodeState.RUNNING:
             where = f" ({head.place})" if blocked is not None and not blocked.status else ""
             return {
                 NodeState.REQUESTED: f"the cloud to accept the head's machine{where}",
-                NodeState.LAUNCHED: "the head's agent to call (usually 1 s locally, a minute on a cloud)",
+                NodeState.LAUNCHED: "the head's agent to register (usually 1 s locally, a minute on a cloud)",
                 NodeState.REGISTERED: "Ray to start on the head (usually 5 to 10 s)",
             }[head.state]
         missing = {
@@ -272,7 +217,7 @@ class ClusterData(Result):
         return f"workers to join: {text}" if text else ""
 
     def idle_deadline(self, config: ComputeConfig) -> datetime | None:
-        """When idle shutdown is due, as known now; None while anything holds the cluster awake."""
+        """When idle shutdown is due, as known now; None while the cluster is in use."""
         if self.phase != ClusterState.RUNNING or self.leases or not config.idle_termination_minutes:
             return None
         if self.activity != Activity.IDLE or self.idle_since is None:
@@ -285,25 +230,8 @@ class ClusterData(Result):
         return self.started_at + timedelta(minutes=config.maximum_uptime_minutes)
 
 
-def desired_of(data: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
-    """Counts by group and nodes to end, of a fact that a node sent: what is not of that form is left out, for an
-    exception in a handler would stop the workflow."""
-    counts, remove = data.get("desired"), data.get("remove")
-    wanted = {str(g): n for g, n in counts.items() if type(n) is int} if isinstance(counts, dict) else {}
-    return wanted, [n for n in remove if isinstance(n, str)] if isinstance(remove, list) else []
-
-
-def moment_of(value: Any) -> datetime | None:
-    """A time that a node sent; None where it is none."""
-    try:
-        at = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return None
-    return at if at.tzinfo else None
-
-
 def resources_of(config: NodeConfig) -> dict[str, float]:
-    """What Ray on the node is told it has: ``resources``, else what the machine must have, else one CPU."""
+    """The resources that Ray on the node announces: ``resources``, else what the machine must have, else one CPU."""
     resources: dict[str, float] = {}
     if config.required_resources is not None:
         resources["CPU"] = config.required_resources.CPU
@@ -315,3 +243,19 @@ def resources_of(config: NodeConfig) -> dict[str, float]:
         resources.update(config.resources)
     resources.setdefault("CPU", 1)
     return resources
+
+
+def node_config(config: ComputeConfig, group: str) -> NodeConfig:
+    return config.head_node if group == HEAD else (config.group(group) or NodeConfig())
+
+
+def group_config(config: ComputeConfig, group: str, bounds: Bounds | None) -> GroupConfig:
+    """What the agent of a node in this group is given."""
+    node = node_config(config, group)
+    return GroupConfig(
+        name=group,
+        resources=resources_of(node),
+        labels=node.labels,
+        min_nodes=bounds.min_nodes if bounds else 0,
+        max_nodes=bounds.max_nodes if bounds else 0,
+    )

@@ -1,4 +1,4 @@
-"""How a cluster's state is shown: as the API's resource, and as Markdown in the Temporal UI. Pure."""
+"""A cluster as others see it: the API's resource, and Markdown for the Temporal UI. Pure."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ def cluster_details(request: ClusterInput, s: ClusterData) -> str:
     """What an operator wants to know, without opening anything else."""
     lines = [f"### {s.phase} since {s.state_since:%Y-%m-%d %H:%M:%S} UTC", "", s.reason or ""]
     if s.waits_for:
-        lines += ["", f"**Waits for** {s.waits_for}"]
-    lines += ["", f"- asked for by {request.created_by}; project {request.project}; cloud {request.cloud}"]
+        lines += ["", f"**Waiting on** {s.waits_for}"]
+    lines += ["", f"- requested by {request.created_by}; project {request.project}; cloud {request.cloud}"]
     if s.leases:
-        lines.append("- held awake by " + ", ".join(f"`{h}`" for h in s.leases))
+        lines.append("- leases: " + ", ".join(f"`{h}`" for h in s.leases))
     else:
         lines.append(f"- no lease; activity {s.activity}" + (f" since {s.idle_since:%H:%M:%S}" if s.idle_since else ""))
     resource = cluster_resource(request, s)
     if resource.terminates_at:
-        lines.append(f"- ends by itself at {resource.terminates_at:%Y-%m-%d %H:%M:%S} UTC unless something changes")
+        lines.append(f"- ends automatically at {resource.terminates_at:%Y-%m-%d %H:%M:%S} UTC unless something changes")
     for condition in s.conditions.values():
         word = "yes" if condition.status else "**no**"
         lines.append(

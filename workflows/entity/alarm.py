@@ -12,6 +12,11 @@ Deadline = tuple[datetime, str]
 """When, and what is due then."""
 
 
+def earliest(now: datetime, deadlines: Iterable[tuple[datetime | None, str]]) -> Deadline | None:
+    """The next one that is set and still to come."""
+    return min(((at, why) for at, why in deadlines if at is not None and at > now), default=None)
+
+
 class Wakeup:
     """Tells the main loop that something changed."""
 
@@ -37,13 +42,13 @@ class Alarm:
         self._at: datetime | None = None
         self._timer: asyncio.Task[None] | None = None
 
-    def set(self, deadlines: Iterable[Deadline]) -> None:
+    def set(self, deadlines: Iterable[Deadline | None]) -> None:
         """Deadlines that have passed are ignored: the main loop has just handled them."""
         now = workflow.now()
-        pending = [deadline for deadline in deadlines if deadline[0] > now]
-        if not pending:
+        due = earliest(now, (deadline for deadline in deadlines if deadline is not None))
+        if due is None:
             return
-        at, why = min(pending)
+        at, why = due
         if self._at is not None and self._at <= at:
             return
         if self._timer is not None:

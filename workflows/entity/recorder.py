@@ -15,6 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from heliostat.models.common import Event, EventLevel
     from runtime.messages.common import STATE
     from workflows import ids, policies
+    from workflows.entity.alarm import Deadline
 
 SYSTEM = "system"
 """Actor of what a workflow decides by itself."""
@@ -64,6 +65,9 @@ class Recorder:
     def held(self) -> bool:
         """The last write failed, and its back-off is not over."""
         return self.retry_at is not None and workflow.now() < self.retry_at
+
+    def deadline(self) -> Deadline | None:
+        return (self.retry_at, "write the records again") if self.retry_at is not None else None
 
     def take(self, revision: int) -> Batch:
         """All that is to be written, under this revision. Give the batch to ``write``."""

@@ -1,4 +1,4 @@
-"""How a job is shown in the Temporal UI. Pure."""
+"""A job as the Temporal UI shows it. Pure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from heliostat.models.jobs import Job
 def job_details(job: Job) -> str:
     lines = [f"### {job.state} since {job.state_since:%Y-%m-%d %H:%M:%S} UTC", "", job.reason or ""]
     if job.waits_for:
-        lines += ["", f"**Waits for** {job.waits_for}"]
+        lines += ["", f"**Waiting on** {job.waits_for}"]
     lines += [
         "",
-        f"- asked for by {job.created_by}; project {job.project}",
+        f"- requested by {job.created_by}; project {job.project}",
         f"- `{job.config.entrypoint[:200]}`",
         f"- cluster `{job.cluster_id}`" if job.cluster_id else "- no cluster yet",
         "",

@@ -1,4 +1,4 @@
-"""What AWS says, in the few words of ``clouds.contract``: one table.
+"""Maps errors of AWS to those of ``clouds.contract``, in one table.
 
 Codes are EC2's (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html), ELBv2's, S3's, SSM's and
 STS's "Errors" sections of their API references. A code that is in no row may be tried again.
@@ -79,7 +79,7 @@ _REMEDIES: dict[type[CloudError], str] = {
 }
 
 _OURS_NOT_TAKEN = ("InvalidClientTokenId", "UnrecognizedClientException", "RegionDisabledException")
-"""Of AssumeRole: not the role refuses, but the region knows no caller of ours."""
+"""Of AssumeRole: the region rejects the caller's credentials; the role was not asked."""
 _NOT_AUTHORIZED = re.compile(r"not authorized to perform: (?P<action>[\w-]+:\w+)(?: on resource: (?P<resource>\S+))?")
 _ENCODED = re.compile(r"\s*Encoded authorization failure message: \S+")
 

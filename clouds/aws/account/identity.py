@@ -26,7 +26,7 @@ class Principal:
     arn: str
     """Of a role, the role's and not its session's."""
     whole: bool = True
-    """False: of a role whose path, if it has one, is missing: AWS did not tell it."""
+    """False: the ARN is of a role whose path is unknown, because AWS did not return it."""
 
 
 def principal(endpoint_url: str | None, source: botocore.session.Session | None = None) -> Principal | None:

@@ -1,4 +1,4 @@
-"""How fast an account is asked: throttling is met with back-off that everybody of this process shares.
+"""Limits the rate of calls to an account: all callers of this process share one back-off.
 
 AWS throttles per account, region and action, by token buckets (RunInstances: 5 at once, then 2 a second, unless the
 account's are larger: https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html). We do not know the

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TAGS_AT_ONCE = 20
 """ARNs that one DescribeTags takes."""
 SET_UP_TAG = "heliostat-set-up"
-"""On a group whose attributes are set: they cannot be given when it is made."""
+"""On a group whose attributes are set: CreateTargetGroup does not take them."""
 LEFT_TAG = "heliostat-left-at"
 """On a group that is not wanted any more: since when, in seconds of Unix time."""
 KEEP_LEFT_S = 3600

@@ -1,4 +1,4 @@
-"""What an ALB should have for a service's backends: target groups, and a listener's rules. No call is made here.
+"""The target groups and listener rules that an ALB needs for a service's backends. No call is made here.
 
     rule            the header names a backend → that backend's own group; any other value of it → 503
     rule, default   all the rest → the versions' groups by weight; without traffic → 503
@@ -138,7 +138,7 @@ def check(backends: list[Backend]) -> None:
 
 
 def read(tags: dict[str, str]) -> tuple[int, Backend] | None:
-    """The backend whose own group has these tags, and its place among them."""
+    """The backend whose own group has these tags, and its position."""
     parts = tags.get(BACKEND_TAG, "").split("/")
     if len(parts) != 6 or not parts[0].isdigit() or not parts[5].isdigit():
         return None

@@ -1,4 +1,4 @@
-"""An ALB's listener and its rules, brought to what a plan says, without a moment in which a request finds nothing."""
+"""Applies a plan to an ALB's listener and its rules. At every moment a request finds a rule."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ OWNED = {
 """Field → why it is ours, or what to give instead."""
 
 RETAINED_DEVICE = "/dev/sdp"
-"""What the disk that a head keeps is attached as."""
+"""Device name of a head's retained volume."""
 _ADDRESS_OWNED = ("SecurityGroupIds", "SecurityGroups", "PrivateIpAddress", "Ipv6AddressCount", "Ipv6Addresses",
                   "EnablePrimaryIpv6")  # fmt: skip
 """What EC2 takes from the network interface, where one is given."""

@@ -1,4 +1,4 @@
-"""Instance types of EC2: what they have, and which one fits.
+"""Instance types of EC2: their size, and which one fits a request.
 
 ``catalogue.csv`` ships with us. It is what DescribeInstanceTypes says, as moto 5.2.5 (Apache-2.0) has recorded it; no
 prices. An operator's own, from what regions offer to an account, stands before it; the API and the workers read it

@@ -39,7 +39,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class RetainedIds:
-    """What a head is launched with from the one before."""
+    """The retained resources that a head is launched with."""
 
     volume_id: str | None = None
     interface_id: str | None = None

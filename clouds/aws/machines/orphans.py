@@ -1,6 +1,5 @@
-"""What EC2 keeps beside machines: disks and network interfaces. Both end with their machine; what is left was taken off
-one by hand, or by a failure of EC2's own; or a head keeps it (``clouds.contract.retained``), and its cluster
-is over."""
+"""Orphaned disks and network interfaces of EC2. Both end with their machine. Those that are left were detached by hand
+or by a failure of EC2, or they were retained (``clouds.contract.retained``) for a cluster that has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the heads of a cluster hand on on AWS: an EBS volume and a network interface. Both are of one zone.
+"""A cluster's retained resources on AWS: an EBS volume and a network interface. Both are of one zone.
 
 They are made before the first head's machine, since it is launched with the interface and looks for the volume by its
 id; each place that a first head is tried in may leave its own. The volume is attached when the machine runs, which EC2

@@ -32,7 +32,7 @@ from heliostat.models.common import utcnow
 
 EXPIRES_SOON_DAYS = 30
 _OTHERS = (("arm64", False), ("x86_64", True))
-"""Architectures, and whether with GPUs: whose images may be others."""
+"""Architectures, and whether with GPUs: their images may differ."""
 
 
 def checks(

@@ -1,4 +1,4 @@
-"""What Google Cloud says, in the few words of ``clouds.contract``: one table for HTTP answers and failed operations.
+"""Maps errors of Google Cloud to those of ``clouds.contract``: one table for HTTP answers and failed operations.
 
 HTTP answers have a status and ``errors[].reason`` (https://cloud.google.com/compute/docs/troubleshooting/common-errors
 and https://cloud.google.com/apis/design/errors); an operation that is DONE has ``error.errors[].code``. What is out of
@@ -24,7 +24,7 @@ class Exists(CloudError):
 
 
 class Changed(CloudError):
-    """The thing is not as it was when it was read (412). Never leaves this package, but as an error to try again."""
+    """The resource has changed since it was read (412). Leaves this package only as an error to retry."""
 
 
 class InUse(CloudError):

@@ -1,4 +1,4 @@
-"""Kinds of resources beside machines, each made, read and deleted the same way: parts of load balancers, addresses."""
+"""Addresses and parts of load balancers: every kind of resource is made, read and deleted the same way."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ POLL_S = 1.0
 class Kind:
     client: str
     field: str
-    """What the requests call it."""
+    """Its name in requests."""
     collection: str
-    """What links call it."""
+    """Its name in links."""
     zonal: bool = False
 
 

@@ -1,4 +1,4 @@
-"""What a load balancer sends requests to: backend services of network endpoint groups, made before they are used,
+"""The targets of a load balancer: backend services of network endpoint groups, made before they are used,
 deleted after.
 
 A group is one endpoint of one machine, a backend service one or several groups; both are named by what is in them and
@@ -150,7 +150,7 @@ class Pools:
 
 
 def _all(do: Callable[[Item], None], items: list[Item]) -> None:
-    """Side by side; raises what the first that failed did, after all."""
+    """In parallel; raises the first failure after all have ended."""
     if not items:
         return
     with ThreadPoolExecutor(min(AT_ONCE, len(items))) as pool:

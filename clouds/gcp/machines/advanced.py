@@ -33,7 +33,7 @@ OWNED = {
 
 
 RETAINED_DEVICE = "heliostat-kept"
-"""What the disk that a head keeps is attached as: ``/dev/disk/by-id/google-heliostat-kept``."""
+"""Device name of a head's retained disk: ``/dev/disk/by-id/google-heliostat-kept``."""
 
 
 def check(advanced: Mapping[str, Any], keep: RetainedResources | None = None) -> None:

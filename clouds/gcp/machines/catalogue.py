@@ -1,4 +1,4 @@
-"""Machine types of Compute Engine: what they have, and which one fits.
+"""Machine types of Compute Engine: their size, and which one fits a request.
 
 ``catalogue.csv`` ships with us, without prices. It is made from Google's public pages "General-purpose",
 "Compute-optimized", "Memory-optimized" and "Accelerator-optimized machine family" and "GPU machine types"
@@ -36,7 +36,7 @@ _NAME = re.compile(r"(?P<machine>[a-z0-9-]+)(/(?P<accelerator>[a-z0-9-]+):(?P<co
 
 @dataclass(frozen=True)
 class MachineType(instance_types.InstanceType):
-    """Choosable is what is not of an old family without a GPU."""
+    """Types of old families are choosable only with a GPU."""
 
     disk: str
     """The kind of root disk that it takes."""

@@ -1,4 +1,4 @@
-"""What a node's request means on Google Cloud, or why it cannot be had: decided before anything is asked."""
+"""Chooses the machine type of a node on Google Cloud, or says why there is none. No call is made here."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ ENDINGS = {
 
 @dataclass
 class MachineHistory:
-    """What is known of one machine's operations, in time's order."""
+    """The operations on one machine, oldest first."""
 
     inserts: list[Any] = field(default_factory=list)
     endings: list[Any] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""One machine, in Compute Engine's words: what is asked for (``request``), and what there is (``machine``)."""
+"""One machine as an insert request of Compute Engine (``request``), and as its answer (``machine``)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What Compute Engine keeps beside machines: disks. They end with their machine; what is left was taken off one by
-hand, or by a machine that was deleted without them; or a head keeps it (``clouds.contract.retained``), as it
-may an address, and
-its cluster is over."""
+"""Orphaned disks and addresses of Compute Engine. Disks end with their machine. Those that are left were detached by
+hand, or outlived a machine that was deleted without them, or they were retained (``clouds.contract.retained``) for a
+cluster that has ended, as addresses are."""
 
 from __future__ import annotations
 

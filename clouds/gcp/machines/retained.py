@@ -1,4 +1,4 @@
-"""What the heads of a cluster hand on on Google Cloud: a persistent disk, which is of one zone, and a reserved internal
+"""A cluster's retained resources on Google Cloud: a persistent disk, which is of one zone, and a reserved internal
 address, which is of the region.
 
 The first head's own insert makes the disk, so a zone without machines makes none; should a failed insert leave one
@@ -38,7 +38,7 @@ def name_for(cluster_id: str) -> str:
 
 @dataclass(frozen=True)
 class RetainedState:
-    """What there is before a head's insert."""
+    """The retained resources that exist before a head's insert."""
 
     keep: RetainedResources
     ip: str | None = None

@@ -56,7 +56,7 @@ def held(session: Session, client: str, method: str, request: dict[str, Any], do
 
 
 def _region(found: Checklist, session: Session, config: GcpConfig) -> Any | None:
-    """The region's description, if there is one and it may be looked at."""
+    """The region's description, if it exists and may be read."""
     doing = f"look at region {config.region}"
     answer = found.ask(
         "region", lambda: held(session, "Regions", "get", {"region": config.region}, doing), needed=False
@@ -173,7 +173,7 @@ def _wrong_with(session: Session, config: GcpConfig, image: str, kind: MachineTy
 
 
 def _quotas(found: Checklist, config: GcpConfig, region: Any, kind: MachineType, cpus: int) -> None:
-    """What the region has left for one machine more, by https://cloud.google.com/compute/resource-usage."""
+    """The region's free quota for one more machine, by https://cloud.google.com/compute/resource-usage."""
     room = {q.metric: (q.limit, q.usage) for q in region.quotas}
     family = f"{config.instance_type.partition('-')[0].upper()}_CPUS"  # E2 and N1 count as CPUS
     wanted = {family if family in room else "CPUS": float(cpus or kind.cpu), "INSTANCES": 1.0}

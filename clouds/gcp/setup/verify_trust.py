@@ -40,7 +40,7 @@ _WRONG = (
     ("audience", "Make the pool and its provider, or correct `workload_identity_provider` (by the project's number)."),
     ("", "Compare the provider's issuer, keys, audience and condition with `heliostat cloud setup`'s."),
 )
-"""The first whose words are in STS's."""
+"""The first whose text is in the error of STS."""
 
 
 def looked_at(found: Checklist, session: Session, config: GcpConfig) -> bool:
@@ -76,7 +76,7 @@ def looked_at(found: Checklist, session: Session, config: GcpConfig) -> bool:
 
 
 def _said(e: GoogleAuthError) -> str:
-    """Google's words; they hold no token."""
+    """Google's message; it holds no token."""
     body = next((arg for arg in e.args[1:] if isinstance(arg, str)), "") or str(e)
     try:
         told = json.loads(body)

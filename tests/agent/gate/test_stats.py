@@ -17,7 +17,7 @@ def test_bounds_are_everywhere_the_same() -> None:
 def test_latency_window_and_oldest() -> None:
     now = [1000.0]
     stats = Stats(lambda: now[0])
-    fast, slow, hangs = stats.begin(), stats.begin(), stats.begin()
+    fast, slow, hangs = stats.start(), stats.start(), stats.start()
     now[0] += 0.0005
     fast.answered()
     fast.answered()
@@ -51,7 +51,7 @@ def test_latency_window_and_oldest() -> None:
 def test_buckets_are_bounded_from_above(ms: float, bucket: int) -> None:
     now = [0.0]
     stats = Stats(lambda: now[0])
-    ticket = stats.begin()
+    ticket = stats.start()
     now[0] = ms / 1000
     ticket.answered()
     assert stats.snapshot()["buckets"].index(1) == bucket

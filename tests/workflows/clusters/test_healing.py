@@ -127,7 +127,7 @@ async def test_two_heads_never_live_at_once(world: World) -> None:
     cluster = await world.until_cluster(cluster_id, ClusterState.RECOVERING)
 
     async def waits() -> bool:
-        return "to be gone" in (await world.cluster(cluster_id)).waits_for
+        return "to end" in (await world.cluster(cluster_id)).waits_for
 
     await world.until(waits, "the wait for the old machine")
     assert world.machines.calls["launch"] == 1

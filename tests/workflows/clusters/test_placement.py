@@ -11,7 +11,7 @@ from heliostat.models.clouds import Market
 from heliostat.models.clusters import Cluster, ClusterState, NodeRole, NodeState
 from heliostat.models.compute_configs import ComputeConfig, HeadNodeConfig, WorkerNodeGroupConfig
 from tests.workflows.world import NodePlan, World
-from workflows.clusters.state import ClusterData, Place
+from workflows.clusters.placement import Placement, Shortage, add_shortage, choose, unobtainable
 
 HEAD = HeadNodeConfig(instance_types=["big", "bigger"])
 
@@ -129,21 +129,18 @@ async def test_many_that_fail_at_once_are_one_failure(world: World) -> None:
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-A, B, C = (Place(zone=z) for z in "abc")
-
-
-def data() -> ClusterData:
-    return ClusterData(state_since=NOW, started_at=NOW)
+A, B, C = (Placement(zone=z) for z in "abc")
 
 
 def test_all_short_are_walked_again_in_order_with_a_growing_pause() -> None:
-    s, now, walked, pauses = data(), NOW, [], []
+    shortages: dict[str, Shortage] = {}
+    now, walked, pauses = NOW, [], []
     for _ in range(6):
-        place, at = s.pick([A, B], now)
+        place, at = choose(shortages, [A, B], now)
         pauses.append((at - now).total_seconds() if at else 0)
         now = at or now
         walked.append(place.zone)
-        assert s.short([place], now, now + timedelta(seconds=1), final=False)
+        assert add_shortage(shortages, [place], now, now + timedelta(seconds=1), final=False)
         now += timedelta(seconds=1)
     assert walked == ["a", "b", "a", "b", "a", "b"]
     assert pauses[:2] == [0, 0]
@@ -152,18 +149,18 @@ def test_all_short_are_walked_again_in_order_with_a_growing_pause() -> None:
 
 
 def test_what_is_never_offered_is_not_tried_again_while_another_may_be() -> None:
-    s = data()
-    s.short([A], NOW, NOW, final=True)
-    s.short([B], NOW, NOW, final=False)
+    shortages: dict[str, Shortage] = {}
+    add_shortage(shortages, [A], NOW, NOW, final=True)
+    add_shortage(shortages, [B], NOW, NOW, final=False)
     later = NOW + timedelta(hours=1)
-    assert s.pick([A, B], later) == (B, None)
-    assert not s.hopeless([A, B])
-    assert s.hopeless([A])
-    assert s.pick([A, C], later) == (C, None)
+    assert choose(shortages, [A, B], later) == (B, None)
+    assert not unobtainable(shortages, [A, B])
+    assert unobtainable(shortages, [A])
+    assert choose(shortages, [A, C], later) == (C, None)
 
 
 def test_a_launch_that_was_under_way_is_no_news() -> None:
-    s = data()
-    assert s.short([A], NOW, NOW + timedelta(seconds=2), final=False)
-    assert not s.short([A], NOW + timedelta(seconds=1), NOW + timedelta(seconds=3), final=False)
-    assert s.shortages[A.key].times == 1
+    shortages: dict[str, Shortage] = {}
+    assert add_shortage(shortages, [A], NOW, NOW + timedelta(seconds=2), final=False)
+    assert not add_shortage(shortages, [A], NOW + timedelta(seconds=1), NOW + timedelta(seconds=3), final=False)
+    assert shortages[A.key].times == 1

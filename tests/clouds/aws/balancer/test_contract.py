@@ -340,7 +340,7 @@ def test_nothing_is_left(world: AwsWorld) -> None:
 def test_what_no_alb_can_have(world: AwsWorld) -> None:
     ten = [Backend(id=f"cl_{i}", version_id=f"sv_{i}", http=f"10.0.0.{i}:80", weight=1) for i in range(1, 11)]
     for backends, words in (
-        (ten, "between 5 at most"),
+        (ten, "supports 5 at most"),
         ([world.backend("cl_a", weight=1000)], "takes 999"),
         ([world.backend("cl_a"), world.backend("cl_a")], "is there twice"),
         ([world.backend("cl_a"), world.backend("cl_b", weight=5)], "has weight 5"),

@@ -206,7 +206,7 @@ def test_types_and_images(world: World) -> None:
     assert "no image" in found["image"].detail
     found = world.lines(image="projects/debian-cloud/global/images/debian-12-arm64")
     assert "arm64" in found["image"].detail
-    assert "no image's path" in world.lines(image="debian-12")["image"].detail
+    assert "not a valid image path" in world.lines(image="debian-12")["image"].detail
     found = world.lines(gpu_image="projects/acme-prod-1/global/images/no-such")
     assert wrong(found) == {"image of GPU machines"}
     assert found["image of GPU machines"].state is CheckState.WARNING

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.constants import Constants
-from agent.node.notices import Notice, Notices
+from agent.node.interruptions import InterruptionWatcher, Notice
 from tests.agent.conftest import AgentNode, Nodes, namespaces_work, until
 from tests.agent.control_plane import ControlPlane
 from tests.agent.metadata import Metadata
@@ -42,7 +42,7 @@ def watching(metadata: Metadata) -> Iterator[Any]:
 
     def begin(provider: str) -> list[Notice]:
         told: list[Notice] = []
-        notices = Notices(provider, Constants(metadata_url=metadata.url, notice_poll_s=0.05), told.append)
+        notices = InterruptionWatcher(provider, Constants(metadata_url=metadata.url, notice_poll_s=0.05), told.append)
         for source in notices.sources:
             threading.Thread(target=notices.watch, args=(source, stop), daemon=True).start()
         return told
@@ -64,7 +64,7 @@ def test_aws_announces_a_rebalance_and_then_the_interruption_each_once(metadata:
     assert [n.kind for n in told] == ["rebalance", "interruption"]
     assert told[0].deadline is None
     assert 100 < (told[1].left_s() or 0) <= 120
-    assert "AWS takes this spot machine back (terminate)" in told[1].reason
+    assert "AWS interrupts this spot machine (terminate)" in told[1].reason
 
 
 def test_google_is_asked_to_hold_the_question_until_there_is_news(metadata: Metadata, watching: Any) -> None:
@@ -126,7 +126,7 @@ def test_a_workers_interruption_is_told_and_ray_drains_it(start: Any, plane: Con
     assert 90 < int(options["deadline-remaining-seconds"]) <= 120
     # Its work is done: Ray ends its raylet, the agent the machine, and says why.
     os.kill(next(p for p in worker.pids() if "--node_id=abc123" in _command(p)), signal.SIGKILL)
-    assert "AWS takes this spot machine back" in plane.fact("stopping")["data"]["reason"]
+    assert "AWS interrupts this spot machine" in plane.fact("stopping")["data"]["reason"]
     assert worker.process.wait(20) == 0
 
 
@@ -143,7 +143,7 @@ def test_a_worker_that_is_still_busy_leaves_before_its_power_goes(
     plane.fact("spot_notice")
     time.sleep(1)
     assert worker.process.poll() is None, "it uses the time that it has"
-    assert "AWS takes this spot machine back" in plane.fact("stopping", 15)["data"]["reason"]
+    assert "AWS interrupts this spot machine" in plane.fact("stopping", 15)["data"]["reason"]
     assert worker.process.wait(20) == 0
     assert time.monotonic() < taken_at
 
@@ -158,7 +158,7 @@ def test_a_heads_interruption_is_told_and_its_end_when_the_system_goes_down(
     time.sleep(0.3)
     assert not (head.folder / "fake-drained.json").exists(), "what runs on a head goes on"
     head.terminate()
-    assert "AWS takes this spot machine back" in plane.fact("node_lost")["data"]["reason"]
+    assert "AWS interrupts this spot machine" in plane.fact("node_lost")["data"]["reason"]
     assert head.process.wait(20) == 0
 
 
@@ -174,7 +174,7 @@ def test_another_ray_than_the_control_planes_is_why_the_node_ends(start: Any, pl
     told = {"environment": {"provider": "aws", "ray_version": "1.13.0"}}
     start(told=told, constants={"metadata_url": plane.url}, files={"startup.log": "$ docker pull\n"})
     reason = plane.fact("node_failed")["data"]["reason"]
-    assert "the control plane is made for Ray 1.13.0" in reason
+    assert "the control plane requires Ray 1.13.0" in reason
     assert "container_image" in reason
     plane.wait(lambda: plane.log("nd_head", "node/startup.log") == b"$ docker pull\n", why="the start-up log")
 
