@@ -32,7 +32,8 @@ from tests.docs.pages import ROOT, Block, blocks
 from tests.e2e.support import Stack, clean_environment
 
 TUTORIALS = ["tutorial/first-job.md", "tutorial/first-service.md"]
-HOW_TO = [f"how-to/{name}.md" for name in ("schedules", "retries", "logs", "services", "rollouts")]
+HOW_TO = [f"how-to/{name}.md" for name in ("schedules", "machines", "retries", "logs", "services", "rollouts")]
+NO_RAY = HOW_TO[:2]
 README = "../README.md"
 KINDS = {"not run", "run first", "file", "exit code", "interrupted"}
 LISTENS_S = 12
@@ -165,13 +166,14 @@ def test_a_page_of_the_local_cloud(page: str, stack: Stack) -> None:
     run_page(page, stack.env)
 
 
-def test_the_schedules_page_on_the_fake_cloud() -> None:
-    """One page in each run of the tests, without Ray."""
+def test_pages_on_the_fake_cloud() -> None:
+    """Some pages in each run of the tests, without Ray."""
 
     async def scenario() -> None:
         async with running(fake=Behaviour(run_s=0.1)) as (stack, _):
             env = clean_environment() | {"HELIOSTAT_HOME": str(stack.home.path)}
-            await asyncio.to_thread(run_page, "how-to/schedules.md", env)
+            for page in NO_RAY:
+                await asyncio.to_thread(run_page, page, env)
 
     asyncio.run(scenario())
 
