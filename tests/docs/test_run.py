@@ -17,6 +17,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -76,13 +77,15 @@ class Shell:
         return int(ended[1])
 
     def close(self) -> None:
-        self._process.kill()
+        """Ends the command that still runs, too."""
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
 
 @contextmanager
 def checkout() -> Iterator[Path]:
-    """What stands in for the reader's checkout: its own examples, everything else is ours."""
+    """What stands in for the reader's checkout: its own examples, everything else is ours. It stays when a test
+    fails."""
     top = Path(tempfile.mkdtemp(prefix="docs-run-"))
     for entry in ROOT.iterdir():
         if entry.name not in ("examples", ".git", ".flaky"):
