@@ -103,8 +103,9 @@ check: setup
 	$(BIN)/mypy installation.py server.py worker.py
 	$(BIN)/mypy -p tools
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.words
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	$(BIN)/pytest -q -p no:cacheprovider tests/docs/test_words.py tests/docs/test_links.py tests/docs/test_paths.py
+	$(BIN)/pytest -q -p no:cacheprovider tests/docs/test_links.py tests/docs/test_paths.py
 
 format: setup
 	$(BIN)/ruff format .

@@ -1,5 +1,5 @@
-"""Heliostat: Ray clusters, jobs and services on your own machines. What is not listed here or in ``heliostat.models``
-and ``heliostat.errors`` may change without notice."""
+"""Heliostat: Ray clusters, jobs and services on your own machines and cloud accounts. The public API is what this
+module, ``heliostat.models`` and ``heliostat.errors`` list; everything else may change without notice."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Loaded at first use: the server and the command line import this package for a part.
+# The module of each public name. Loaded at first use: the server and the command line need only parts.
 _HOME = {
     "heliostat.client.logs": ["LogText"],
     "heliostat.client.client": ["AsyncClient", "Client"],

@@ -1,27 +1,27 @@
-"""What can go wrong, as one tree. The server raises a class, problem+json carries its
-``code``, and the client raises the same class again.
+"""The tree of all errors. The server raises a class, problem+json carries its ``code``, and the client raises the same
+class again.
 
     HeliostatError
     ├── UserError                     exit 1   the request must change
     │   ├── InvalidRequest            400/422  a field is wrong; ``field`` names it
     │   ├── NotFound                  404
     │   ├── Conflict                  409      e.g. the same Idempotency-Key with another body, name taken
-    │   ├── Gone                      410      it was there and has ended for good; a node's agent stops its machine
+    │   ├── Gone                      410      it has ended for good; a node's agent stops its machine
     │   ├── TooLarge                  413
-    │   └── NotHonoured               422      a known option that this Heliostat does not carry out
+    │   └── NotHonoured               422      a known option that is not supported
     ├── AuthError                     exit 4
-    │   ├── Unauthenticated           401      no token, or unknown, expired, revoked
+    │   ├── Unauthenticated           401      the token is missing, unknown, expired or revoked
     │   └── PermissionDenied          403
-    ├── InfrastructureError           exit 2   we or the cloud failed; the request may be right
-    │   ├── Unavailable               503      API, records, Temporal or bucket out of reach: try again
-    │   ├── ClusterFailed             409      the cluster can't come up or was lost
+    ├── InfrastructureError           exit 2   Heliostat or the cloud failed; the request may be right
+    │   ├── Unavailable               503      API, database, Temporal or bucket is unreachable: try again
+    │   ├── ClusterFailed             409      the cluster could not start or was lost
     │   ├── CloudError                502      see clouds.contract for what each provider maps to it
     │   └── InternalError             500
-    ├── WaitTimeout                   exit 3   only ever raised when a limit was asked for
+    ├── WaitTimeout                   exit 3   only when the caller set a limit
     └── WorkloadFailed                exit 10  the user's program failed
 
-Each error tells what happened (``message``), to which thing (``resource``) and what to do
-next (``remedy``). Never put a secret into any of them.
+Each error says what happened (``message``), to which resource (``resource``) and what to do next (``remedy``). Never
+put a secret into any of them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from typing import Any, ClassVar
 
 
 class HeliostatError(Exception):
-    """Base of everything that Heliostat raises on purpose.
+    """Base of all errors of Heliostat.
 
     Args:
-        message: what happened, one sentence, naming the thing.
-        remedy: what the reader can do next, one sentence.
-        resource: id or name of the thing it happened to.
-        field: dotted path of the offending field (bad input only).
-        details: more facts, JSON-able, for programs.
+        message: what happened, one sentence that names the resource.
+        remedy: what to do next, one sentence.
+        resource: id or name of the affected resource.
+        field: dotted path of the invalid field (invalid input only).
+        details: more data for programs, as JSON.
     """
 
     code: ClassVar[str] = "heliostat_error"
@@ -160,8 +160,8 @@ BY_CODE: dict[str, type[HeliostatError]] = _tree(HeliostatError)
 
 
 def from_problem(problem: dict[str, Any]) -> HeliostatError:
-    """Rebuilds the class that the other side raised; an unknown code (a newer server) becomes
-    the nearest class by HTTP status."""
+    """Rebuilds the class that the other side raised. An unknown code (a newer server) becomes the nearest class by HTTP
+    status."""
     cls = BY_CODE.get(str(problem.get("code")))
     if cls is None:
         status = int(problem.get("status") or 500)

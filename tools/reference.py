@@ -79,7 +79,7 @@ def job_config() -> str:
     return _config_page(
         "Job config",
         "The file of `heliostat job submit -f`, and `JobConfig` of the Python client. "
-        "A flag of the command line wins over the file.",
+        "A flag of the command line overrides the file.",
         [JobConfig],
         "examples/data_batch/job.yaml",
     )
@@ -377,7 +377,7 @@ def _first_module(names: str) -> None:
 
 
 def _families() -> Iterator[tuple[Metric, Sequence[str]]]:
-    """What is registered, with the names of its labels, which a family without a sample does not tell."""
+    """What is registered, with the names of its labels, which a family without a sample lacks."""
     seen = set()
     for collector in list(REGISTRY._names_to_collectors.values()):
         if id(collector) in seen:

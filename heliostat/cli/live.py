@@ -130,7 +130,7 @@ def follow_log(client: Client, job: Job, *, run: int | str | None, tail: int | N
 
 
 def print_streams(pieces: Iterator[Any]) -> None:
-    """Several files, each with its name above it whenever another one goes on. In JSON and YAML: one text a file."""
+    """Several logs; a line with the name precedes each change of log. In JSON and YAML: one text per log."""
     if not screen.text:
         texts: dict[str, list[str]] = {}
         for piece in pieces:

@@ -21,14 +21,14 @@ import typer
 from heliostat.errors import HeliostatError
 
 BROKEN_PIPE = 141
-"""128 + SIGPIPE: whoever read us (``| head``) has had enough."""
+"""128 + SIGPIPE: the reader (``| head``) has closed the pipe."""
 
 MASKED = "********"
 
 GAP = 2
 """Between the columns of a table."""
 NARROWEST = 20
-"""To which a terminal may squeeze the last column of a table."""
+"""Minimum width of the last column of a table on a terminal."""
 
 
 class Format(StrEnum):
@@ -38,7 +38,7 @@ class Format(StrEnum):
 
 
 class Screen:
-    """The one output of this process. ``format`` is set as soon as ``-o`` has been read."""
+    """The output of this process. ``-o`` sets ``format``."""
 
     format: Format = Format.TEXT
 
@@ -56,19 +56,19 @@ def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python would complain once more when it flushes at exit.
+        # Python would raise again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(BROKEN_PIPE) from None
 
 
 def note(text: str) -> None:
-    """A remark for the person at the terminal; nothing in JSON and YAML."""
+    """A message on stderr; nothing in JSON and YAML."""
     if screen.text:
         print(text, file=sys.stderr, flush=True)
 
 
 def show(result: Any, text: Callable[[], str]) -> None:
-    """A resource or a list of them, in the format that was asked for."""
+    """A resource or a list of them, in the format of ``-o``."""
     if screen.text:
         write(text().rstrip("\n") + "\n")
         return
@@ -94,12 +94,12 @@ def show_error(error: HeliostatError) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> str:
-    """Columns without lines between them. On a terminal the last column is wrapped to its width; elsewhere each row is
-    one line, however long, so that scripts can cut it."""
+    """A table without borders. On a terminal the last column wraps; elsewhere each row is one line, of any length, so
+    that scripts can cut it."""
     cells = [["" if c is None else " ".join(str(c).split()) for c in row] for row in rows]
     if not cells:
         return empty
-    # Here, not above: `--help` does without rich, which costs it half its time.
+    # Imported here: rich would double the time of `--help`.
     from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
@@ -108,7 +108,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) 
     widths = [max(cell_len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
     width = sum(widths) + GAP * (len(widths) - 1)
     if is_terminal(sys.stdout):
-        fixed = width - widths[-1]  # never narrower: what is cut off is an id that somebody wants to copy
+        fixed = width - widths[-1]  # never narrower: ids must not be cut off
         width = min(width, max(shutil.get_terminal_size().columns, fixed + min(widths[-1], NARROWEST)))
     grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="")
     for name, least in zip(columns[:-1], widths[:-1], strict=True):
@@ -124,14 +124,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) 
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> str:
-    """``label  value`` lines; what is empty is left out."""
+    """``label  value`` lines, without empty values."""
     kept = [(label, str(value)) for label, value in pairs if value not in (None, "", [], {})]
     width = max((len(label) for label, _ in kept), default=0)
     return "\n".join(f"{label.ljust(width)}  {value}" for label, value in kept)
 
 
 def next_steps(*steps: tuple[str, str]) -> str:
-    """Commands that are likely to be wanted now."""
+    """Commands that the user probably needs next."""
     width = max(len(command) for command, _ in steps)
     return "\n" + "\n".join(f"  {command.ljust(width)}   {what}" for command, what in steps)
 
@@ -157,7 +157,7 @@ def tags(pairs: dict[str, str]) -> str:
 
 
 def is_terminal(stream: Any) -> bool:
-    """A dumb one (Emacs' shell, a CI's console) is written to as a file is."""
+    """A dumb terminal (Emacs' shell, a CI's console) counts as a file."""
     return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
 
 
@@ -166,7 +166,7 @@ def coloured(stream: Any) -> bool:
 
 
 def colour_of(word: str) -> str | None:
-    """Of a state."""
+    """The colour of a state."""
     colours = {
         "RUNNING": "green",
         "SUCCEEDED": "green",

@@ -1,0 +1,1 @@
+"""The client of the API, in Python: ``Client`` and ``AsyncClient`` (``heliostat.client.client``)."""

@@ -6,10 +6,9 @@
             print(text, end="")
         client.jobs.wait(job.id)
 
-Host and token come from the arguments, the environment, ``heliostat login``, or the stack that runs on this
-machine, in that order (``heliostat.client.config``). Every method raises the errors of ``heliostat.errors``;
-one that stands
-for a failed try is only raised when all tries are used up (``heliostat.client.transport``).
+Host and token come from the arguments, the environment, ``heliostat login``, or the stack that runs on this machine,
+in that order (``heliostat.client.config``). Every method raises the errors of ``heliostat.errors``; a failed call is
+retried before it raises (``heliostat.client.transport``).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from heliostat.models.users import WhoAmI
 
 
 class _Root(Group[M]):
-    """What both clients are: one group of methods per noun."""
+    """The base of both clients: one group of methods per noun."""
 
     def __init__(self, driver: M, api: Api) -> None:
         super().__init__(driver, api)
@@ -63,10 +62,10 @@ class Client(_Root[Sync]):
     """Calls block. Safe to use from several threads.
 
     Args:
-        host: URL of the API; default: see ``heliostat.client.config``.
-        token: likewise.
+        host: URL of the API. Default: see ``heliostat.client.config``.
+        token: API token. Default: the same.
         transport: an ``httpx.BaseTransport`` in place of the network, e.g. for tests.
-        on_retry: called with the error and the seconds until the next try whenever a call is about to be repeated.
+        on_retry: called before each retry, with the error and the seconds until the retry.
     """
 
     def __init__(
@@ -92,8 +91,8 @@ class Client(_Root[Sync]):
 
 
 class AsyncClient(_Root[Async]):
-    """Every method of :class:`Client` is awaited here; those that iterate are iterated with ``async for``.
-    Arguments as there; ``transport`` is an ``httpx.AsyncBaseTransport``."""
+    """The methods of :class:`Client`, as coroutines; iterate those that list or follow with ``async for``. The same
+    arguments; ``transport`` is an ``httpx.AsyncBaseTransport``."""
 
     def __init__(
         self,

@@ -1,14 +1,14 @@
 """Where the client finds the API and its token.
 
-Each of the two is taken from the first place that has it:
+Each of the two comes from the first of these that has it:
 
-1. what the caller passes (``Client(host=…, token=…)``, the CLI's ``--host`` and ``--token-file``);
+1. the caller's arguments (``Client(host=…, token=…)``, the CLI's ``--host`` and ``--token-file``);
 2. ``HELIOSTAT_HOST``, ``HELIOSTAT_TOKEN``;
 3. the credentials file that ``heliostat login`` writes, ``$XDG_CONFIG_HOME/heliostat/credentials.json``
    (default ``~/.config``), mode 0600;
 4. ``stack.json`` in ``HELIOSTAT_HOME`` (default ``~/.heliostat``), which ``make up`` writes on this machine.
 
-A stored token is only ever sent to the host that it was stored for.
+A stored token is only sent to the host that it was stored for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from heliostat.errors import UserError
 
 @dataclass(frozen=True)
 class Target:
-    """An API and how we know it. ``token`` is "" when none was found."""
+    """An API, and where its host and token come from. ``token`` is "" when none was found."""
 
     host: str
     token: str = field(repr=False)
@@ -45,7 +45,7 @@ def stack_path() -> Path:
 
 
 def resolve(host: str | None = None, token: str | None = None) -> Target:
-    """The API to talk to. Raises UserError when no host is known or one is malformed."""
+    """The API to call. Raises UserError when no host is configured or one is malformed."""
     stored = _stored()
     stack = _read(stack_path())
     stack_url = _stack_url(stack)
@@ -58,8 +58,8 @@ def resolve(host: str | None = None, token: str | None = None) -> Target:
     found = next(((value, source) for value, source in candidates if value), None)
     if found is None:
         raise UserError(
-            "No Heliostat is known here.",
-            remedy="Start one with `make up`, or name one: `heliostat login --host URL`, or set HELIOSTAT_HOST.",
+            "No Heliostat server is configured.",
+            remedy="Start one with `make up`, log in to one with `heliostat login --host URL`, or set HELIOSTAT_HOST.",
         )
     url = normal_host(str(found[0]), found[1])
 
@@ -88,7 +88,7 @@ def normal_host(host: str, source: str = "given") -> str:
 
 
 def store(host: str, token: str) -> Path:
-    """Keeps the token for this host and makes it the current one."""
+    """Stores the token for this host and makes the host the current one."""
     stored = _stored()
     url = normal_host(host)
     stored["tokens"][url] = token
@@ -113,8 +113,8 @@ def _stored() -> dict[str, Any]:
     stored = _read(path)
     if stored and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise UserError(
-            f"{path} holds tokens and can be read by others.",
-            remedy=f"Run `chmod 600 {path}`, and make a new token.",
+            f"Other users can read {path}, which contains tokens.",
+            remedy=f"Run `chmod 600 {path}`, and create a new token.",
             resource=str(path),
         )
     tokens = stored.get("tokens")
@@ -136,7 +136,7 @@ def _stack_token(stack: dict[str, Any]) -> str:
     except OSError as error:
         raise UserError(
             f"The token file {path} can't be read: {error.strerror}.",
-            remedy="Use the account that started the stack, or `heliostat login` with a token of your own.",
+            remedy="Use the account that started the stack, or `heliostat login` with your own token.",
             resource=str(path),
         ) from error
 
@@ -149,5 +149,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}.", remedy="Repair or remove it.", resource=str(path)) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not what Heliostat writes.", remedy="Repair or remove it.", resource=str(path))
+        raise UserError(f"{path} is not a valid Heliostat file.", remedy="Repair or remove it.", resource=str(path))
     return content

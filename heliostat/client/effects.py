@@ -45,7 +45,7 @@ class Sleep:
 
 @dataclass(frozen=True)
 class Blocking:
-    """Work on disk or CPU that would hold up an event loop."""
+    """Work on disk or CPU that would block an event loop."""
 
     work: Callable[[], Any]
 
@@ -63,7 +63,7 @@ Stream = Generator[Effect | Emit[T], Any, None]
 
 
 class Sync:
-    """Carries flows out on the caller's thread."""
+    """Runs flows on the caller's thread."""
 
     def __init__(self, http: httpx.Client) -> None:
         self.http = http
@@ -91,10 +91,10 @@ class Sync:
                     return end.value  # type: ignore[no-any-return]
                 try:
                     step = functools.partial(flow.send, self.perform(effect))
-                except Exception as error:  # noqa: BLE001 - not handled here: thrown into the flow, which decides
+                except Exception as error:  # noqa: BLE001 - not handled here: the flow gets it
                     step = functools.partial(flow.throw, error)
         finally:
-            flow.close()  # a Ctrl-C or a cancelled task: what the flow made is undone now, not some day
+            flow.close()  # after Ctrl-C or a cancelled task the flow cleans up now
 
     def iterate(self, stream: Stream[T]) -> Iterator[T]:
         step: Callable[[], Effect | Emit[T]] = functools.partial(next, stream)
@@ -117,7 +117,7 @@ class Sync:
 
 
 class Async:
-    """Carries flows out on the running event loop."""
+    """Runs flows on the running event loop."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
@@ -145,7 +145,7 @@ class Async:
                     return end.value  # type: ignore[no-any-return]
                 try:
                     step = functools.partial(flow.send, await self.perform(effect))
-                except Exception as error:  # noqa: BLE001 - not handled here: thrown into the flow, which decides
+                except Exception as error:  # noqa: BLE001 - not handled here: the flow gets it
                     step = functools.partial(flow.throw, error)
         finally:
             flow.close()

@@ -17,7 +17,7 @@ M = TypeVar("M", bound=Sync | Async)
 
 
 class Group(Generic[M]):
-    """The methods of one noun; ``M`` says how they are carried out."""
+    """The methods of one noun; ``M`` is the driver that runs them."""
 
     def __init__(self, driver: M, api: Api) -> None:
         self._driver = driver

@@ -1,10 +1,9 @@
 """Reading a job's log from the bucket.
 
-The API lists where the pieces are (:class:`~heliostat.models.jobs.LogPage`), we read them by presigned URL. A chunk is
-rewritten whole as it grows, so the only cursor is the byte position in each stream: what is already read
-is never asked for again (HTTP Range), and what has grown since the list was made is taken along. A piece that is
-not there yet (the one before it arrives later) is waited for; only when the log is complete can a hole be final,
-and then it is said in the text, not skipped in silence.
+The API lists the chunks (:class:`~heliostat.models.jobs.LogPage`); the client reads them by presigned URL. A chunk is
+rewritten whole as it grows, so the only cursor is the byte position in each stream: the client never reads a byte twice
+(HTTP Range), and it also reads what has grown since the list. It waits for a chunk that is missing, because chunks can
+arrive out of order. Only in a complete log is a gap final; then the text says so.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from heliostat.errors import Unavailable
 from heliostat.models.jobs import LogChunk, LogPage
 
 FOLLOW_S = 0.5
-"""Between two looks for more: agents ship once a second while somebody follows."""
+"""Between two polls: agents ship once a second while a client follows."""
 
 
 class LogText(str):
-    """A piece of log, as long as it happens to be. ``run_id`` tells which attempt wrote it."""
+    """A piece of a log, of any length. ``run_id`` is the run that wrote it."""
 
     run_id: str | None
     stream: str
@@ -51,7 +50,7 @@ class _Stream:
 
 
 def follow_pages(api: Api, page_of: Callable[..., Flow[LogPage]], follow: bool, tail: int | None) -> Stream[LogText]:
-    """Reads what there is; with ``follow`` until a page says that it is complete. ``page_of(tries=…)`` lists."""
+    """Reads the log; with ``follow``, until a page is complete. ``page_of(tries=…)`` lists."""
     reader = LogReader(api)
     tries: float = TRIES
     began = True
@@ -68,21 +67,21 @@ def follow_pages(api: Api, page_of: Callable[..., Flow[LogPage]], follow: bool, 
 
 
 class LogReader:
-    """Where we are in each stream of one job's log; streams in the order in which the API first listed them."""
+    """The position in each stream of a log; streams in the order in which the API first listed them."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
         self.streams: dict[tuple[str | None, str], _Stream] = {}
 
     def read(self, page: LogPage, *, tries: float = TRIES) -> Stream[LogText]:
-        """Everything that this page lists and that has not been read."""
+        """Everything on this page that has not been read."""
         for chunk in _in_order(page):
             stream = self._stream(chunk)
             if chunk.offset + chunk.size <= stream.position:
                 continue
             if chunk.offset > stream.position:
                 if not page.complete:
-                    continue  # the piece before it is on its way
+                    continue  # the chunk before it has not arrived yet
                 yield Emit(stream.text(b"", final=True))
                 yield Emit(self._hole(stream, chunk.offset - stream.position))
                 stream.position = chunk.offset
@@ -91,10 +90,10 @@ class LogReader:
             if text := stream.text(data):
                 yield Emit(text)
             if page.complete and chunk.offset + chunk.size > stream.position:
-                # The bucket gave less than it was said to hold: better an error than half a log taken for whole.
+                # The bucket has less than the API listed: an error, or half a log would look complete.
                 raise Unavailable(
                     f"The log {chunk.stream} ends at byte {stream.position} of {chunk.offset + chunk.size}.",
-                    remedy="Try again; if it stays so, see the bucket.",
+                    remedy="Try again. If it happens again, check the bucket.",
                     resource=chunk.run_id,
                 )
         if page.complete:
@@ -130,13 +129,13 @@ class LogReader:
         response: httpx.Response = yield from self.api.fetch(chunk.url, headers, tries=tries)
         if response.status_code == 206:
             return response.content
-        if response.status_code == 200:  # a bucket that does not honour Range
+        if response.status_code == 200:  # a bucket that does not support Range
             return response.content[start:]
         if response.status_code == 416:
             return b""  # nothing beyond this position yet
-        remedy = "Logs are kept for as long as the operator's retention says."
+        remedy = "The retention policy may have deleted it."
         if response.status_code == 403:
-            remedy = "Its link may have expired: try again."
+            remedy = "Its URL may have expired. Try again."
         raise Unavailable(
             f"The bucket answered {response.status_code} for the log {chunk.stream} from byte {chunk.offset} on.",
             remedy=remedy,
@@ -148,7 +147,7 @@ class LogReader:
 
 
 def _in_order(page: LogPage) -> list[LogChunk]:
-    """Streams as the API orders them (run by run), pieces of each by position."""
+    """Streams in the API's order (run by run), the chunks of each by position."""
     order: dict[tuple[str | None, str], int] = {}
     for chunk in page.chunks:
         order.setdefault((chunk.run_id, chunk.stream), len(order))

@@ -1,16 +1,15 @@
-"""From directories to zips that the cluster fetches: the same content gives the same bytes, so that the
-bucket needs each only once.
+"""Packs directories into zips that the cluster fetches. The same content gives the same bytes, so the bucket stores
+each only once.
 
-What a zip holds. Everything stands below one directory ``pkg/`` (Ray strips it): the content of
-``working_dir`` itself, or ``pkg/<module>/…`` for one of ``py_modules``. Entries are sorted; times are 1980; modes are
-0644, or 0755 for what its owner may execute. Empty directories are kept. A symbolic link is packed as what it leads to,
-wherever that is, because the cluster does not have it; one that leads nowhere or back to one of its own
-parents is refused by name, and so is whatever is neither file nor directory.
+Content of a zip: one directory ``pkg/`` (Ray strips it) with the content of ``working_dir``, or ``pkg/<module>/…`` for
+one of ``py_modules``. Entries are sorted; times are 1980; modes are 0644, or 0755 for what its owner may execute. Empty
+directories are kept. A symbolic link is packed as its target, because the cluster does not have the target; a broken
+link, a cycle, and whatever is neither file nor directory are errors that name the path.
 
-What is left out. ``.git``, ``.venv``, ``venv``, ``__pycache__``, and what ``excludes`` (``-e``) name, as lines of a
-.gitignore after those: the last pattern that matches decides, so ``!venv/`` brings one of the defaults back. As in git,
-nothing below an excluded directory can be brought back: exclude ``data/*``, not ``data/``, to keep ``!data/small.csv``.
-A ``.gitignore`` file itself has no effect: a job may need what git ignores (a model, a data file).
+Excludes: ``.git``, ``.venv``, ``venv``, ``__pycache__``, then ``excludes`` (``-e``) as further lines of a .gitignore.
+The last pattern that matches decides, so ``!venv/`` includes one of the defaults again. As in git, nothing below an
+excluded directory can be included again: exclude ``data/*``, not ``data/``, to keep ``!data/small.csv``. A
+``.gitignore`` file itself has no effect: a job may need what git ignores (a model, a data file).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ TOP = "pkg"
 BLOCK = 1024 * 1024
 EPOCH = (1980, 1, 1, 0, 0, 0)
 LEVEL = 1
-"""Of deflate: three times as fast as the default for a tenth more bytes; people wait for this."""
+"""Of deflate: three times as fast as the default for a tenth more bytes; a person waits for this."""
 REMOTE = re.compile(r"^([a-z][a-z0-9+.-]*://|upload:)")
 
 
@@ -61,7 +60,7 @@ class Entry:
 
 
 def is_remote(location: str) -> bool:
-    """True for a URL or ``upload:<sha256>``: passed on as it is; False for a path of this machine."""
+    """True for a URL or ``upload:<sha256>``, False for a path on this machine."""
     return REMOTE.match(location) is not None
 
 
@@ -82,7 +81,7 @@ def pack_module(module: str | Path, excludes: Iterable[str] = (), limit: int = M
         if path.suffix != ".py":
             raise InvalidRequest(
                 f"py_modules: {str(module)!r} is neither a directory nor a .py file.",
-                remedy="A wheel belongs into requirements.",
+                remedy="Put a wheel into requirements.",
                 field="py_modules",
             )
         entry = Entry(path.name, path, path.stat().st_size, executable=False)
@@ -91,7 +90,7 @@ def pack_module(module: str | Path, excludes: Iterable[str] = (), limit: int = M
     name = root.resolve().name
     if not name.isidentifier():
         raise InvalidRequest(
-            f"py_modules: the directory {str(module)!r} can't be imported, its name is no Python identifier.",
+            f"py_modules: the directory {str(module)!r} can't be imported: its name is not a Python identifier.",
             remedy="Give the directory of the package itself.",
             field="py_modules",
         )
@@ -102,8 +101,8 @@ def _directory(directory: str | Path, field: str) -> Path:
     root = Path(directory).expanduser()
     if not root.exists():
         raise InvalidRequest(
-            f"{field}: there is no directory {str(directory)!r} (looked in {Path.cwd()}).",
-            remedy="Paths are taken from the current directory.",
+            f"{field}: there is no directory {str(directory)!r} in {Path.cwd()}.",
+            remedy="A relative path starts at the current directory.",
             field=field,
         )
     if not root.is_dir():
@@ -119,7 +118,7 @@ def _pack(root: Path, top: str, excludes: list[str], limit: int, field: str) -> 
     entries = sorted(walk(root, excludes, field), key=lambda e: e.name)
     if not any(not e.name.endswith("/") for e in entries):
         raise InvalidRequest(
-            f"{field}: the directory {str(root)!r} holds no file"
+            f"{field}: the directory {str(root)!r} contains no file"
             + (" that is not excluded." if any(root.iterdir()) else "."),
             remedy="Give the directory of your program, or check the excludes.",
             field=field,
@@ -149,7 +148,7 @@ def _write(entries: list[Entry], top: str, limit: int, field: str, root: Path) -
         path.unlink(missing_ok=True)
         raise InvalidRequest(
             f"{field}: {error.filename or root} can't be packed: {error.strerror or error}.",
-            remedy="Exclude it with -e if the job does not need it; TMPDIR names where the zip is made.",
+            remedy="Exclude it with -e if the job does not need it. Set TMPDIR to put the zip on another disk.",
             field=field,
         ) from error
     except BaseException:
@@ -160,7 +159,7 @@ def _write(entries: list[Entry], top: str, limit: int, field: str, root: Path) -
 
 def _add(target: zipfile.ZipFile, name: str, entry: Entry, field: str) -> None:
     info = zipfile.ZipInfo(name, EPOCH)
-    info.create_system = 3  # Unix, wherever this runs: the modes below are Unix's
+    info.create_system = 3  # Unix on every platform: the modes below are Unix modes
     if name.endswith("/"):
         info.external_attr = (stat.S_IFDIR | 0o755) << 16 | 0x10
         target.writestr(info, b"")
@@ -195,7 +194,7 @@ def walk(root: Path, excludes: Iterable[str], field: str = "working_dir") -> Ite
         real = os.path.realpath(directory)
         if real in parents:
             raise InvalidRequest(
-                f"{field}: the link {directory} leads back to {real}, which holds it.",
+                f"{field}: the link {directory} is a cycle: it points to its own parent {real}.",
                 remedy=f"Exclude it: -e '/{prefix.rstrip('/')}'.",
                 field=field,
             )
@@ -220,7 +219,7 @@ def walk(root: Path, excludes: Iterable[str], field: str = "working_dir") -> Ite
                 info = child.stat()
             except OSError as error:
                 raise InvalidRequest(
-                    f"{field}: the link {child.path} leads nowhere ({error.strerror}).",
+                    f"{field}: the link {child.path} is broken ({error.strerror}).",
                     remedy=f"Exclude it: -e '/{name}'.",
                     field=field,
                 ) from error
@@ -238,21 +237,20 @@ def walk(root: Path, excludes: Iterable[str], field: str = "working_dir") -> Ite
 
 
 def ignored_by(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a path is left out, by lines of a .gitignore; a directory's path ends with ``/``. The last pattern that
-    matches decides."""
-    # git takes ./data for nothing at all; people mean /data by it.
+    """Whether these lines of a .gitignore exclude a path; a directory's path ends with ``/``."""
+    # In git ./data matches nothing; people mean /data.
     lines = [re.sub(r"^(!?)\./", r"\1/", text) for text in patterns]
     for line in lines:
         try:
             found = GitIgnoreSpec.from_lines([line]).patterns
         except (ValueError, re.error) as error:
-            raise _no_pattern(line) from error
+            raise _invalid_pattern(line) from error
         if all(pattern.include is None for pattern in found):
-            raise _no_pattern(line)
+            raise _invalid_pattern(line)
     return GitIgnoreSpec.from_lines(lines).match_file
 
 
-def _no_pattern(text: str) -> InvalidRequest:
+def _invalid_pattern(text: str) -> InvalidRequest:
     return InvalidRequest(
         f"excludes: {text!r} is not a valid pattern.",
         remedy="Write a line of .gitignore, e.g. 'data/' or '*.ckpt'. Escape a leading # or ! with a backslash.",
@@ -264,9 +262,9 @@ def _too_large(entries: list[Entry], total: int, limit: int, field: str, root: P
     largest = sorted(entries, key=lambda e: e.size, reverse=True)[:5]
     listing = ", ".join(f"{e.name} ({in_words(e.size)})" for e in largest)
     return TooLarge(
-        f"{field}: {root} is {in_words(total)}, more than the {in_words(limit)} that may be uploaded. "
+        f"{field}: {root} is {in_words(total)}, more than the limit of {in_words(limit)}. "
         f"The largest files: {listing}.",
-        remedy="Leave out what the job does not need with -e, and read large data from a bucket or a shared disk.",
+        remedy="Exclude what the job does not need with -e, and read large data from a bucket or a shared disk.",
         field=field,
         details={"bytes": total, "limit": limit, "largest": [{"name": e.name, "bytes": e.size} for e in largest]},
     )

@@ -1,9 +1,9 @@
 """One call to the API as a flow: bearer token, one Idempotency-Key for all tries of a create, retries, and
 problem+json turned back into the class that the server raised.
 
-What is tried again: a connection that failed, timed out or was cut, and 429, 502, 503, 504. That is safe for a
-create because its key stays the same: the server answers the second try with the first one's resource. All other
-calls of this API may be repeated by their nature.
+It retries a connection that failed, timed out or was cut, and 429, 502, 503 and 504. That is safe for a create, for its
+key stays the same: the server answers a retry with the resource of the first try. All other calls of this API are
+idempotent.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from heliostat.errors import (
 T = TypeVar("T")
 
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-"""The API answers at once; a minute covers a report on a bad line. An upload's minute is per block written."""
+"""The API answers at once; a minute covers a slow network. For an upload it applies to each block."""
 TRIES = 6
 FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 5.0
 MAX_RETRY_AFTER_S = 60.0
-"""A server that asks for more is not waited for within one call: the caller hears of it."""
+"""The longest Retry-After that a call waits for; a longer one is raised to the caller."""
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
 PATIENT = math.inf
-"""For ``tries``: a wait or a followed log rides out any outage; only its own limit ends it."""
+"""For ``tries``: a wait or a followed log survives any outage; only its own limit ends it."""
 
-# On this machine no proxy is ever right: a set HTTP_PROXY must not swallow the calls to the embedded stack.
+# A proxy is never right for this machine: HTTP_PROXY must not catch the calls to the embedded stack.
 NO_PROXY: dict[str, None] = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
 
 OnRetry = Callable[[HeliostatError, float], None]
 
 
 class Api:
-    """Where calls go and with which token; makes the flows of single calls.
+    """The API's address and token, and the flows of single calls.
 
     Args:
-        on_retry: told of each failed try that is about to be repeated, and after how many seconds.
+        on_retry: called before each retry, with the error and the seconds until the retry.
     """
 
     def __init__(self, target: Target, on_retry: OnRetry | None = None) -> None:
@@ -86,7 +86,7 @@ class Api:
         headers = {"Authorization": f"Bearer {self.target.token}", "Accept": "application/json"}
         content = None
         if body is not None:
-            # Defaults stay out: a field that the user left alone is the server's to fill, also a newer server's.
+            # Without defaults: the server, perhaps a newer one, fills the fields that the user left out.
             content = body.model_dump_json(exclude_unset=True).encode()
             headers["Content-Type"] = "application/json"
         if method == "POST" or key is not None:
@@ -96,14 +96,14 @@ class Api:
         return _parse(answer, response)
 
     def fetch(self, url: str, headers: dict[str, str], *, tries: float = TRIES) -> Flow[httpx.Response]:
-        """GET from a presigned URL: never with our token. Statuses are the caller's to judge."""
-        return (yield from self._send(Send("GET", url, headers), tries, what="the bucket", judge=False))
+        """GET from a presigned URL, without our token. The caller checks the status."""
+        return (yield from self._send(Send("GET", url, headers), tries, what="the bucket", check_status=False))
 
     def put(self, send: Send) -> Flow[httpx.Response]:
-        """PUT to a presigned URL, likewise."""
-        return (yield from self._send(send, TRIES, what="the bucket", judge=False))
+        """PUT to a presigned URL, in the same way."""
+        return (yield from self._send(send, TRIES, what="the bucket", check_status=False))
 
-    def _send(self, send: Send, tries: float, what: str = "", judge: bool = True) -> Flow[httpx.Response]:
+    def _send(self, send: Send, tries: float, what: str = "", check_status: bool = True) -> Flow[httpx.Response]:
         tried = 0
         while True:
             tried += 1
@@ -119,16 +119,16 @@ class Api:
                 if tried >= tries:
                     raise problem from error
             else:
-                if response.is_success or (not judge and response.status_code not in RETRIED_STATUS):
+                if response.is_success or (not check_status and response.status_code not in RETRIED_STATUS):
                     return response
                 if send.method == "DELETE" and tried > 1 and response.status_code == 404:
-                    return response  # the try whose answer was lost has done it
+                    return response  # the try whose answer was lost deleted it
                 problem = _problem(response)
-                asked = _retry_after(response)
-                too_long = (asked or 0) > MAX_RETRY_AFTER_S and tries != PATIENT
+                retry_after = _retry_after(response)
+                too_long = (retry_after or 0) > MAX_RETRY_AFTER_S and tries != PATIENT
                 if response.status_code not in RETRIED_STATUS or tried >= tries or too_long:
                     raise problem
-                wait = max(wait, min(asked or 0, MAX_RETRY_AFTER_S))
+                wait = max(wait, min(retry_after or 0, MAX_RETRY_AFTER_S))
             if self.on_retry:
                 self.on_retry(problem, wait)
             yield Sleep(wait)
@@ -142,8 +142,8 @@ class Api:
             return Unavailable(f"{what.capitalize()} at {where} {how} ({cause}).", remedy="Try again.", resource=where)
         return Unavailable(
             f"The Heliostat API at {where} ({self.target.host_from}) {how}: {cause}.",
-            remedy="Is it running? `make up` starts the embedded stack; "
-            "HELIOSTAT_HOST or `heliostat login` name another one.",
+            remedy="Check that it is running. `make up` starts the embedded stack; "
+            "HELIOSTAT_HOST or `heliostat login` select another server.",
             resource=where,
         )
 
@@ -171,9 +171,9 @@ def _parse(answer: type[T], response: httpx.Response) -> T:
     except pydantic.ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise InternalError(
-            f"The answer of {response.request.method} {response.request.url.path} is not understood "
+            f"The client can't read the answer of {response.request.method} {response.request.url.path} "
             f"({'.'.join(map(str, first['loc']))}: {first['msg']}).",
-            remedy="The server may be newer: `heliostat version` tells, `pip install -U heliostat` helps.",
+            remedy="The server may be newer. Compare both with `heliostat version`, then update the client.",
         ) from error
 
 
@@ -184,14 +184,14 @@ def _problem(response: httpx.Response) -> HeliostatError:
         problem = None
     if isinstance(problem, dict) and "code" in problem:
         return from_problem(problem)
-    # Not ours: a proxy, or an address that is no Heliostat.
+    # Not our answer: a proxy's, or another server's.
     status = response.status_code
     text = " ".join(response.text.split())[:200]
     where = str(response.request.url.copy_with(query=None))
     said = f"{response.request.method} {where} answered {status} {response.reason_phrase}" + (
         f": {text}" if text else ""
     )
-    remedy = "Check that the host is a Heliostat API and that no proxy stands between."
+    remedy = "Check that the host is a Heliostat API and that no proxy is in between."
     classes: dict[int, type[HeliostatError]] = {
         401: Unauthenticated,
         403: PermissionDenied,
@@ -204,7 +204,7 @@ def _problem(response: httpx.Response) -> HeliostatError:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds or an HTTP date (RFC 9110 §10.2.3); None when absent or nonsense."""
+    """Seconds or an HTTP date (RFC 9110 §10.2.3); None when absent or invalid."""
     value = response.headers.get("Retry-After", "").strip()
     if not value:
         return None

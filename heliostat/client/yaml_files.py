@@ -1,8 +1,8 @@
 """YAML files in the shapes of ``JobConfig``, ``ServiceConfig``, ``ComputeConfig`` and ``ScheduleConfig``.
 
-A field that we know of but do not carry out is refused by name with the reason, an unknown one with the nearest name
-that exists; nothing is accepted and ignored. Relative paths in a file are taken from the current directory, as the
-command line's are.
+A field that Heliostat knows but does not support is an error with the reason, an unknown one an error with the nearest
+known name; nothing is accepted and ignored. Relative paths in a file start at the current directory, like those of the
+command line.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def job_config(fields: Mapping[str, Any], source: Source, prefix: str = "") -> J
 
 
 def service_config(fields: Mapping[str, Any], source: Source) -> ServiceConfig:
-    """Likewise. What is null says nothing, except a ``route_prefix`` and a ``probe``."""
+    """The same for services. A null field gets its default, except ``route_prefix`` and ``probe``."""
     fields = {name: value for name, value in fields.items() if value is not None}
     _check(fields, ServiceConfig, source, "", NOT_SUPPORTED_SERVICE)
     _workload(fields, source, "")
@@ -87,10 +87,10 @@ def _application(fields: Mapping[str, Any], source: Source, prefix: str) -> dict
         if isinstance(env.get("env_vars"), dict):
             env["env_vars"] = _env_vars(env["env_vars"], source, f"{prefix}runtime_env.env_vars.")
             for name, value in env["env_vars"].items():
-                if not isinstance(value, str):  # the model can't tell: Serve's field takes anything
+                if not isinstance(value, str):  # the model can't check it: Serve's field takes any value
                     path = f"{prefix}runtime_env.env_vars.{name}"
                     raise InvalidRequest(
-                        f"{source.at(path)}: {path} is not text.", remedy="Put it in quotes.", field=path
+                        f"{source.at(path)}: {path} is not a string.", remedy="Put it in quotes.", field=path
                     )
     return app
 
@@ -110,7 +110,7 @@ def cloud(fields: Mapping[str, Any], source: Source) -> AwsCloudCreate | GcpClou
     models: dict[Any, type[AwsCloudCreate | GcpCloudCreate]] = {"aws": AwsCloudCreate, "gcp": GcpCloudCreate}
     provider = fields.get("provider")
     if provider not in models:
-        what = "there is no provider" if provider is None else f"provider: there is no {provider!r}"
+        what = "the provider is missing" if provider is None else f"provider: {provider!r} is not a valid provider"
         raise InvalidRequest(f"{source.at('provider')}: {what}.", remedy="Set it to aws or gcp.", field="provider")
     fields = dict(fields)
     if isinstance(fields.get("config"), dict):
@@ -139,15 +139,15 @@ def schedule_config(fields: Mapping[str, Any], source: Source) -> ScheduleConfig
 
 
 def read_requirements(path: str | Path) -> list[str]:
-    """The lines of a requirements file, without comments. Lines that only pip's own command line understands (``-r``,
-    ``-c``, ``-e``, local paths) are refused: the cluster does not have those files."""
+    """The lines of a requirements file, without comments. Lines for pip's command line only (``-r``, ``-c``, ``-e``)
+    are errors: the cluster does not have those files."""
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not text"
         raise InvalidRequest(
             f"requirements: the file {str(path)!r} can't be read: {why}.",
-            remedy="Paths are taken from the current directory; a list of lines is accepted too.",
+            remedy="A relative path starts at the current directory. A list of lines works too.",
             field="requirements",
         ) from error
     lines = []
@@ -165,7 +165,7 @@ def read_requirements(path: str | Path) -> list[str]:
         ):
             raise InvalidRequest(
                 f"requirements: {path}:{number}: {line!r} refers to more than this line.",
-                remedy="Write one requirement a line; a module of your own belongs into py_modules.",
+                remedy="Write one requirement per line. Put your own modules into py_modules.",
                 field="requirements",
             )
         lines.append(line)
@@ -173,7 +173,7 @@ def read_requirements(path: str | Path) -> list[str]:
 
 
 def from_shell(name: str, where: str) -> str:
-    """The value of an environment variable that is named without one; ``where`` begins the error."""
+    """The value of an environment variable; ``where`` begins the error."""
     if name not in os.environ:
         raise InvalidRequest(
             f"{where} has no value and is not set in your environment.",
@@ -184,7 +184,7 @@ def from_shell(name: str, where: str) -> str:
 
 
 def _workload(fields: dict[str, Any], source: Source, prefix: str) -> None:
-    """What jobs and services have in common and the client reads: files that are named, the shell's variables."""
+    """What the client reads for jobs and services: files that fields name, variables of the environment."""
     if isinstance(fields.get("requirements"), str):
         fields["requirements"] = read_requirements(fields["requirements"])
     if isinstance(fields.get("env_vars"), dict):
@@ -226,7 +226,7 @@ def _check_node(fields: dict[str, Any], model: type[Model], source: Source, pref
 
 
 def _check(fields: dict[str, Any], model: type[Model], source: Source, prefix: str, refused: Mapping[str, str]) -> None:
-    """Refuses unknown and not honoured fields; one that is null says nothing and is dropped."""
+    """Raises for unknown and unsupported fields; drops unsupported ones that are null."""
     for name in list(fields):
         if name in model.model_fields:
             continue
@@ -249,7 +249,7 @@ def _unknown(path: str, name: str, known: Iterable[str], source: Source) -> Inva
 
 
 def build(model: type[AnyModel], fields: Mapping[str, Any], source: Source, prefix: str = "") -> AnyModel:
-    """Validates; the error names field and reason and never repeats the value, which may be a secret."""
+    """Validates. The error names field and reason, never the value, which may be a secret."""
     try:
         return model.model_validate(fields)
     except pydantic.ValidationError as error:
@@ -277,7 +277,7 @@ def _local_zone() -> str:
     if "zoneinfo/" in target:
         return target.split("zoneinfo/", 1)[1]
     raise InvalidRequest(
-        "timezone: this machine does not tell the name of its time zone.",
-        remedy="Write it, e.g. 'Europe/Berlin'.",
+        "timezone: the name of this machine's time zone is unknown.",
+        remedy="Write the name, e.g. 'Europe/Berlin'.",
         field="timezone",
     )

@@ -1,6 +1,5 @@
-"""What a node's agent and the API say to each other: protocol version 1, see docs/agent-protocol.md.
-The agent itself imports nothing of this (it is standard library only and speaks JSON); the API
-validates what comes in with these models.
+"""The messages between a node's agent and the API: protocol version 1, see docs/agent-protocol.md. The agent does not
+import these models (it uses only the standard library, and JSON); the API validates with them.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from heliostat.models.common import Result
 
 PROTOCOL = 1
 SUPPORTED_PROTOCOLS = (0, 1)
-"""The control plane serves the last two, because clusters outlive releases. Protocol 0 is version 1
-without ``follow`` in the report's answer; no released agent speaks it, the tests do."""
+"""The control plane supports the last two, because clusters outlive releases. Protocol 0 is version 1 without
+``follow`` in the report's answer; only tests use it."""
 
 
 class RegisterRequest(Result):
@@ -26,10 +25,10 @@ class RegisterRequest(Result):
     generation: int
     bootstrap_token: str
     ip: str
-    """Address at which the other nodes of the cluster reach this one."""
+    """Address of this node for the other nodes of the cluster."""
     hostname: str = ""
     boot_id: str = ""
-    """Random per agent process. Another one after the first authenticated report is refused."""
+    """Random per agent process. After the first authenticated report the API refuses another one."""
     ray_version: str = ""
     python_version: str = ""
 
@@ -45,7 +44,7 @@ class GroupConfig(Result):
 
 
 class NodeConfigAnswer(Result):
-    """All that a node needs to start Ray. Secret: holds the cluster's Ray token."""
+    """Everything that a node needs to start Ray. Secret: contains the cluster's Ray token."""
 
     node_token: str
     node_id: str
@@ -60,18 +59,18 @@ class NodeConfigAnswer(Result):
     groups: list[GroupConfig] = []
     """Heads only: the worker groups, for the autoscaling config."""
     desired: dict[str, int] = {}
-    """Heads only: workers wanted now, by group."""
+    """Heads only: desired workers by group."""
     deadman_s: float
-    """Without contact to us and without work for so long: stop the machine."""
+    """Dead-man switch: seconds without contact to the API and without work after which the agent stops the machine."""
     maximum_uptime_at: datetime | None = None
     report_interval_s: float = 2.0
     log_prefix: str = ""
     service_id: str = ""
-    """The service that this cluster serves, if any: then Serve's proxies get our gate."""
+    """Service of this cluster, if any: then Serve's proxies get the gate."""
 
 
 class HeadAddress(Result):
-    """``GET /agent/v1/head``: where workers find their head; 404 ``head_not_ready`` until it has reported one."""
+    """``GET /agent/v1/head``: the head's address for workers; 404 ``head_not_ready`` until the head has reported it."""
 
     generation: int
     gcs_address: str
@@ -79,10 +78,10 @@ class HeadAddress(Result):
 
 
 class FactKind(StrEnum):
-    """Changes that become messages to a workflow. Everything else stays in the report."""
+    """Events that become messages to a workflow. Everything else stays in the report."""
 
     RAY_READY = "ray_ready"
-    """This node's Ray is up: a head answers ``/api/version``, a worker's raylet is alive in the head's eyes.
+    """This node's Ray is up: a head answers ``/api/version``, the head sees a worker's raylet alive.
     Sent by the head for itself (``data.gcs_address``, ``data.ray_version``) and for workers (``data.node_id``)."""
     NODE_LOST = "node_lost"
     """Sent by the head: Ray says the worker ``data.node_id`` is dead. ``data.reason``."""
@@ -96,10 +95,10 @@ class FactKind(StrEnum):
     """``data.run_id``, ``data.status`` (SUCCEEDED|FAILED|STOPPED), ``data.exit_code``, ``data.message``,
     ``data.error`` (``runtime_env``|``entrypoint``|``supervisor``|``driver_lost``|""), ``data.timed_out``."""
     SPOT_NOTICE = "spot_notice"
-    """The cloud will take this node's machine back: ``data.kind`` (``interruption``|``rebalance``|``maintenance``),
-    ``data.deadline`` (ISO 8601, or null: not known), ``data.reason``. A worker is replaced at once and drained."""
+    """The cloud will reclaim this node's machine: ``data.kind`` (``interruption``|``rebalance``|``maintenance``),
+    ``data.deadline`` (ISO 8601, or null: unknown), ``data.reason``. A worker is replaced at once and drained."""
     NODE_FAILED = "node_failed"
-    """This node can't start Ray: ``data.reason``. Followed by its end."""
+    """This node can't start Ray: ``data.reason``. Then it ends."""
     SERVE = "serve"
     """Heads of a service's cluster, on change: ``data`` is a dumped :class:`ServeStatus`. Goes to the service."""
     STOPPING = "stopping"
@@ -123,18 +122,18 @@ class ServeApplication(Result):
 
 
 class ServeStatus(Result):
-    """What Serve says on a head, of the deploy that was given last."""
+    """Serve's status on a head, for the last deploy."""
 
     version_id: str = ""
-    """Of the last ``serve_deploy`` that Serve took."""
+    """Version of the last ``serve_deploy`` that Serve accepted."""
     deploy: str = ""
-    """Id of that command: a status that tells of an earlier one is old."""
+    """Id of that command: a status with an earlier id is outdated."""
     healthy: bool = False
     """Every application of that deploy is RUNNING and the head's proxy is HEALTHY."""
     failed: bool = False
-    """Some application is DEPLOY_FAILED: Serve has given it up."""
+    """An application is DEPLOY_FAILED: Serve does not retry it."""
     message: str = ""
-    """Why it is not healthy, for people: application, deployment and Serve's words."""
+    """Why it is not healthy: application, deployment and Serve's message."""
     applications: dict[str, ServeApplication] = {}
     http: str = ""
     """``ip:port`` of the head's proxy."""
@@ -143,38 +142,38 @@ class ServeStatus(Result):
 
 
 class ServeTraffic(Result):
-    """In the reports of a service's heads: what the gate in the head's proxies has seen, HTTP and gRPC together.
-    Counters grow from the proxy's start on; a smaller one than before means that it has started anew."""
+    """Traffic at the gate in a head's proxies, HTTP and gRPC together. Counters grow from the proxy's start on; a
+    smaller counter means that the proxy has restarted."""
 
     version_id: str = ""
     requests: int = 0
-    """Whose answer has ended; probes (``probes`` below) are not counted here."""
+    """Requests whose answer has ended, without probes."""
     errors: int = 0
-    """Of them: answered 5xx, or broken off by the application."""
+    """Requests that were answered 5xx or aborted by the application."""
     refused: int = 0
-    """401 and 403 by the gate; not in ``requests``."""
+    """Requests that the gate answered 401 or 403; not in ``requests``."""
     probes: int = 0
     buckets: list[int] = []
     """Histogram of the time until the answer began, by ``LATENCY_BOUNDS_MS`` and one more."""
     ongoing: int = 0
     oldest_s: float = 0
-    """For how long the oldest request that has had no byte of an answer waits."""
+    """Age of the oldest request without any byte of an answer, in seconds."""
     connections: int = 0
-    """Open TCP connections to the proxy's ports; its own process' and the agent's not counted."""
+    """Open TCP connections to the proxy's ports, without those of its own process and the agent."""
     draining: bool = False
     last_request_at: datetime | None = None
     window_s: float = 0
-    """Of the three below: the last 60 s, or as far back as the proxy goes."""
+    """Window of the three below: the last 60 s, or since the proxy's start."""
     window_requests: int = 0
     window_errors: int = 0
     window_buckets: list[int] = []
     alive: bool = True
-    """False: the proxy did not answer the agent; the rest is of the last time that it did."""
+    """False: the proxy did not answer the agent; the other fields are from its last answer."""
 
 
 class Fact(Result):
     id: str
-    """Unique per node; delivered at least once, acted on once."""
+    """Unique per node; delivered at least once, processed once."""
     kind: FactKind
     at: datetime
     data: dict[str, Any] = {}
@@ -187,15 +186,15 @@ class ReportRequest(Result):
     boot_id: str = ""
     ray_up: bool = False
     gcs_address: str = ""
-    """Heads: ``ip:port`` of this head's GCS, in every report from the moment that the agent has chosen it, before
-    Ray answers there: workers are given it at once and their Ray waits for it."""
+    """Heads: ``ip:port`` of this head's GCS, in every report, also before Ray answers there: workers get it at once and
+    their Ray waits for it."""
     activity: Activity = Activity.UNKNOWN
     activity_since: datetime | None = None
     activity_reason: str = ""
     workers_alive: list[str] = []
     """Heads: node ids that Ray says are alive."""
     resources: dict[str, Any] = {}
-    """Heads: totals and usage for people; never decided on."""
+    """Heads: totals and usage, for display only."""
     serve: ServeTraffic | None = None
     """Heads of a service's cluster."""
     facts: list[Fact] = []
@@ -208,61 +207,56 @@ class NodeBrief(Result):
     state: NodeState
     ip: str | None = None
     leaving: bool = False
-    """Its cloud takes it back, and another one is asked for in its place."""
+    """Its cloud reclaims it, and a replacement is requested."""
 
 
 class ReportAnswer(Result):
     interval_s: float
     """When to report next, seconds."""
     acked: list[str] = []
-    """Fact ids that are safe with us; the agent forgets them."""
+    """Ids of stored facts; the agent deletes them."""
     nodes: list[NodeBrief] | None = None
-    """Heads: every worker that is asked for and not ended (the autoscaler's node list)."""
+    """Heads: every requested worker that has not ended (the autoscaler's node list)."""
     desired: dict[str, int] | None = None
-    """Heads: workers wanted now by group, after our bounds."""
+    """Heads: desired workers by group, within the limits."""
     groups: list[GroupConfig] | None = None
-    """Heads: the worker groups with their bounds of now, for the autoscaling config. A head compares."""
+    """Heads: the worker groups with their current limits, for the autoscaling config. The head compares them."""
     follow: bool = False
-    """Somebody follows a log: ship at least every second."""
+    """A client follows a log: ship at least every second."""
     maximum_uptime_at: datetime | None = None
 
 
 class CommandKind(StrEnum):
     SUBMIT_RUN = "submit_run"
     """Heads. args: ``run_id entrypoint working_dir{url,sha256}|{remote} py_modules[…] requirements[] env_vars{}
-    timeout_s metadata{}``. Result ``{"accepted": true}`` once Ray has it. A run id that Ray has already is success."""
+    timeout_s metadata{}``. Result ``{"accepted": true}`` once Ray has it. A run id that Ray already has is a
+    success."""
     STOP_RUN = "stop_run"
-    """Heads. args: ``run_id``. Result once the run has ended and no process of its driver is left:
+    """Heads. args: ``run_id``. Result when the run has ended and no process of its driver is left:
     ``{"status": …, "exit_code": …}``; unknown run: ``{"status": "UNKNOWN"}``; it is never started afterwards."""
     FENCE = "fence"
-    """Heads. From now on no new run is accepted; the answer is the activity asked afresh:
+    """Heads. From now on no new run is accepted; the answer is the current activity:
     ``{"activity": "idle|busy|unknown", "reason": …}``."""
     UNFENCE = "unfence"
     SERVE_DEPLOY = "serve_deploy"
-    """Heads of a service's cluster. Given as ``version_id``, ``target_capacity`` (percent or null) and ``gate``;
-    the API
-    fills in ``config`` when it hands it over: Serve's multi-application config without host and port, in which
-    ``working_dir`` and ``py_modules`` are packages as in SUBMIT_RUN. Replaces all that is deployed. Result, once Serve
-    has taken it: ``{"http": "ip:port", "grpc": "ip:port"|""}``; what becomes of it is told by SERVE facts."""
+    """Heads of a service's cluster. args: ``version_id``, ``target_capacity`` (percent or null), ``gate`` and
+    ``config``, which the API adds at delivery: Serve's multi-application config without host and port, in which
+    ``working_dir`` and ``py_modules`` are packages as in SUBMIT_RUN. Replaces everything that is deployed. Result when
+    Serve has accepted it: ``{"http": "ip:port", "grpc": "ip:port"|""}``; SERVE facts report the outcome."""
     SERVE_PROBE = "serve_probe"
     """args: ``url`` (the endpoint's), ``cluster_id``, ``version_id``, ``probes`` [{application, path, method, body,
     headers, expected_status, timeout_s}, or {application, grpc: true, timeout_s} for a call of Serve's own gRPC method
-    ``ListApplications``], ``give_up_s``. Sends each through the load balancer, which is told by
-    BACKEND_HEADER to come back to this cluster, with a token of the agent's own, again and again until each was
-    answered
-    as expected three times in a row or ``give_up_s`` passed. Result: ``{"healthy": bool, "message": str,
-    "applications": {name:
-    {"status": int|null, "ms": float, "message": str}}}``; ``status`` is HTTP's or gRPC's. ``application`` is a label,
-    of which each has its own."""
+    ``ListApplications``], ``give_up_s``. Sends each through the load balancer with the agent's token, and with
+    BACKEND_HEADER, which routes it back to this cluster, until each has had the expected answer three times in a row or
+    ``give_up_s`` is over. Result: ``{"healthy": bool, "message": str, "applications": {name: {"status": int|null,
+    "ms": float, "message": str}}}``; ``status`` is HTTP's or gRPC's. ``application`` is a unique label."""
     SERVE_GATE = "serve_gate"
-    """args: ``gate`` {"enabled": bool, "hashes": [sha256 hex]}, ``draining`` (false takes a drain back). Result ``{}``
-    once the proxies go by it. The head keeps it on its disk."""
+    """args: ``gate`` {"enabled": bool, "hashes": [sha256 hex]}, ``draining`` (false cancels a drain). Result ``{}``
+    when the proxies apply it. The head stores it on its disk."""
     SERVE_DRAIN = "serve_drain"
-    """args: ``timeout_s``. The proxies say ``Connection: close`` with each answer from now on. Result when no
-    request is
-    ongoing and no connection open for one second, or at the timeout: ``{"drained": bool, "ongoing": int,
-    "connections": int,
-    "seconds": float}``. Nothing is ended here: the cluster's end does."""
+    """args: ``timeout_s``. The proxies send ``Connection: close`` with each answer from now on. Result when no request
+    is ongoing and no connection open for one second, or at the timeout: ``{"drained": bool, "ongoing": int,
+    "connections": int, "seconds": float}``. It ends nothing: the end of the cluster does."""
 
 
 class Command(Result):
@@ -280,7 +274,7 @@ class CommandResult(Result):
     result: dict[str, Any] = {}
     error: str = ""
     retryable: bool = False
-    """The agent could not even try (Ray is starting, disk full): the caller may give the same command again."""
+    """The agent could not try (Ray is starting, disk full): the caller may send the same command again."""
 
 
 class LogSignRequest(Result):
@@ -298,4 +292,4 @@ class LogSignRequest(Result):
 
 class LogSignAnswer(Result):
     urls: list[str]
-    """Presigned PUT URLs, in the order asked."""
+    """Presigned PUT URLs, in the order of the request."""

@@ -1,4 +1,4 @@
-"""A cloud: one place that machines come from."""
+"""A cloud: where clusters run."""
 
 from __future__ import annotations
 
@@ -25,151 +25,162 @@ class Market(StrEnum):
 
 
 class Capabilities(Result):
-    """What a cloud can do, written down when it is registered, so that the API refuses what can't fit
-    without knowing any provider."""
+    """What a cloud supports, stored at registration: the API checks requests against it without provider code."""
 
     markets: list[Market] = [Market.ON_DEMAND]
     zones: list[str] = []
     instance_types: list[str] | None = None
-    """None: any; else the only ones."""
+    """Allowed instance types; None: any."""
     max_cpu_per_node: float | None = None
     max_memory_per_node: int | None = None
     """Bytes."""
     max_gpu_per_node: int = 0
     keeps: bool = False
-    """Whether a head may hand a disk and its private address on to the next one."""
+    """Whether heads can have a retained volume and a fixed address."""
 
 
 class AwsSubnet(Model):
     id: str = Field(pattern=r"^subnet-[0-9a-f]{8,17}$")
+    """Id of the subnet."""
     zone: str = Field(pattern=r"^[a-z0-9-]{6,40}$")
-    """Of that subnet, e.g. ``us-west-2a``: written down, so that no launch has to ask."""
+    """Zone of the subnet, e.g. ``us-west-2a``. It is part of the config, so no launch has to look it up."""
 
 
 class MachineRuntime(Model):
-    """What Ray on a cloud's machines runs in: an image with docker, else a Python. Unset: the ``python3`` of the
-    machine's image if it has Ray, else a virtual environment that is made at boot with this release's Ray."""
+    """The environment of Ray on a cloud's machines: a container image, or a Python interpreter. Default: ``python3`` of
+    the machine image if it has Ray, else a virtual environment with this release's Ray, created at boot."""
 
     container_image: str | None = Field(default=None, pattern=r"^[a-z0-9][A-Za-z0-9._:/@-]{0,400}$")
-    """E.g. ``rayproject/ray:2.60.0-py311-gpu``: run by docker, which is installed where it is missing, on the machine's
-    own network and with its GPUs. It needs Python 3.11 or later and this release's Ray."""
+    """Container image, e.g. ``rayproject/ray:2.60.0-py311-gpu``. Docker runs it on the machine's network with its GPUs,
+    and is installed if it is missing. The image needs Python 3.11 or later and this release's Ray."""
     python: str | None = Field(default=None, pattern=r"^/[A-Za-z0-9._+/-]{1,200}$")
-    """Path of the interpreter that has Ray, in the machine's image or in ``container_image``."""
+    """Path of a Python interpreter with Ray, in the machine image or in ``container_image``."""
     pip_index_url: str | None = Field(default=None, pattern=r"^https?://[^\s@]{1,400}$")
-    """Where machines get Ray and jobs their requirements; None: PyPI. It stands in user-data, so it may hold no
-    password."""
+    """Package index for Ray and for the requirements of jobs. Default: PyPI. It is part of the user-data, so it must
+    not contain a password."""
 
     @property
     def made_at_boot(self) -> bool:
-        """Whether a machine may have to fetch gigabytes before it can call us. Whether its image has Ray already, where
-        nothing is named, is not known to us."""
+        """Whether a machine may have to download gigabytes before it registers. Without a named interpreter it is
+        unknown whether its image has Ray."""
         return self.container_image is not None or self.python is None
 
 
 class AwsConfig(MachineRuntime):
-    """A cloud in one region of the customer's AWS account. Holds no secret: the external id is a name that the role's
-    trust policy asks for."""
+    """A cloud in one region of an AWS account. It contains no secret: the external id is a name that the role's trust
+    policy requires."""
 
     region: str = Field(pattern=r"^[a-z]{2}(-[a-z]+){1,3}-\d{1,2}$")
+    """AWS region, e.g. ``us-west-2``."""
     role_arn: str = Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/[A-Za-z0-9_+=,.@/-]{1,512}$")
-    """What the control plane assumes for every call."""
+    """IAM role that the control plane assumes for every call."""
     external_id: str = Field(min_length=2, max_length=1224, pattern=r"^[A-Za-z0-9_+=,.@:/-]+$")
-    """Ours for the organization; the role's trust policy must ask for it (``sts:ExternalId``)."""
+    """External id of the organization; the role's trust policy must require it (``sts:ExternalId``)."""
     vpc_id: str = Field(pattern=r"^vpc-[0-9a-f]{8,17}$")
+    """VPC of the machines."""
     subnets: list[AwsSubnet] = Field(min_length=1)
-    """Where machines go. They need no way in, only one out: to the API and the bucket."""
+    """Subnets of the machines. They need no inbound access, only outbound access to the API and the bucket."""
     security_groups: list[str] = Field(min_length=1, max_length=5)
-    """Of machines: all traffic among themselves; from the load balancers' group to the ports of Serve."""
+    """Security groups of the machines. They allow all traffic among the machines, and traffic from the load balancers'
+    group to Serve's ports."""
     instance_profile: str = Field(pattern=r"^[A-Za-z0-9_+=,.@-]{1,128}$")
-    """Name of the machines' own instance profile."""
+    """Name of the instance profile of the machines."""
     image: str = Field(
         default="/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64",
         pattern=r"^(ami-[0-9a-f]{8,17}|/[A-Za-z0-9_./-]{1,1000})$",
     )
-    """An AMI's id, or the SSM parameter that names one; for x86_64."""
+    """Machine image for x86_64: an AMI id, or an SSM parameter that contains one."""
     gpu_image: str | None = Field(default=None, pattern=r"^(ami-[0-9a-f]{8,17}|/[A-Za-z0-9_./-]{1,1000})$")
-    """Of machines with GPUs, with NVIDIA's driver on it. None: ``image`` if that is one of your own, else Amazon's Deep
-    Learning base image."""
+    """Machine image for machines with GPUs; it needs NVIDIA's driver. Default: ``image`` if you set it, else Amazon's
+    Deep Learning base image."""
     arm_image: str = Field(
         default="/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-arm64",
         pattern=r"^(ami-[0-9a-f]{8,17}|/[A-Za-z0-9_./-]{1,1000})$",
     )
-    """Of machines with ARM CPUs."""
+    """Machine image for machines with ARM CPUs."""
     instance_type: str = Field(default="m6i.large", pattern=r"^[a-z0-9-]+\.[a-z0-9-]+$")
-    """Of nodes that ask for nothing in particular."""
+    """Instance type of nodes that request none."""
     root_volume_gib: int = Field(default=100, ge=8, le=16384)
-    """GiB of the root disk: images of Ray with GPU libraries take 10 GiB and more."""
+    """Size of the root disk in GiB. Images of Ray with GPU libraries take 10 GiB and more."""
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    """S3 bucket for code and logs."""
     bucket_prefix: str = Field(default="", pattern=r"^([A-Za-z0-9_.=-]+/)*$")
-    """In front of all our keys; ends in ``/``."""
+    """Prefix of all keys in the bucket; ends in ``/``."""
     balancer_subnets: list[str] = []
-    """Of services' load balancers, in two zones at least. Empty: the cloud runs no services."""
+    """Subnets of the services' load balancers, in at least two zones. Empty: the cloud runs no services."""
     balancer_security_groups: list[str] = []
+    """Security groups of the load balancers."""
     balancer_internal: bool = False
-    """Whether endpoints have private addresses alone."""
+    """Whether endpoints have private addresses only."""
     balancer_certificate: str | None = Field(default=None, pattern=r"^arn:aws[a-z-]*:acm:[A-Za-z0-9_:/-]+$")
-    """ARN of a certificate: endpoints are ``https://``. gRPC wants one."""
+    """ARN of a certificate; endpoints then use ``https://``. gRPC requires one."""
 
 
 GcpName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$")]
 GcpPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,400}$")]
-"""A resource's name, or its path from ``projects/`` on."""
+"""Name of a resource, or its path from ``projects/`` on."""
 GcpEmail = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{4,40})@[a-z0-9.:-]{1,80}\.gserviceaccount\.com$")]
 
 
 class GcpConfig(MachineRuntime):
-    """A cloud in one region of the customer's Google Cloud project. Names only: no key, no token, no credential
+    """A cloud in one region of a Google Cloud project. It contains names only: no key, no token, no credentials
     file."""
 
     project: str = Field(pattern=r"^([a-z][-a-z0-9.]*[a-z0-9]:)?[a-z][-a-z0-9]{4,28}[a-z0-9]$")
+    """Id of the Google Cloud project."""
     region: str = Field(pattern=r"^[a-z]+-[a-z]+[0-9]+$")
+    """Region, e.g. ``us-central1``."""
     zones: list[GcpName] = Field(min_length=1)
-    """Of the region, tried in this order by a request that names none."""
+    """Zones of the region, tried in this order by requests that name none."""
     workload_identity_provider: str = Field(
         pattern=r"^projects/\d+/locations/global/workloadIdentityPools/[a-z0-9-]{4,32}/providers/[a-z0-9-]{4,32}$"
     )
-    """The provider that trusts our tokens, by the project's *number*."""
+    """Workload identity provider that trusts the control plane's tokens, with the project's *number*."""
     service_account: GcpEmail
-    """The account that we act as for every call."""
+    """Service account that the control plane impersonates for every call."""
     node_service_account: GcpEmail | None = None
-    """The machines' own; None: they have none, and no right in the project."""
+    """Service account of the machines. Default: none, so they have no permissions in the project."""
     network: GcpPath = "default"
+    """VPC network of the machines."""
     subnetwork: GcpPath = "default"
-    """Its name in the region, or ``projects/<host project>/regions/<region>/subnetworks/<name>`` of a shared VPC."""
+    """Name of the subnetwork, or ``projects/<host project>/regions/<region>/subnetworks/<name>`` of a shared VPC."""
     network_tags: list[GcpName] = []
-    """By which the network's firewall rules know our machines."""
+    """Network tags of the machines, for firewall rules."""
     external_ip: bool = False
-    """Whether machines have public addresses. Without, they reach us by Cloud NAT or a private route."""
+    """Whether machines have public addresses. Without them, machines reach the API by Cloud NAT or a private route."""
     image: GcpPath = "projects/debian-cloud/global/images/family/debian-12"
+    """Machine image or image family for x86_64."""
     gpu_image: GcpPath | None = None
-    """Of machines with GPUs, with NVIDIA's driver on it; None: ``image``."""
+    """Machine image for machines with GPUs; it needs NVIDIA's driver. Default: ``image``."""
     arm_image: GcpPath = "projects/debian-cloud/global/images/family/debian-12-arm64"
-    """Of machines with ARM CPUs."""
+    """Machine image for machines with ARM CPUs."""
     instance_type: str = Field(default="e2-standard-4", pattern=r"^[a-z0-9-]+(/[a-z0-9-]+:\d{1,2})?$")
-    """Of nodes that ask for nothing in particular."""
+    """Instance type of nodes that request none."""
     instance_types: list[str] | None = None
-    """The only ones that may be asked for; None: any."""
+    """Allowed machine types. Default: any."""
     root_volume_gib: int = Field(default=100, ge=10, le=65536)
+    """Size of the root disk in GiB."""
     root_volume_type: GcpName | None = None
-    """None: ``pd-balanced``, or ``hyperdisk-balanced`` where the machine type takes no other."""
+    """Type of the root disk. Default: ``pd-balanced``, or ``hyperdisk-balanced`` where the machine type requires it."""
     kms_key: GcpPath | None = None
-    """Of the disks, which are encrypted in any case; None: Google's own keys."""
+    """KMS key that encrypts the disks. Default: Google's own keys."""
     max_run_hours: int | None = Field(default=None, ge=1, le=24 * 120)
-    """The cloud itself deletes every machine after so long; None: never."""
+    """Hours after which the cloud itself deletes a machine. Default: never."""
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")
+    """Cloud Storage bucket for code and logs."""
     bucket_prefix: str = Field(default="", pattern=r"^([A-Za-z0-9_.=-]+/)*$")
-    """In front of all our keys; ends in ``/``."""
+    """Prefix of all keys in the bucket; ends in ``/``."""
     balancer_internal: bool = False
-    """Whether endpoints have private addresses alone."""
+    """Whether endpoints have private addresses only."""
     balancer_certificates: list[GcpPath] = []
-    """Regional SSL certificates (``projects/…/regions/…/sslCertificates/…``): endpoints are ``https://``. gRPC wants
-    one."""
+    """Regional SSL certificates (``projects/…/regions/…/sslCertificates/…``); endpoints then use ``https://``. gRPC
+    requires one."""
 
     @model_validator(mode="after")
     def _zones_are_of_the_region(self) -> GcpConfig:
         for zone in self.zones:
             if zone.rpartition("-")[0] != self.region:
-                raise ValueError(f"zones: {zone} is no zone of the region {self.region}")
+                raise ValueError(f"zones: {zone} is not a zone of the region {self.region}")
         return self
 
 
@@ -180,22 +191,30 @@ class Cloud(Result):
     is_default: bool = False
     capabilities: Capabilities = Field(default_factory=Capabilities)
     config: AwsConfig | GcpConfig | None = None
-    """As registered; None: the cloud of the control plane's own machine."""
+    """The registered config; None: the local cloud on the control plane's machine."""
     created_at: datetime
 
 
 class AwsCloudCreate(Model):
     name: Name
+    """Name of the cloud, unique in the organization."""
     provider: Literal[Provider.AWS]
+    """``aws``."""
     config: AwsConfig
+    """Region, network, images and bucket of the cloud."""
     is_default: bool = False
+    """Whether requests that name no cloud use this one."""
 
 
 class GcpCloudCreate(Model):
     name: Name
+    """Name of the cloud, unique in the organization."""
     provider: Literal[Provider.GCP]
+    """``gcp``."""
     config: GcpConfig
+    """Project, region, network, images and bucket of the cloud."""
     is_default: bool = False
+    """Whether requests that name no cloud use this one."""
 
 
 CloudCreate = Annotated[AwsCloudCreate | GcpCloudCreate, Field(discriminator="provider")]
@@ -203,57 +222,57 @@ CloudCreate = Annotated[AwsCloudCreate | GcpCloudCreate, Field(discriminator="pr
 
 
 class Trust(Result):
-    """What a customer's account must trust, and by which name: for templates. No secret is in it."""
+    """The identities that a customer's account must trust, for templates. It contains no secret."""
 
     installation_id: str
-    """Value of the owner tag, to which the templates' policies are scoped."""
+    """Value of the owner tag; the templates' policies are scoped to it."""
     external_id: str
-    """AWS: the organization's own. A role whose trust policy asks for it can be assumed for that organization alone."""
+    """AWS: external id of the organization. A role whose trust policy requires it works for this organization only."""
     aws_principal: str | None = None
-    """ARN of the identity that assumes the role; None: the control plane has no credentials of AWS."""
+    """ARN of the identity that assumes the role; None: the control plane has no AWS credentials."""
     aws_principal_whole: bool = True
-    """False: it is a role, and AWS did not tell us its path, if it has one: no policy may name a role without it."""
+    """False: it is a role whose path AWS did not return; a policy must name a role with its path."""
     issuer: str
-    """GCP: whose tokens the workload identity pool trusts; it must be reachable by Google over https."""
+    """GCP: issuer of the tokens that the workload identity pool trusts; Google must reach it over https."""
     subject: str
-    """GCP: ``sub`` of those tokens, the organization's own."""
+    """GCP: ``sub`` of those tokens, unique to the organization."""
 
 
 class CheckState(StrEnum):
     OK = "ok"
     FAILED = "failed"
     WARNING = "warning"
-    """It works, but somebody should look."""
+    """It works, but needs attention."""
     SKIPPED = "skipped"
-    """Another one that failed stands before it, or it can't be looked at from here; ``detail`` says which."""
+    """It depends on a check that failed, or can't run from here; ``detail`` has the reason."""
 
 
 class Check(Result):
-    """One line of ``cloud verify``'s list."""
+    """One check of ``cloud verify``."""
 
     name: str
     """E.g. ``right ec2:RunInstances``, ``subnet subnet-0abc``, ``bucket``."""
     state: CheckState
     detail: str = ""
-    """What was found."""
+    """Result of the check."""
     remedy: str = ""
-    """What to do; of a missing right the policy line to add."""
+    """What to do; for a missing permission, the policy line to add."""
 
 
 class Verification(Result):
     cloud_id: str
     ok: bool
-    """No check has failed."""
+    """Whether no check failed."""
     checks: list[Check]
 
 
 class CloudSetup(Model):
-    """What is to be made in the customer's account, as a template that a person reads and applies."""
+    """Request for a template of the resources in a customer's account, which a person reviews and applies."""
 
     provider: Literal[Provider.AWS, Provider.GCP]
     region: str = Field(pattern=r"^[a-z0-9-]{4,40}$")
     name: Name
-    """What the cloud will be called; the template's resources too."""
+    """Name of the cloud and of the template's resources."""
     project: str | None = Field(default=None, pattern=r"^([a-z][-a-z0-9.]*[a-z0-9]:)?[a-z][-a-z0-9]{4,28}[a-z0-9]$")
     """GCP: the project's id."""
 
@@ -261,14 +280,16 @@ class CloudSetup(Model):
     def _project_is_of_gcp(self) -> CloudSetup:
         if (self.provider is Provider.GCP) != (self.project is not None):
             needed = (
-                "needed for gcp" if self.provider is Provider.GCP else "of gcp alone; AWS's account is the template's"
+                "required for gcp"
+                if self.provider is Provider.GCP
+                else "for gcp only; the template defines the AWS account"
             )
-            raise ValueError(f"project: it is {needed}")
+            raise ValueError(f"project is {needed}")
         return self
 
 
 class SetupFiles(Result):
     files: dict[str, str]
-    """By file name. No secret is in them."""
+    """Content by file name. It contains no secret."""
     next_step: str
-    """What to do with them, in words and commands."""
+    """What to do with the files, as text with commands."""

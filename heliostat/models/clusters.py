@@ -32,20 +32,20 @@ class NodeRole(StrEnum):
 
 class NodeState(StrEnum):
     REQUESTED = "REQUESTED"
-    """Asked for; the cloud may or may not know it yet."""
+    """Requested; the cloud may not have it yet."""
     LAUNCHED = "LAUNCHED"
-    """The cloud has a machine; its agent has not called yet."""
+    """The cloud has a machine; its agent has not registered yet."""
     REGISTERED = "REGISTERED"
-    """Its agent has called; Ray is starting."""
+    """Its agent has registered; Ray is starting."""
     RUNNING = "RUNNING"
-    """Ray on it is alive."""
+    """Ray runs on it."""
     LOST = "LOST"
     TERMINATING = "TERMINATING"
     TERMINATED = "TERMINATED"
 
 
 class Activity(StrEnum):
-    """What the head's agent sees. Unknown counts as busy."""
+    """Activity that the head's agent reports. Unknown counts as busy."""
 
     BUSY = "busy"
     IDLE = "idle"
@@ -54,16 +54,16 @@ class Activity(StrEnum):
 
 class ClusterCreate(Model):
     name: Name | None = None
-    """Default: generated. Unique among the project's clusters that are not ended."""
+    """Name of the cluster, unique among the project's clusters that have not ended. Default: generated."""
     compute_config: str | ComputeConfig | None = None
-    """``name[:version]``, id, or the config itself; default: the cloud's default."""
+    """``name[:version]``, id, or the config itself. Default: the cloud's default."""
     cloud: str | None = None
     project: str | None = None
     tags: dict[str, str] = {}
 
 
 class ScaleLimits(Model):
-    """New bounds of one worker group, within this cluster only."""
+    """New limits of one worker group, for this cluster only."""
 
     group: str
     min_nodes: int | None = Field(default=None, ge=0)
@@ -82,28 +82,28 @@ class Node(Result):
     """``head`` or the worker group's name."""
     slot: int
     generation: int
-    """Counts the machines tried for this slot; a new zone, type or market is a new generation."""
+    """Number of machines tried for this slot; another zone, type or market is another generation."""
     state: NodeState
     reason: str = ""
     notice: str = ""
-    """What the cloud has announced for its machine: that it will be taken back."""
+    """Interruption notice of the cloud for its machine."""
     machine_id: str | None = None
-    """The cloud's own id."""
+    """Id of the machine in the cloud."""
     ip: str | None = None
     created_at: datetime
     running_at: datetime | None = None
     ended_at: datetime | None = None
     instance_type: str | None = None
-    """That it was asked for as; None: the cloud's choice."""
+    """Requested instance type; None: the cloud's choice."""
     zone: str | None = None
     market: Market | None = None
 
 
 class Lease(Result):
-    """The right of its holder to keep a cluster awake."""
+    """A lease: while it exists, the cluster does not terminate because it is idle."""
 
     holder: str
-    """Workflow id of the holder (a job, service or workspace), or ``user:<name>``."""
+    """Workflow id of the holder (a job or service), or ``user:<name>``."""
     since: datetime
 
 
@@ -114,9 +114,9 @@ class Cluster(Result):
     cloud: str
     state: ClusterState
     reason: str = ""
-    """Why it is in this state, for people."""
+    """Why it is in this state."""
     waits_for: str = ""
-    """What it is waiting for now, and what it needs; empty when nothing."""
+    """What it waits for; empty: nothing."""
     compute_config: ComputeConfig
     tags: dict[str, str] = {}
     created_by: str
@@ -128,10 +128,11 @@ class Cluster(Result):
     activity: Activity = Activity.UNKNOWN
     idle_since: datetime | None = None
     terminates_at: datetime | None = None
-    """When idle shutdown or maximum uptime will end it, as known now."""
+    """When idle termination or maximum uptime will terminate it, as of now."""
     phase_seconds: dict[str, float] = {}
-    """Seconds that each finished phase took: ``{"head_launched": 0.2, "head_ready": 5.9, "workers_ready": 3.1}``."""
+    """Duration of each finished phase in seconds: ``{"head_launched": 0.2, "head_ready": 5.9, "workers_ready":
+    3.1}``."""
     desired: dict[str, int] = {}
-    """Workers wanted now, by group."""
+    """Desired workers by group."""
     ray_version: str | None = None
     revision: int = 0

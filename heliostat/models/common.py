@@ -14,7 +14,7 @@ from typing import Annotated, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
-"""Names appear in URLs, tags and file names; the alphabet is Anyscale's (research/anyscale.md §0)."""
+"""Names appear in URLs, tags and file names; the alphabet is Anyscale's."""
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -22,13 +22,13 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford: no i l o u
 
 
 class Model(BaseModel):
-    """Strict base: an unknown field is refused by name, never ignored."""
+    """Strict base: an unknown field is an error that names it, never ignored."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 class Result(BaseModel):
-    """Base of what the server answers: a newer server may add fields, so the client ignores unknown ones."""
+    """Base of the server's answers. A newer server may add fields, so the client ignores unknown ones."""
 
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
@@ -45,7 +45,7 @@ def is_id(text: str, prefix: str) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """What to say to somebody who wrote the unknown field ``name``."""
+    """A hint for the unknown field ``name``."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     return f"Did you mean {near[0]!r}?" if near else f"The fields are: {', '.join(known)}."
 
@@ -55,7 +55,7 @@ def utcnow() -> datetime:
 
 
 class Condition(Result):
-    """One dated fact about a resource, e.g. ``HeadReady=true since …``."""
+    """One condition of a resource and its time, e.g. ``HeadReady=true since …``, as in Kubernetes."""
 
     type: str
     status: bool
@@ -71,16 +71,16 @@ class EventLevel(StrEnum):
 
 
 class Event(Result):
-    """One line of a resource's story: who did what to it, when and why."""
+    """One event of a resource: who did what, when and why."""
 
     id: str
     resource_id: str
     at: datetime
     level: EventLevel = EventLevel.INFO
     kind: str
-    """Machine word, e.g. ``node_lost``."""
+    """Kind of the event, for programs, e.g. ``node_lost``."""
     actor: str
-    """``user:<name>``, ``agent:<node id>``, or the workflow id that decided."""
+    """Who caused it: ``user:<name>``, ``agent:<node id>``, ``system`` or, in older events, a workflow id."""
     message: str
 
 
@@ -88,7 +88,7 @@ Item = TypeVar("Item")
 
 
 class Page(Result, Generic[Item]):
-    """A list answer. ``next_cursor`` is opaque; absent on the last page."""
+    """One page of a list. ``next_cursor`` is opaque; it is absent on the last page."""
 
     items: list[Item]
     next_cursor: str | None = None

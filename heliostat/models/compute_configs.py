@@ -1,7 +1,6 @@
-"""The shape of a cluster. Field names and defaults follow Anyscale's ``ComputeConfig``
-(research/anyscale.md §4) plus the two limits that only its API had.
+"""The shape of a cluster. Field names and defaults follow Anyscale's ``ComputeConfig`` plus two limits of its API.
 
-A field of that platform which this Heliostat does not carry out is refused by name
+A field of Anyscale's that Heliostat does not support is an error that names it
 (:class:`~heliostat.errors.NotHonoured`), see :data:`NOT_SUPPORTED`."""
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ LABEL_KEY = re.compile(
     r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 )
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
-"""What `ray start` (2.60) takes; its "no" would come minutes later, from every machine that is tried."""
+"""What `ray start` (2.60) accepts. It would refuse minutes later, on every machine."""
 
 MAX_NODES_DEFAULT = 10
-"""Anyscale's default of ``max_nodes`` (research/anyscale.md §4)."""
+"""Anyscale's default of ``max_nodes``."""
 
 MAX_NODES_PER_CLUSTER = 1000
-"""Bound on one cluster: its nodes are the state of one workflow, 2 MB a payload (research/temporal.md §5)."""
+"""Limit of one cluster: its nodes are the state of one workflow, and Temporal limits a payload to 2 MB."""
 
 MAX_INSTANCE_TYPES = 20
-"""That one group tries: with zones and markets they are the places of a walk."""
+"""Limit per group: with zones and markets they multiply to the placements to try."""
 
 MAX_ADVANCED_BYTES = 8 * 1024
-"""Of an ``advanced_instance_config`` as JSON: every launch carries it through the cluster's history."""
+"""Limit of an ``advanced_instance_config`` as JSON: every launch writes it to the cluster's history."""
 
 InstanceTypeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,80}$")]
 
 DEFAULT_CPU, DEFAULT_GPU = "default-cpu", "default-gpu"
-"""Compute configs that every cloud has, unless the project has one of that name."""
+"""Compute configs that every cloud has, unless the project has its own of that name."""
 
 
 class Architecture(StrEnum):
@@ -61,16 +60,18 @@ def parse_bytes(text: str | int) -> int:
 
 
 class PhysicalResources(Model):
-    """What the machine must have."""
+    """Minimum resources of the machine."""
 
     CPU: int = Field(gt=0, le=512)
+    """Minimum number of vCPUs."""
     memory: int | None = Field(default=None, ge=2**20)
-    """Bytes, or text such as ``"8Gi"``."""
+    """Minimum memory: bytes, or text such as ``"8Gi"``."""
     GPU: int = Field(default=0, ge=0, le=16)
+    """Number of GPUs."""
     accelerator: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,40}$")
-    """Which GPUs, e.g. ``T4``, ``A10G``, ``H100``; default: any."""
+    """GPU model, e.g. ``T4``, ``A10G``, ``H100``. Default: any."""
     cpu_architecture: Architecture | None = None
-    """Default: ``x86_64``."""
+    """CPU architecture. Default: ``x86_64``."""
 
     @field_validator("memory", mode="before")
     @classmethod
@@ -80,7 +81,7 @@ class PhysicalResources(Model):
     @model_validator(mode="after")
     def _accelerator_is_of_gpus(self) -> Self:
         if self.accelerator and not self.GPU:
-            raise ValueError("accelerator says which GPUs: say in GPU how many")
+            raise ValueError("accelerator needs GPU: set how many")
         return self
 
 
@@ -91,26 +92,28 @@ def _advanced(value: Any) -> Any:
         try:
             size = len(json.dumps(value))
         except (TypeError, ValueError):
-            raise ValueError("advanced_instance_config holds something that JSON can't say") from None
+            raise ValueError("advanced_instance_config is not valid JSON") from None
         if size > MAX_ADVANCED_BYTES:
-            raise ValueError(f"advanced_instance_config has {size} bytes; {MAX_ADVANCED_BYTES} are the most")
+            raise ValueError(f"advanced_instance_config has {size} bytes; the maximum is {MAX_ADVANCED_BYTES}")
     return value
 
 
 class NodeConfig(Model):
     instance_type: str | None = None
+    """Instance type of the cloud, e.g. ``m6i.large``. Excludes ``required_resources`` and ``instance_types``."""
     required_resources: PhysicalResources | None = None
+    """Minimum resources of the machine. Up to four instance types of the cloud's catalogue that have them are tried."""
     resources: dict[str, float] | None = None
-    """Logical resources that Ray sees (CPU, GPU, memory, object_store_memory, custom); default: the physical ones."""
+    """Logical resources for Ray (CPU, GPU, memory, object_store_memory, custom). Default: the physical ones."""
     labels: dict[str, str] = {}
-    """Ray node labels."""
+    """Ray labels of the node."""
     instance_types: list[InstanceTypeName] = Field(default=[], max_length=MAX_INSTANCE_TYPES)
-    """In the order in which they are tried where the cloud has no machine of the one before, zone by zone. With
-    ``required_resources`` each must have those; without, Ray is told the least CPUs and GPUs that one of them has.
-    Default: what ``required_resources`` picks from the cloud's catalogue."""
+    """Instance types to try in this order, zone by zone, when the cloud has no machine of the one before. Each must
+    have ``required_resources``, if set; without them, Ray gets the lowest number of CPUs and GPUs among them. Default:
+    chosen from the cloud's catalogue by ``required_resources``."""
     advanced_instance_config: dict[str, Any] = {}
-    """Fields of the cloud's own launch request (AWS: RunInstances; GCP: ``Instance``), put over ours. What must stay
-    ours is refused by name. Put over the cluster's own."""
+    """Fields of the cloud's launch request (AWS: RunInstances; GCP: ``Instance``), merged over Heliostat's. Fields that
+    Heliostat must set itself are errors. Merged over those of the cluster."""
 
     @field_validator("resources", mode="before")
     @classmethod
@@ -121,12 +124,12 @@ class NodeConfig(Model):
         numbers = {k: v for k, v in parsed.items() if isinstance(v, int | float)}
         wrong = [k for k, v in numbers.items() if not 0 <= v <= MAX_RESOURCE or v % 1]
         if wrong:
-            raise ValueError(f"resources are whole numbers from 0 to 10^14: {', '.join(wrong)}")
+            raise ValueError(f"resources must be whole numbers from 0 to 10^14: {', '.join(wrong)}")
         if 0 < numbers.get("object_store_memory", 0) < MIN_OBJECT_STORE:
-            raise ValueError("object_store_memory is at least 75Mi")
+            raise ValueError("object_store_memory must be at least 75Mi")
         reserved = [k for k in parsed if k.startswith("system_reserved_")]
         if reserved:  # Ray would take it for a custom resource
-            raise ValueError(f"{', '.join(reserved)} is not supported: Ray decides what it keeps for itself")
+            raise ValueError(f"{', '.join(reserved)} is not supported: Ray decides what it reserves")
         return parsed
 
     @field_validator("labels")
@@ -134,7 +137,7 @@ class NodeConfig(Model):
     def _labels(cls, value: dict[str, str]) -> dict[str, str]:
         for key, text in value.items():
             if not LABEL_KEY.fullmatch(key) or not LABEL_VALUE.fullmatch(text):
-                raise ValueError(f"label {key!r}: keys and values are up to 63 letters, digits, '-', '_' and '.'")
+                raise ValueError(f"label {key!r}: keys and values can have up to 63 letters, digits, '-', '_' and '.'")
         return value
 
     @field_validator("instance_types")
@@ -142,7 +145,7 @@ class NodeConfig(Model):
     def _types_once(cls, value: list[str]) -> list[str]:
         double = sorted({t for t in value if value.count(t) > 1})
         if double:
-            raise ValueError(f"each instance type is tried once: {', '.join(double)}")
+            raise ValueError(f"instance_types has duplicates: {', '.join(double)}")
         return value
 
     @field_validator("advanced_instance_config", mode="before")
@@ -153,30 +156,31 @@ class NodeConfig(Model):
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
         if self.instance_type and self.required_resources:
-            raise ValueError("give instance_type or required_resources, not both")
+            raise ValueError("set instance_type or required_resources, not both")
         if self.instance_type and self.instance_types:
-            raise ValueError("give instance_type or instance_types, not both")
+            raise ValueError("set instance_type or instance_types, not both")
         cpu = (self.resources or {}).get("CPU")
         if cpu is not None and self.required_resources and cpu > self.required_resources.CPU:
-            raise ValueError("resources.CPU may not exceed required_resources.CPU")
+            raise ValueError("resources.CPU must not exceed required_resources.CPU")
         return self
 
 
 SYSTEM_FOLDERS = frozenset(
     {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"}
 )
-"""A disk mounted there would hide what the machine runs by."""
+"""A disk mounted there would hide files that the system needs."""
 
 GIB = 2**30
 
 
 class RetainedVolume(Model):
-    """A disk that outlives the head's machine: the next head of the cluster has it again. It ends with the cluster."""
+    """A disk that survives the loss of the head: the next head of the cluster gets it. It is deleted with the
+    cluster."""
 
     size: int = Field(ge=GIB, le=16 * 2**40)
-    """Bytes, or text such as ``"100Gi"``; made as whole GiB, rounded up."""
+    """Size: bytes, or text such as ``"100Gi"``; rounded up to whole GiB."""
     mount_path: str = Field(default="/mnt/head", max_length=200)
-    """Where it is found on the head, in its container too."""
+    """Mount path on the head, and in its container."""
 
     @property
     def gib(self) -> int:
@@ -192,18 +196,21 @@ class RetainedVolume(Model):
     def _mount_path(cls, value: str) -> str:
         folders = value.split("/")[1:]
         if not re.fullmatch(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+", value) or folders[0] in SYSTEM_FOLDERS:
-            raise ValueError(f"{value!r} is no place for a disk: give an absolute path outside of the system's folders")
+            raise ValueError(
+                f"{value!r} is not a valid mount path: use an absolute path outside of the system's folders"
+            )
         return value
 
 
 class HeadNodeConfig(NodeConfig):
     retained_volume: RetainedVolume | None = None
+    """Disk that survives the loss of the head."""
     fixed_address: bool = False
-    """Each head of the cluster has the same private address as the one before it."""
+    """Whether the next head gets the private address of the lost one."""
 
     @property
     def keeps(self) -> str:
-        """What one head hands on to the next one, in words for a person; "": nothing."""
+        """The resources that the next head gets, as text; "": none."""
         volume = self.retained_volume
         parts = [f"a disk of {volume.gib} GiB at {volume.mount_path}"] if volume else []
         return " and ".join([*parts, *(["its private address"] if self.fixed_address else [])])
@@ -211,9 +218,13 @@ class HeadNodeConfig(NodeConfig):
 
 class WorkerNodeGroupConfig(NodeConfig):
     name: Name = "workers"
+    """Name of the group, unique in the cluster."""
     min_nodes: int = Field(default=0, ge=0)
+    """Minimum number of nodes."""
     max_nodes: int = Field(default=MAX_NODES_DEFAULT, ge=1, le=MAX_NODES_PER_CLUSTER)
+    """Maximum number of nodes."""
     market_type: Market = Market.ON_DEMAND
+    """``ON_DEMAND``, ``SPOT``, or ``PREFER_SPOT``: on-demand where no spot machine is available."""
 
     @model_validator(mode="after")
     def _range(self) -> Self:
@@ -224,18 +235,19 @@ class WorkerNodeGroupConfig(NodeConfig):
 
 class ComputeConfig(Model):
     cloud: str | None = None
-    """Name or id; default: the default cloud."""
+    """Name or id of the cloud. Default: the default cloud."""
     head_node: HeadNodeConfig = HeadNodeConfig()
-    """Beside worker groups the head takes no user work: Ray is told that it has no CPU and no GPU."""
+    """The head node. In a cluster with worker groups it runs no user work: Ray gets 0 CPUs and 0 GPUs for it."""
     worker_nodes: list[WorkerNodeGroupConfig] = []
-    """Empty: the head does the work itself."""
+    """Worker groups. Empty: the head runs the work itself."""
     zones: list[str] | None = None
+    """Zones to try, in this order. Default: the cloud's."""
     idle_termination_minutes: float = Field(default=120, ge=0)
-    """Minutes without a lease and without activity after which the whole cluster is ended; 0 = never."""
+    """Minutes without a lease and without activity after which the cluster terminates; 0: never."""
     maximum_uptime_minutes: float | None = Field(default=None, gt=0)
-    """Ends the cluster so long after it started, whatever it does."""
+    """Minutes after its start at which the cluster terminates, also while work runs on it. Default: never."""
     advanced_instance_config: dict[str, Any] = {}
-    """Of all nodes; a node's own is put over it."""
+    """Fields of the cloud's launch request for all nodes; those of a node are merged over it."""
 
     @field_validator("advanced_instance_config", mode="before")
     @classmethod
@@ -254,10 +266,10 @@ class ComputeConfig(Model):
         if double:
             raise ValueError(f"worker group names must be unique: {', '.join(double)}")
         if "head" in names:
-            raise ValueError("'head' is reserved and can't name a worker group")
+            raise ValueError("'head' is reserved: give the worker group another name")
         total = sum(group.max_nodes for group in self.worker_nodes)
         if total > MAX_NODES_PER_CLUSTER:
-            raise ValueError(f"max_nodes add up to {total}; one cluster may have {MAX_NODES_PER_CLUSTER}")
+            raise ValueError(f"max_nodes add up to {total}; the maximum per cluster is {MAX_NODES_PER_CLUSTER}")
         return self
 
     def group(self, name: str) -> WorkerNodeGroupConfig | None:
@@ -266,40 +278,40 @@ class ComputeConfig(Model):
 
 NOT_SUPPORTED = {
     "ComputeConfig": {
-        "cloud_resource": "a cloud has one resource here; name the cloud",
-        "min_resources": "give min_nodes per worker group",
-        "max_resources": "give max_nodes per worker group",
-        "enable_cross_zone_scaling": "nodes go to the first of 'zones' that has a machine; name one zone to stay in it",
-        "flags": "each flag that is honoured has a field of its own here, e.g. idle_termination_minutes",
-        "auto_select_worker_config": "name the worker groups",
-        "configs": "MultiResourceComputeConfig is not supported; name one cloud",
-        "region": "the cloud has its region",
+        "cloud_resource": "a cloud has one resource; set cloud",
+        "min_resources": "set min_nodes per worker group",
+        "max_resources": "set max_nodes per worker group",
+        "enable_cross_zone_scaling": "nodes start in the first of zones that has a machine; set one zone to stay in it",
+        "flags": "supported flags have fields of their own, e.g. idle_termination_minutes",
+        "auto_select_worker_config": "list the worker groups",
+        "configs": "MultiResourceComputeConfig is not supported; set one cloud",
+        "region": "the cloud determines the region",
     },
     "NodeConfig": {
         "required_labels": "use labels or custom resources",
         "flags": "not supported per node group",
-        "cloud_deployment": "name the cloud",
+        "cloud_deployment": "set cloud",
     },
     "WorkerNodeGroupConfig": {
-        "retained_volume": "only the head has one",
-        "fixed_address": "only the head has one",
+        "retained_volume": "only the head can have one",
+        "fixed_address": "only the head can have one",
     },
     "PhysicalResources": {
         "TPU": "TPUs are not supported",
         "tpu_hosts": "TPUs are not supported",
     },
 }
-"""Known fields of the platform that we measure ourselves against which we refuse, with what to do instead."""
+"""Anyscale's fields that Heliostat does not support, with what to do instead."""
 
 
 class ComputeConfigCreate(Model):
     name: Name | None = None
-    """None: an anonymous config, reachable by id."""
+    """Name of the config. Default: none; refer to it by id."""
     config: ComputeConfig
 
 
 class ComputeConfigVersion(Result):
-    """One immutable version of a named config; referred to as ``name:version`` or by id."""
+    """One immutable version of a config; refer to it as ``name:version`` or by id."""
 
     id: str
     name: str | None

@@ -1,5 +1,5 @@
-"""Jobs and their runs. Field names and defaults of :class:`JobConfig` follow Anyscale's
-(research/anyscale.md §2); what we do not carry out is refused by name."""
+"""Jobs and their runs. Field names and defaults of :class:`JobConfig` follow Anyscale's; fields that are not supported
+are errors that name them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT_MAX_RETRIES = 1
 DEFAULT_EXCLUDES = [".git", ".venv", "venv", "__pycache__"]
 
 MASK = "********"
-"""What an env value reads as in every answer, log and history."""
+"""Replaces env values in every answer, log and history."""
 
 
 class JobState(StrEnum):
@@ -40,46 +40,55 @@ class RunState(StrEnum):
 
 
 class RunCause(StrEnum):
-    """Why a run ended otherwise than by success; each is counted apart."""
+    """Why a run did not succeed; each cause is counted separately."""
 
     APPLICATION = "application"
-    """The entry point failed: uses up ``max_retries``."""
+    """The entry point failed; counts towards ``max_retries``."""
     TIMEOUT = "timeout"
-    """``timeout_s`` ran out: counts as the application's failure."""
+    """``timeout_s`` ran out; counts towards ``max_retries``."""
     INFRASTRUCTURE = "infrastructure"
-    """Head lost, preempted, launch failed: never uses up ``max_retries``."""
+    """Head lost, preempted, launch failed; does not count towards ``max_retries``."""
     CONFIGURATION = "configuration"
-    """The runtime environment can't be made (requirement does not resolve, …): fails the job at once."""
+    """The runtime environment can't be created (a requirement does not resolve, …); fails the job at once."""
     STOPPED = "stopped"
-    """Somebody terminated the job."""
+    """The job was terminated."""
 
 
 class JobConfig(Model):
     name: Name | None = None
+    """Name of the job. Several jobs can have the same name: it then selects the newest one. Default: generated."""
     entrypoint: str = Field(min_length=1, max_length=32_768)
+    """Shell command to run on the head, e.g. ``python main.py``."""
     working_dir: str | None = None
-    """A directory (the client uploads it and puts ``upload:<sha256>`` here) or the URL of a zip."""
+    """Directory to upload (the client replaces it with ``upload:<sha256>``), or the URL of a zip."""
     excludes: list[str] = []
+    """Patterns of files that are not uploaded, as in .gitignore."""
     py_modules: list[str] = []
+    """Package directories or ``.py`` files to upload and make importable, or URLs of zips."""
     requirements: list[str] = []
-    """pip requirement lines; a file's path in YAML is read by the client."""
+    """Lines of a requirements file for pip. In YAML also the path of a file, which the client reads."""
     env_vars: dict[str, str] = {}
-    """Values are secrets: encrypted at rest and masked in every answer."""
+    """Environment variables. Values are secrets: encrypted at rest and masked in every answer."""
     compute_config: str | ComputeConfig | None = None
+    """``name[:version]``, id, or the config itself. Default: the cloud's default."""
     cluster: str | None = None
-    """Name or id of an existing cluster to run on; default: one of the job's own."""
+    """Name or id of an existing cluster to run on. Default: the job creates its own."""
     cloud: str | None = None
+    """Name or id of the cloud of the job's cluster. Default: the default cloud."""
     project: str | None = None
+    """Project of the job. Default: yours, if you have only one."""
     max_retries: int = Field(default=DEFAULT_MAX_RETRIES, ge=0, le=100)
+    """How many times a failed run is retried. Failures of the infrastructure do not count."""
     timeout_s: float | None = Field(default=None, gt=0)
-    """Of each run, seconds; None = no limit."""
+    """Time limit of each run, in seconds. Default: none."""
     tags: dict[str, str] = {}
+    """Tags of the job, for filters."""
 
     @field_validator("requirements", mode="before")
     @classmethod
     def _no_path(cls, value: Any) -> Any:
         if isinstance(value, str):
-            raise ValueError("a requirements file is read by the client; send its lines as a list")
+            raise ValueError("the client reads requirements files; send the lines as a list")
         return [] if value is None else value
 
     @field_validator("max_retries", mode="before")
@@ -107,10 +116,10 @@ class JobConfig(Model):
 
 
 NOT_SUPPORTED_JOB = {
-    "image_uri": "images come with the AWS and GCP clouds; a local node runs the control plane's own environment",
-    "containerfile": "images come with the AWS and GCP clouds",
-    "registry_login_secret": "images come with the AWS and GCP clouds",
-    "ray_version": "the cloud's environment decides the Ray version",
+    "image_uri": "a cloud's config sets the image; a local node runs the control plane's environment",
+    "containerfile": "a cloud's config sets the image",
+    "registry_login_secret": "a cloud's config sets the image",
+    "ray_version": "the cloud's environment determines the Ray version",
     "py_executable": "not supported",
     "connections": "not supported",
     "priority": "job queues are not supported yet",
@@ -123,7 +132,7 @@ class JobTerminate(Model):
 
 
 class Run(Result):
-    """One attempt at a job. Its id is Ray's submission id, ``<job id>-<number from 1>``."""
+    """One run of a job. Its id is Ray's submission id, ``<job id>-<number from 1>``."""
 
     id: str
     number: int
@@ -133,7 +142,7 @@ class Run(Result):
     exit_code: int | None = None
     cluster_id: str | None = None
     started_at: datetime
-    """When the attempt began (waiting for its cluster included)."""
+    """When the run began, before it waited for its cluster."""
     running_at: datetime | None = None
     """When its entry point started."""
     ended_at: datetime | None = None
@@ -159,8 +168,8 @@ class Job(Result):
 
 
 class LogChunk(Result):
-    """``size`` bytes of one stream, from byte ``offset`` on, at a presigned ``url`` of the cloud's bucket.
-    The last chunk of a stream that goes on grows in place: read it again from where you are."""
+    """``size`` bytes of one stream, from byte ``offset`` on, at a presigned ``url`` of the cloud's bucket. The last
+    chunk of a growing stream grows in place: read it again from your position."""
 
     stream: str
     run_id: str | None = None
@@ -170,8 +179,7 @@ class LogChunk(Result):
 
 
 class LogPage(Result):
-    """Where to read a job's log. ``complete``: the job is settled and everything that its nodes could
-    ship is listed."""
+    """The chunks of a log. ``complete``: the job has ended and every chunk that its nodes could ship is listed."""
 
     chunks: list[LogChunk]
     complete: bool

@@ -1,4 +1,4 @@
-"""What would be made: the answer to a dry run."""
+"""The answer to a dry run: what would be created."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from heliostat.models.compute_configs import ComputeConfig
 
 
 class PlannedType(Result):
-    """An instance type that a node may be."""
+    """A possible instance type of a node."""
 
     name: str
     """"" where the cloud has no instance types."""
     cpu: int | None = None
-    """vCPUs; None, here and below: not known."""
+    """vCPUs; None, here and below: unknown."""
     memory: int | None = None
     """Bytes."""
     gpu: int | None = None
     accelerator: str = ""
     architecture: str = ""
     usd_per_hour: dict[Market, float] = {}
-    """Of one node, by the markets of its group that the price table knows."""
+    """Price of one node by market, as far as the price table has it."""
 
 
 class PlannedNodes(Result):
@@ -30,19 +30,19 @@ class PlannedNodes(Result):
     min_nodes: int
     max_nodes: int
     markets: list[Market]
-    """In the order in which they are tried; then, within each, the zones, and within each of those the types."""
+    """In the order in which they are tried; within each the zones, within each zone the types."""
     zones: list[str]
-    """Empty: wherever the cloud puts it."""
+    """Empty: the cloud chooses."""
     types: list[PlannedType]
-    """The first one is the choice, the others are tried where the cloud has no machine of it."""
+    """The first one is the first choice; the others are tried when the cloud has no machine of it."""
     usd_per_hour: float | None = None
-    """Of one node of the first choice; None: not in the price table."""
+    """Price of one node of the first choice; None: not in the price table."""
     dearest_usd_per_hour: float | None = None
-    """Of one node, if everything else is out of stock; None: some type is not in the price table."""
+    """Price of one node of the most expensive choice; None: a type is not in the price table."""
 
 
 class Plan(Result):
-    """Nothing was made."""
+    """The plan of a dry run. Nothing was created."""
 
     kind: str
     """``cluster`` or ``job``."""
@@ -52,18 +52,18 @@ class Plan(Result):
     provider: Provider
     region: str = ""
     cluster_id: str | None = None
-    """The existing cluster that the job would run on: it needs no more nodes."""
+    """Existing cluster that the job would run on; it needs no more nodes."""
     nodes: list[PlannedNodes] = []
     min_nodes: int = 0
-    """With the head."""
+    """Including the head."""
     max_nodes: int = 0
     min_usd_per_hour: float | None = None
-    """All at their minimum, each of its first choice; None: some price is not known."""
+    """Price with all groups at their minimum, each node of its first choice; None: a price is unknown."""
     max_usd_per_hour: float | None = None
-    """All at their maximum, each the dearest that it may be; None likewise."""
+    """Price with all groups at their maximum, each node of its most expensive choice; None: a price is unknown."""
     unpriced: list[str] = []
-    """``type market`` that the price table does not have."""
+    """``type market`` pairs that are not in the price table."""
     price_table: str = ""
-    """Its path; "": there is none."""
+    """Path of the price table; "": none."""
     compute_config: ComputeConfig
-    """As it would be carried out: types and zones filled in."""
+    """The config with types and zones filled in."""

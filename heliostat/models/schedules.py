@@ -1,4 +1,4 @@
-"""A job on a cron schedule: a Temporal Schedule underneath."""
+"""Scheduled jobs. A schedule is a Temporal Schedule."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from heliostat.models.jobs import JobConfig
 
 
 class OverlapPolicy(StrEnum):
-    """What to do when it is time and the last job still runs (Temporal's names)."""
+    """What to do when the previous job still runs (Temporal's names)."""
 
     SKIP = "SKIP"
+    """Skip this start."""
     BUFFER_ONE = "BUFFER_ONE"
+    """Start when the previous job has ended; at most one start waits."""
     BUFFER_ALL = "BUFFER_ALL"
+    """Start when the previous job has ended; every start waits."""
     CANCEL_OTHER = "CANCEL_OTHER"
+    """Terminate the previous job, then start."""
     ALLOW_ALL = "ALLOW_ALL"
+    """Start in any case; jobs run in parallel."""
 
 
 class ScheduleState(StrEnum):
@@ -31,12 +36,15 @@ class ScheduleConfig(Model):
     """The schedule's name is ``job_config.name``; ``apply`` updates the schedule of that name."""
 
     job_config: JobConfig
+    """Config of each job. Its ``name`` is required: it is the name of the schedule."""
     cron_expression: str = Field(min_length=1, max_length=200)
-    """Five fields, or six with seconds first is refused; ``@hourly`` and the like are accepted."""
+    """Cron expression of five fields (minute hour day month weekday), or ``@hourly`` and the like."""
     timezone: str = "UTC"
+    """IANA time zone of the cron expression, e.g. ``Europe/Berlin``. In YAML also ``local``: that of the client."""
     overlap_policy: OverlapPolicy = OverlapPolicy.SKIP
+    """What to do when the previous job still runs."""
     catchup_window_s: float = Field(default=600, ge=10)
-    """Runs missed for longer than this while we were down are not made up for."""
+    """Seconds. A start that was missed during an outage is skipped when it is later than this."""
 
     @field_validator("timezone")
     @classmethod

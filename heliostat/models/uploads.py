@@ -1,4 +1,4 @@
-"""Code on its way to a cloud's bucket: content-addressed, uploaded once."""
+"""Uploads of code to a cloud's bucket. They are content-addressed: each content is uploaded once."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ MAX_UPLOAD_BYTES = 2 * 2**30
 class UploadCreate(Model):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(gt=0)
-    """Bytes of the zip."""
+    """Size of the zip in bytes."""
     cloud: str | None = None
     project: str | None = None
-    """Of the job that will use it: packages are kept per project."""
+    """Project of the job that will use it; packages are stored per project."""
 
 
 class Upload(Result):
-    """``uri`` is what a job config's ``working_dir`` or ``py_modules`` then holds. ``url`` is None when the
-    bucket has it already; else PUT the bytes there, with ``headers``, before ``expires_in_s`` seconds."""
+    """``uri`` is the value for ``working_dir`` or ``py_modules``. ``url`` is None when the bucket has the content; else
+    PUT the bytes there, with ``headers``, within ``expires_in_s`` seconds."""
 
     uri: str
     url: str | None = None
@@ -30,5 +30,6 @@ class Upload(Result):
 
 
 def upload_key(project_id: str, sha256: str) -> str:
-    """Where a package lies in its cloud's bucket. Per project: knowing a digest gives nobody another project's code."""
+    """Key of a package in its cloud's bucket. It contains the project: a digest gives no access to other projects'
+    code."""
     return f"uploads/{project_id}/{sha256}.zip"

@@ -1,4 +1,4 @@
-"""Who asks: users, tokens, projects."""
+"""Users, API tokens and projects."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from heliostat.models.common import Model, Name, Result
 
 class Role(StrEnum):
     ADMIN = "admin"
-    """Everything in its organization."""
+    """Has access to everything in the organization."""
     MEMBER = "member"
-    """The projects that it was added to."""
+    """Has access to its projects."""
 
 
 class WhoAmI(Result):
@@ -52,7 +52,7 @@ class User(Result):
 class TokenCreate(Model):
     name: Name
     user: str | None = None
-    """Default: the caller. Only an admin makes tokens for others."""
+    """Owner of the token. Default: the caller. Only an admin can create tokens for others."""
     expires_in_days: float | None = Field(default=None, gt=0)
 
 
@@ -64,4 +64,4 @@ class Token(Result):
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     secret: str | None = None
-    """Present only in the answer that creates it."""
+    """The token itself, only in the answer that creates it."""

@@ -8,16 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from heliostat.client import yaml_files
+from heliostat.client.yaml_files import Source
 from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.jobs import JobConfig
 from heliostat.models.schedules import ScheduleConfig
 from heliostat.models.services import ServiceConfig
 from tests.docs.pages import ROOT, Block, blocks
-
-try:
-    from heliostat.client import yaml_files
-except ImportError:
-    from heliostat import yaml_files  # type: ignore[attr-defined,no-redef]
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "job": {"entrypoint": "python main.py"},
@@ -35,7 +32,7 @@ def kind_of(fields: dict[str, Any]) -> str:
     return fits[0]
 
 
-def read(fields: dict[str, Any], source: str) -> object:
+def read(fields: dict[str, Any], source: Source) -> object:
     if "provider" in fields:
         return yaml_files.cloud(fields, source)
     kind = kind_of(fields)
@@ -45,13 +42,14 @@ def read(fields: dict[str, Any], source: str) -> object:
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_a_block_is_accepted(block: Block) -> None:
-    read(yaml.safe_load(block.text), str(block))
+    read(yaml.safe_load(block.text), Source(str(block)))
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("examples/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_an_example_is_accepted(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
-    read(yaml_files.load(file), file.name)
+    document = yaml_files.load(file)
+    read(document, document.source)
 
 
 def test_the_schedules_page_shows_the_shipped_example() -> None:

@@ -1,0 +1,1 @@
+"""``heliostat service``: its commands, and how they show a service."""

@@ -11,11 +11,11 @@ from heliostat.cli import live, options
 from heliostat.cli.output import Format, note, show
 from heliostat.cli.services import request as service_request
 from heliostat.cli.services import view as service_view
+from heliostat.cli.services.rollout import followed
+from heliostat.cli.services.shared import accepted, check_limit
 
 if TYPE_CHECKING:
     from heliostat.models.services import ServiceDeploy
-from heliostat.cli.services.rollout import followed
-from heliostat.cli.services.shared import accepted, check_limit
 
 
 def deploy(

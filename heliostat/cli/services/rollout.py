@@ -10,12 +10,12 @@ import typer
 from heliostat.cli import options
 from heliostat.cli.output import Format, note, screen, show
 from heliostat.cli.services import view as service_view
+from heliostat.cli.services.shared import CommandWait, Ref, check_limit
 from heliostat.errors import HeliostatError, InvalidRequest
 
 if TYPE_CHECKING:
     from heliostat.client.client import Client
     from heliostat.models.services import Service
-from heliostat.cli.services.shared import CommandWait, Ref, check_limit
 
 rollout = typer.Typer(name="rollout", help="Control the current rollout.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -30,7 +30,7 @@ def accepted(service: Service, request: ServiceDeploy) -> str:
 
     target = Target.of(service, request)
     if target.version_id is None:
-        return f"Service {service.name} ({service.id}): {target.in_words} is accepted."
+        return f"Service {service.name} ({service.id}): accepted: {target.in_words}."
     name = next(v.name for v in service.versions if v.id == target.version_id)
     under_way = service.rollout.version_id if service.rollout is not None else None
     other = next((v.name for v in service.versions if v.id == under_way and v.id != target.version_id), None)

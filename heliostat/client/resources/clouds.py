@@ -1,4 +1,4 @@
-"""The places that machines come from."""
+"""Clouds: register, verify, update, delete."""
 
 from __future__ import annotations
 
@@ -32,42 +32,42 @@ class Clouds(Group[M]):
 
     @one
     def trust(self) -> Flow[Trust]:
-        """What an account must trust, and by which name, before it is registered."""
+        """The identities that an account must trust before it is registered."""
         return (yield from self._api.call("GET", path_of(CLOUDS, "trust"), Trust))
 
     @one
     def setup(self, request: CloudSetup) -> Flow[SetupFiles]:
-        """A template of what a cloud needs in its account, to be read and applied there. Makes nothing."""
+        """A template of what a cloud needs in its account, for a person to review and apply. Creates nothing."""
         return (yield from self._api.call("POST", path_of(CLOUDS, "setup"), SetupFiles, body=request))
 
     @one
     def register(self, request: AwsCloudCreate | GcpCloudCreate, *, idempotency_key: str | None = None) -> Flow[Cloud]:
-        """Usable at once; ``verify`` says whether its account is as it must be."""
+        """Registers a cloud. It is usable at once; ``verify`` checks its account."""
         return (yield from self._api.call("POST", path_of(CLOUDS), Cloud, body=request, key=idempotency_key))
 
     @one
     def update(
         self, ref: str, request: AwsCloudCreate | GcpCloudCreate, *, idempotency_key: str | None = None
     ) -> Flow[Cloud]:
-        """Gives it another config, whole; what is launched from then on goes by it, when this returns after some
-        seconds. Raises InvalidRequest for another name or provider, and Conflict for another place, network or bucket
-        while anything lives there."""
+        """Replaces the whole config; it applies to launches from the moment that this returns, after some seconds.
+        Raises InvalidRequest for another name or provider, and Conflict for another region, account, network or bucket
+        while anything uses the cloud."""
         key = idempotency_key or str(uuid.uuid4())
         return (yield from self._api.call("PUT", path_of(CLOUDS, ref), Cloud, body=request, key=key))
 
     @one
     def verify(self, ref: str) -> Flow[Verification]:
-        """Looks at every right, network rule and bucket that the cloud needs; takes up to a minute."""
+        """Checks every permission, network rule and bucket that the cloud needs; takes up to a minute."""
         return (yield from self._api.call("POST", path_of(CLOUDS, ref, "verify"), Verification))
 
     @one
     def set_default(self, ref: str) -> Flow[Cloud]:
-        """Where goes what names no cloud."""
+        """Makes it the cloud of requests that name none."""
         return (yield from self._api.call("POST", path_of(CLOUDS, ref, "default"), Cloud))
 
     @one
     def delete(self, ref: str, *, force: bool = False) -> Flow[None]:
-        """Forgets it; its account is not touched. Raises Conflict while anything lives there or is left there, and for
-        the default one while there are others. ``force``: the cloud itself is not asked what is left there."""
+        """Deletes a cloud; its account does not change. Raises Conflict while anything uses it or is left in it, and
+        for the default cloud while there are others. ``force``: does not check the account for leftover resources."""
         params = {"force": force or None}
         return (yield from self._api.call("DELETE", path_of(CLOUDS, ref), type(None), params=params))

@@ -22,21 +22,21 @@ CLUSTERS = "clusters"
 class Clusters(Group[M]):
     @one
     def create(self, request: ClusterCreate | None = None, *, idempotency_key: str | None = None) -> Flow[Cluster]:
-        """Asks for a cluster; returns as soon as that is accepted. ``wait`` waits until it runs."""
+        """Creates a cluster. Returns as soon as the request is accepted; ``wait`` waits until it runs."""
         body = request or ClusterCreate()
         return (yield from self._api.call("POST", path_of(CLUSTERS), Cluster, body=body, key=idempotency_key))
 
     @one
     def plan(self, request: ClusterCreate | None = None) -> Flow[Plan]:
-        """What ``create`` would make, and its price per hour where the operator's price table knows it. Everything is
-        checked, nothing is made."""
+        """What ``create`` would create, and its price per hour where the operator's price table has it. Everything is
+        checked, nothing is created."""
         body = request or ClusterCreate()
         return (yield from self._api.call("POST", path_of(CLUSTERS), Plan, body=body, params={"dry_run": True}))
 
     @one
     def get(self, ref: str, *, project: str | None = None) -> Flow[Cluster]:
-        """By id, or by name: then one that lives before one that has ended. ``project``, here and below: where to look
-        for the name; needed only when several of yours have it."""
+        """By id or name; a running cluster is preferred to an ended one of that name. ``project``, here and below: the
+        project of the name; needed only when several of your projects have it."""
         return (yield from get(self._api, ref, project))
 
     @many
@@ -50,30 +50,30 @@ class Clusters(Group[M]):
         tags: Mapping[str, str] | None = None,
         page_size: int = lists.PAGE_SIZE,
     ) -> Stream[Cluster]:
-        """Newest first, fetched page by page as you go on."""
+        """Newest first; pages are fetched as you iterate."""
         filters = {"state": state, "name": name, "project": project, "cloud": cloud, "tag": lists.tag_filter(tags)}
         return lists.pages(self._api, path_of(CLUSTERS), Cluster, page_size=page_size, **filters)
 
     @one
     def terminate(self, ref: str, *, reason: str = "", project: str | None = None) -> Flow[Cluster]:
-        """Asks for its end, whatever it does; wait for TERMINATED to see it done."""
+        """Requests termination, also while work runs; wait for TERMINATED to see it done."""
         path, params = path_of(CLUSTERS, ref, "terminate"), {"project": project}
         return (yield from self._api.call("POST", path, Cluster, params=params, body=ClusterTerminate(reason=reason)))
 
     @one
     def set_limits(self, ref: str, limits: ScaleLimits, *, project: str | None = None) -> Flow[Cluster]:
-        """New minimum and maximum of one worker group, for this cluster only."""
+        """Sets minimum and maximum of one worker group, for this cluster only."""
         path, params = path_of(CLUSTERS, ref, "limits"), {"project": project}
         return (yield from self._api.call("PATCH", path, Cluster, params=params, body=limits))
 
     @many
     def nodes(self, ref: str, *, project: str | None = None) -> Stream[Node]:
-        """Every node that it ever asked for, oldest first."""
+        """Every node that it has ever requested, oldest first."""
         return lists.pages(self._api, path_of(CLUSTERS, ref, "nodes"), Node, project=project)
 
     @many
     def events(self, ref: str, *, project: str | None = None) -> Stream[Event]:
-        """Its story, oldest first."""
+        """Its events, oldest first."""
         return lists.events(self._api, CLUSTERS, ref, project)
 
     @many
@@ -86,8 +86,8 @@ class Clusters(Group[M]):
         tail: int | None = None,
         project: str | None = None,
     ) -> Stream[LogText]:
-        """What its nodes have written beside their jobs (agent, Ray); each piece's ``stream`` tells node and file.
-        ``node``: id of one of them. Readable after the cluster is gone."""
+        """The logs of its nodes (agent and Ray); the ``stream`` of each piece names node and file. ``node``: id of one
+        node. Readable after the cluster has ended."""
         cluster = yield from get(self._api, ref, project)
         pages = partial(_page, self._api, cluster.id, node, follow)
         yield from follow_pages(self._api, pages, follow, tail)
@@ -102,9 +102,9 @@ class Clusters(Group[M]):
         on_change: Callable[[Cluster], None] | None = None,
         project: str | None = None,
     ) -> Flow[Cluster]:
-        """Waits until the cluster is in ``state``, without a limit but ``timeout`` (seconds). ``on_change`` is told
-        the cluster at first and at each change.
-        Raises ClusterFailed as soon as the state can't be reached any more; WaitTimeout."""
+        """Waits until the cluster is in ``state``, at most ``timeout`` seconds (default: no limit). ``on_change`` gets
+        the cluster at first and after each change.
+        Raises ClusterFailed as soon as the cluster can no longer reach the state; WaitTimeout."""
         wanted = ClusterState(state)
         pace = lists.Pace(timeout)
         cluster = yield from get(self._api, ref, project)
@@ -116,7 +116,7 @@ class Clusters(Group[M]):
             if pace.expired:
                 raise WaitTimeout(
                     f"Cluster {cluster.name} ({cluster.id}) is {cluster.state} after {timeout:g} s, not {wanted}.",
-                    remedy=f"It goes on: `heliostat cluster get {cluster.id}` tells what it waits for.",
+                    remedy=f"It is not affected. `heliostat cluster get {cluster.id}` shows what it waits for.",
                     resource=cluster.id,
                 )
             yield Sleep(pace.next())
@@ -134,11 +134,11 @@ def _page(api: Api, cluster_id: str, node: str | None, follow: bool, *, tries: f
 
 
 def reached(cluster: Cluster, wanted: ClusterState) -> bool:
-    """Raises ClusterFailed when it is settled in another state than the wanted one."""
+    """Raises ClusterFailed when it has ended in another state."""
     if cluster.state == wanted:
         return True
     if wanted is ClusterState.TERMINATED and cluster.state is ClusterState.FAILED:
-        return True  # it is gone, and that is what was waited for
+        return True  # it has ended, which is what the caller waits for
     ending = cluster.state is ClusterState.TERMINATING and wanted not in (ClusterState.TERMINATED, ClusterState.FAILED)
     if cluster.state.settled or ending:
         raise ClusterFailed(

@@ -1,4 +1,4 @@
-"""Compute configs, versioned: created and archived, never edited."""
+"""Compute configs. They are versioned: created and archived, never edited."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ComputeConfigs(Group[M]):
     def create(
         self, request: ComputeConfigCreate, *, project: str | None = None, idempotency_key: str | None = None
     ) -> Flow[ComputeConfigVersion]:
-        """Under an existing name: its next version."""
+        """Creates a compute config or, under an existing name, its next version."""
         path, params = path_of(CONFIGS), {"project": project}
         return (
             yield from self._api.call(
@@ -38,13 +38,14 @@ class ComputeConfigs(Group[M]):
         archived: bool = False,
         page_size: int = lists.PAGE_SIZE,
     ) -> Stream[ComputeConfigVersion]:
-        """Named ones, every version, newest first. ``archived``: those too."""
+        """Every version of every named config, newest first. ``archived``: includes archived ones."""
         filters = {"name": name, "project": project, "archived": archived or None}
         return lists.pages(self._api, path_of(CONFIGS), ComputeConfigVersion, page_size=page_size, **filters)
 
     @one
     def archive(self, ref: str, *, project: str | None = None) -> Flow[ComputeConfigVersion]:
-        """No new cluster may use it; those that do go on. A name without a version archives all of its versions."""
+        """New clusters can't use it; existing ones keep running. A name without a version archives all of its
+        versions."""
         path, params = path_of(CONFIGS, ref, "archive"), {"project": project}
         return (yield from self._api.call("POST", path, ComputeConfigVersion, params=params))
 

@@ -1,4 +1,4 @@
-"""Jobs: submit, look, wait, read the log."""
+"""Jobs: submit, get, wait, read logs."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ JOBS = "jobs"
 class Jobs(Group[M]):
     @one
     def submit(self, config: JobConfig, *, idempotency_key: str | None = None) -> Flow[Job]:
-        """Submits a job; returns as soon as it is accepted, which is durable.
+        """Submits a job. Returns as soon as it is accepted, which is durable.
 
-        Local directories in ``working_dir`` and ``py_modules`` are packed and uploaded first. With the same
-        ``idempotency_key`` (your own, any text; default: a fresh one) the same job is returned, not a second one made.
+        Packs and uploads local directories in ``working_dir`` and ``py_modules`` first. The same ``idempotency_key``
+        (any text; default: a new one) returns the same job instead of a second one.
         """
         ready = yield from ship_code(self._api, config)
         return (yield from self._api.call("POST", path_of(JOBS), Job, body=ready, key=idempotency_key))
 
     @one
     def plan(self, config: JobConfig) -> Flow[Plan]:
-        """What ``submit`` would make, and its price per hour where the operator's price table knows it. Everything is
-        checked, local directories are packed, nothing is uploaded or made."""
+        """What ``submit`` would create, and its price per hour where the operator's price table has it. Everything is
+        checked, local directories are packed, nothing is uploaded or created."""
         ready = yield from check_code(config)
         return (yield from self._api.call("POST", path_of(JOBS), Plan, body=ready, params={"dry_run": True}))
 
     @one
     def get(self, ref: str, *, project: str | None = None) -> Flow[Job]:
-        """By id, or by name: then the newest of that name. ``project``, here and below: where to look for the name;
-        needed only when several of yours have it."""
+        """By id, or by name: the newest job of that name. ``project``, here and below: the project of the name; needed
+        only when several of your projects have it."""
         return (yield from get(self._api, ref, project))
 
     @many
@@ -55,7 +55,7 @@ class Jobs(Group[M]):
         schedule: str | None = None,
         page_size: int = lists.PAGE_SIZE,
     ) -> Stream[Job]:
-        """Newest first, fetched page by page as you go on. ``cluster``: on which the newest run is; ``schedule``: the
+        """Newest first; pages are fetched as you iterate. ``cluster``: the cluster of the newest run; ``schedule``: the
         id of the one that started them."""
         filters = {
             "state": state,
@@ -69,13 +69,13 @@ class Jobs(Group[M]):
 
     @one
     def terminate(self, ref: str, *, reason: str = "", project: str | None = None) -> Flow[Job]:
-        """Asks for its end at any moment, also while its cluster starts; wait for TERMINATED to see it done."""
+        """Requests termination, also while its cluster starts; wait for TERMINATED to see it done."""
         path, params = path_of(JOBS, ref, "terminate"), {"project": project}
         return (yield from self._api.call("POST", path, Job, params=params, body=JobTerminate(reason=reason)))
 
     @many
     def events(self, ref: str, *, project: str | None = None) -> Stream[Event]:
-        """Its story, oldest first."""
+        """Its events, oldest first."""
         return lists.events(self._api, JOBS, ref, project)
 
     @one
@@ -88,11 +88,11 @@ class Jobs(Group[M]):
         on_change: Callable[[Job], None] | None = None,
         project: str | None = None,
     ) -> Flow[Job]:
-        """Waits until the job is in ``state``; None: until it is settled, however. There is no limit but ``timeout``
-        (seconds), and outages of the API are ridden out. ``on_change`` is told the job at first and at each change.
+        """Waits until the job is in ``state``; None: until it has ended. Waits at most ``timeout`` seconds (default: no
+        limit) and survives outages of the API. ``on_change`` gets the job at first and after each change.
 
-        Raises WorkloadFailed, or InfrastructureError when that is why, as soon as the state can't be reached any more;
-        WaitTimeout.
+        Raises WorkloadFailed, or InfrastructureError if that is the cause, as soon as the job can no longer reach the
+        state; WaitTimeout.
         """
         wanted = JobState(state) if state is not None else None
         pace = lists.Pace(timeout)
@@ -105,7 +105,7 @@ class Jobs(Group[M]):
             if pace.expired:
                 raise WaitTimeout(
                     f"Job {job.name} ({job.id}) is {job.state} after {timeout:g} s, not {wanted or 'settled'}.",
-                    remedy=f"It goes on: `heliostat job wait {job.id}` waits again.",
+                    remedy=f"The job keeps running. `heliostat job wait {job.id}` waits again.",
                     resource=job.id,
                 )
             yield Sleep(pace.next())
@@ -122,19 +122,19 @@ class Jobs(Group[M]):
         tail: int | None = None,
         project: str | None = None,
     ) -> Stream[LogText]:
-        """What the job has printed, as pieces of text, also after its cluster is gone.
+        """The job's log, as pieces of text, also after its cluster has ended.
 
         Args:
-            follow: go on until the job is settled and its log complete, across retries; each piece's ``run_id``
-                tells the attempt. Outages of the API are ridden out.
-            run: one attempt only, by number or id.
-            tail: begin with the last so many lines.
+            follow: continue until the job has ended and its log is complete, across retries; the ``run_id`` of each
+                piece is its run. Survives outages of the API.
+            run: only this run, by number or id.
+            tail: start with this many of the last lines.
         """
         return _logs(self._api, ref, project, follow, run, tail)
 
     @many
     def watch(self, ref: str, *, project: str | None = None) -> Stream[Job | LogText]:
-        """The job itself at each change, its log between, until it is settled and the log complete."""
+        """The job at each change, with its log in between, until it has ended and its log is complete."""
         return _watch(self._api, ref, project)
 
 
@@ -143,7 +143,7 @@ def get(api: Api, ref: str, project: str | None = None, *, tries: float = TRIES)
 
 
 def reached(job: Job, wanted: JobState | None) -> bool:
-    """Raises :func:`failure` when the job is settled in another state than the wanted one."""
+    """Raises :func:`failure` when the job has ended in another state."""
     if wanted is None:
         return job.state.settled
     if (
@@ -158,7 +158,7 @@ def reached(job: Job, wanted: JobState | None) -> bool:
 
 
 def failure(job: Job) -> HeliostatError:
-    """What a settled job that did not succeed means: the program failed, or we did."""
+    """The error of a job that ended without success: the program failed, or the infrastructure did."""
     last = job.runs[-1] if job.runs else None
     ours = job.state is JobState.FAILED and (last is None or last.cause is RunCause.INFRASTRUCTURE)
     kind: type[HeliostatError] = InfrastructureError if ours else WorkloadFailed
@@ -190,7 +190,7 @@ def _page(api: Api, ref: str, *, follow: bool, run: int | str | None, tries: flo
 def _logs(
     api: Api, ref: str, project: str | None, follow: bool, run: int | str | None, tail: int | None
 ) -> Stream[LogText]:
-    job = yield from get(api, ref, project)  # a name means the newest: stay with this one even if a newer one comes
+    job = yield from get(api, ref, project)  # a name selects the newest job: stay with it when a newer one starts
     pages = partial(_page, api, job.id, follow=follow, run=run)
     return (yield from follow_pages(api, pages, follow, tail))
 
@@ -213,4 +213,4 @@ def _watch(api: Api, ref: str, project: str | None) -> Stream[Job | LogText]:
         if not (page.complete or job.state.settled):
             yield Sleep(pace.next())
         elif job == seen:
-            yield Sleep(0.2)  # settled, and its last lines are on their way
+            yield Sleep(0.2)  # ended; its last lines arrive soon

@@ -1,4 +1,4 @@
-"""What lists and waits of all nouns share."""
+"""Shared by the lists and waits of all nouns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE_SIZE = 50
 
 
 def pages(api: Api, path: str, item: type[T], *, page_size: int = PAGE_SIZE, **filters: Any) -> Stream[T]:
-    """Every item of a list, page by page as the caller goes on; a page is asked for when the one before is used up."""
+    """Every item of a list; each page is fetched when the caller has used up the one before."""
     cursor: str | None = None
     while True:
         page: Page[T] = yield from api.call(
@@ -40,8 +40,8 @@ def events(api: Api, noun: str, ref: str, project: str | None) -> Stream[Event]:
 
 
 class Pace:
-    """How long to wait between two looks: short at first, when a change is near and somebody watches, then a
-    second. Counts the caller's limit, the only end that a wait has."""
+    """The pause between two polls: short at first, when a change is near and a person watches, then a second. Counts
+    the caller's limit, the only end of a wait."""
 
     def __init__(self, timeout: float | None = None) -> None:
         self.began = time.monotonic()

@@ -1,4 +1,4 @@
-"""When a service is where somebody waits for it to be, and when it can't get there any more. Pure: one look at the
+"""When a wait for a service is over: it has what the caller waits for, or it can no longer get there. Pure: a polled
 service in, the answer out."""
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ ENDED = (ServiceVersionState.TERMINATING, ServiceVersionState.TERMINATED)
 
 
 def reached(service: Service, wanted: ServiceState) -> bool:
-    """Raises WorkloadFailed when the service can't come into this state by itself any more."""
+    """Raises WorkloadFailed when the service can no longer reach this state by itself."""
     if service.state == wanted:
         return True
     gone = service.state in (ServiceState.TERMINATING, ServiceState.TERMINATED)
-    # A service that had traffic is healed by itself; one whose first version failed waits for another deploy.
+    # A service that had traffic recovers by itself; one whose first version failed needs another deploy.
     stuck = wanted is ServiceState.RUNNING and service.state is ServiceState.UNHEALTHY and not _may_recover(service)
     if (gone and wanted not in (ServiceState.TERMINATING, ServiceState.TERMINATED)) or stuck:
         raise WorkloadFailed(
             f"Service {service.name} ({service.id}) is {service.state}" + _because(service.reason),
-            remedy=_look(service),
+            remedy=_see_events(service),
             resource=service.id,
             details={"state": service.state},
         )
@@ -43,14 +43,14 @@ def _may_recover(service: Service) -> bool:
 
 @dataclass
 class Target:
-    """What one deploy is to come to. Remembers what it has seen: ask it about one look after the other.
+    """The goal of one deploy. It is stateful: give it each polled service in turn.
 
     Args:
-        version_id: of the deployed version; None: only weights were changed.
-        canary_percent: the share at which the rollout is to stop.
+        version_id: of the deployed version; None: the deploy changes weights only.
+        canary_percent: the percentage at which the rollout pauses.
         weights: percent by version name, static.
-        paused_beyond: a pause at a larger share than this is what it comes to as well.
-        ends_with_rollout: its rollout is under way: when there is none any more and the version runs, it is done.
+        paused_beyond: a pause at a larger percentage than this completes it too.
+        ends_with_rollout: its rollout has begun: it is complete when the rollout is over and the version runs.
     """
 
     version_id: str | None
@@ -59,13 +59,13 @@ class Target:
     paused_beyond: int | None = None
     ends_with_rollout: bool = False
     _agreed: bool = False
-    """The service was seen to go to exactly these weights."""
+    """The service has had exactly these target weights."""
     _kept: dict[str, datetime] = field(default_factory=dict)
-    """Versions that had failed before this deploy chose them all the same, and since when."""
+    """Versions that this deploy uses although they had failed before, and since when."""
 
     @classmethod
     def of(cls, service: Service, deploy: ServiceDeploy | None = None) -> Target:
-        """``service``: as the deploy was answered; its version has the name that was asked for, or is the newest."""
+        """``service``: the answer of the deploy; its version has the requested name, or is the newest."""
         if deploy is not None and deploy.versions:
             unhealthy = ServiceVersionState.UNHEALTHY
             return cls(
@@ -78,8 +78,8 @@ class Target:
         version = max(named, key=lambda v: v.number, default=None)
         if version is None:
             raise WorkloadFailed(
-                f"Service {service.name} ({service.id}) does not tell which version this deploy is.",
-                remedy=_look(service),
+                f"Service {service.name} ({service.id}) has no version of this deploy.",
+                remedy=_see_events(service),
                 resource=service.id,
             )
         percent = deploy.canary_percent if deploy is not None else None
@@ -89,21 +89,21 @@ class Target:
     def in_words(self) -> str:
         if self.weights:
             return ", ".join(f"{name} at {percent} %" for name, percent in self.weights.items())
-        share = f"{self.canary_percent} % (a pause there)" if self.canary_percent is not None else "100 %"
+        share = f"{self.canary_percent} % (paused)" if self.canary_percent is not None else "100 %"
         return f"the new version at {share}"
 
     def reached(self, service: Service) -> bool:
-        """Raises WorkloadFailed when it never will be: unhealthy, rolled back, superseded, terminated."""
-        return self._weights_hold(service) if self.weights else self._version_is_there(service)
+        """Raises WorkloadFailed when it can no longer be: unhealthy, rolled back, replaced, terminated."""
+        return self._weights_apply(service) if self.weights else self._version_serves(service)
 
-    def _version_is_there(self, service: Service) -> bool:
+    def _version_serves(self, service: Service) -> bool:
         version = next((v for v in service.versions if v.id == self.version_id), None)
         if version is None:
             raise self._failed(service, None)
         rollout = service.rollout
         primary = service.primary_version == version.id
         if primary and rollout is not None and rollout.version_id != version.id:
-            return True  # it was complete; somebody deploys the next one already
+            return True  # it was complete, and the next deploy has begun
         if primary and version.weight == 100 and service.state is ServiceState.RUNNING:
             return True
         if rollout is not None and rollout.version_id == version.id and rollout.state == "paused":
@@ -112,14 +112,14 @@ class Target:
                 return True
         running = version.state is ServiceVersionState.RUNNING and service.state is ServiceState.RUNNING
         if self.ends_with_rollout and rollout is None and running:
-            return True  # of static weights, that is
+            return True  # of static weights
         if version.state in ENDED:
             raise self._failed(service, version)
-        if version.state is ServiceVersionState.UNHEALTHY and not _in_passing(service, version):
+        if version.state is ServiceVersionState.UNHEALTHY and not _may_still_recover(service, version):
             raise self._failed(service, version)
         return False
 
-    def _weights_hold(self, service: Service) -> bool:
+    def _weights_apply(self, service: Service) -> bool:
         by_name: dict[str, ServiceVersion] = {}
         for version in sorted(service.versions, key=lambda v: v.number):
             by_name[version.name] = version
@@ -127,7 +127,7 @@ class Target:
             failed = by_name.get(name)
             if percent == 0 or failed is None:
                 continue
-            unhealthy = failed.state is ServiceVersionState.UNHEALTHY and not _in_passing(service, failed)
+            unhealthy = failed.state is ServiceVersionState.UNHEALTHY and not _may_still_recover(service, failed)
             unhealthy = unhealthy and failed.state_since != self._kept.get(name)
             if failed.state in ENDED or unhealthy:
                 raise self._failed(service, failed)
@@ -140,9 +140,9 @@ class Target:
             self._agreed = True
         elif self._agreed:
             raise WorkloadFailed(
-                f"Service {service.name} ({service.id}) does not go to {self.in_words} any more: "
-                "another deploy superseded these weights" + _because(service.reason),
-                remedy=_look(service),
+                f"Service {service.name} ({service.id}) no longer goes to {self.in_words}: "
+                "another deploy replaced these weights" + _because(service.reason),
+                remedy=_see_events(service),
                 resource=service.id,
                 details={"state": service.state},
             )
@@ -156,12 +156,12 @@ class Target:
         if version is not None and version.state is ServiceVersionState.UNHEALTHY:
             what += "is unhealthy" + _because(version.reason or service.reason)
             if version.kept_until is not None and version.clusters:
-                what += " It is kept for inspection for a while."
+                what += " It stays for inspection for a while."
         elif service.state in (ServiceState.TERMINATING, ServiceState.TERMINATED):
             what += f"has ended: the service is {service.state}" + _because(service.reason)
         elif newer:
             by = max(newer, key=lambda v: v.number)
-            what += f"was superseded by the deploy of {by.name} ({by.id})"
+            what += f"was replaced by the deploy of {by.name} ({by.id})"
             what += _because(version.reason if version else "")
         else:
             what += "was rolled back" + _because(version.reason if version else service.reason)
@@ -176,82 +176,82 @@ class Target:
 
 
 class Back:
-    """What a rollback, or an abort, is to come to. The records say for a moment what was before, so it is told from how
-    the service was ``before`` the order: the version under way is given up and the primary one has the traffic; where
-    none was under way, the version before becomes the primary one. Remembers what it has seen."""
+    """The goal of a rollback or an abort. The records may be old for a moment, so it compares with the service
+    ``before`` the command: the new version is abandoned and the primary one has the traffic; without a rollout, the
+    previous version becomes the primary one. It is stateful, like Target."""
 
     def __init__(self, before: Service) -> None:
         self._before = before
         newest_first = sorted(before.versions, key=lambda v: -v.number)
         under_way = before.rollout.version_id if before.rollout is not None else None
         self._under_way = under_way or next((v.id for v in newest_first if v.state in UNDER_WAY), None)
-        self._leaves = self._under_way or before.primary_version
+        self._leaving = self._under_way or before.primary_version
         self._goal = before.primary_version if self._under_way else before.previous_version
-        self._came = False
-        """The version that comes back was seen on its way."""
+        self._started = False
+        """The returning version has started."""
 
     @property
     def in_words(self) -> str:
-        name = next((v.name for v in self._before.versions if v.id == self._goal), "the version before")
+        name = next((v.name for v in self._before.versions if v.id == self._goal), "the previous version")
         return f"{name} at 100 %"
 
     def reached(self, service: Service) -> bool:
-        """Raises WorkloadFailed when it never will be: the version before is not fit, another deploy superseded it, the
-        service is terminated."""
+        """Raises WorkloadFailed when it can no longer be: the previous version is unhealthy, another deploy replaced
+        it, the service is terminated."""
         if service.state in (ServiceState.TERMINATING, ServiceState.TERMINATED):
             return reached(service, ServiceState.RUNNING)
-        left = next((v for v in service.versions if v.id == self._leaves), None)
-        comes = next((v for v in service.versions if v.id == self._goal), None)
+        left = next((v for v in service.versions if v.id == self._leaving), None)
+        returning = next((v for v in service.versions if v.id == self._goal), None)
         rollout = service.rollout
-        if not self._under_way and comes is not None:
-            self._came |= comes.state in (*UNDER_WAY, ServiceVersionState.RUNNING) or (
-                rollout is not None and rollout.version_id == comes.id
+        if not self._under_way and returning is not None:
+            self._started |= returning.state in (*UNDER_WAY, ServiceVersionState.RUNNING) or (
+                rollout is not None and rollout.version_id == returning.id
             )
-        going = rollout is not None and rollout.version_id == self._leaves
+        going = rollout is not None and rollout.version_id == self._leaving
         if going or service.state is ServiceState.ROLLING_BACK or (left is not None and left.state in UNDER_WAY):
             return False
         primary = service.primary_version
-        if primary == self._goal or (self._goal is None and primary != self._leaves):
+        if primary == self._goal or (self._goal is None and primary != self._leaving):
             return service.state is ServiceState.RUNNING or rollout is not None
-        if primary not in (self._leaves, self._before.primary_version):
-            raise self._failed(service, comes)
-        if comes is not None and self._failed_to_come(comes):
-            raise self._failed(service, comes)
-        return False  # the records do not know yet, or it is on its way
+        if primary not in (self._leaving, self._before.primary_version):
+            raise self._failed(service, returning)
+        if returning is not None and self._failed_to_return(returning):
+            raise self._failed(service, returning)
+        return False  # the records are old, or it is on its way
 
-    def _failed(self, service: Service, comes: ServiceVersion | None) -> WorkloadFailed:
+    def _failed(self, service: Service, returning: ServiceVersion | None) -> WorkloadFailed:
         known = max((v.number for v in self._before.versions), default=0)
         newer = max((v for v in service.versions if v.number > known), key=lambda v: v.number, default=None)
         what = f"The rollback of service {service.name} ({service.id}) "
         if newer is not None:
-            what += f"was superseded by the deploy of {newer.name} ({newer.id})."
+            what += f"was replaced by the deploy of {newer.name} ({newer.id})."
         else:
-            name = f"{comes.name} ({comes.id})" if comes is not None else "the version before"
-            what += f"did not come to its end: {name} does not serve" + _because(comes.reason if comes else "")
+            name = f"{returning.name} ({returning.id})" if returning is not None else "the previous version"
+            what += f"did not succeed: {name} does not serve" + _because(returning.reason if returning else "")
         return WorkloadFailed(
             what,
-            remedy=_look(service),
+            remedy=_see_events(service),
             resource=service.id,
-            details={"state": service.state, "version": self._goal, "version_state": comes and comes.state},
+            details={"state": service.state, "version": self._goal, "version_state": returning and returning.state},
         )
 
-    def _failed_to_come(self, comes: ServiceVersion) -> bool:
-        was = next((v for v in self._before.versions if v.id == comes.id), None)
-        changed = was is not None and comes.state_since != was.state_since
-        if comes.state is ServiceVersionState.UNHEALTHY:
-            return changed or self._came
-        # It may have been draining when the order came: that it ended since says nothing by itself.
+    def _failed_to_return(self, returning: ServiceVersion) -> bool:
+        was = next((v for v in self._before.versions if v.id == returning.id), None)
+        changed = was is not None and returning.state_since != was.state_since
+        if returning.state is ServiceVersionState.UNHEALTHY:
+            return changed or self._started
+        # It may have been draining before the command: that it has ended since proves nothing.
         ended_again = changed and was is not None and was.state is ServiceVersionState.TERMINATED
-        return not self._under_way and comes.state in ENDED and (self._came or ended_again)
+        return not self._under_way and returning.state in ENDED and (self._started or ended_again)
 
 
-def steered(before: Service, action: RolloutAction | None, percent: int | None = None) -> Target | Back:
-    """What an order that was accepted is to come to. ``before``: the service when it was given; ``action``: None is a
-    rollback; ``percent``: as with promote."""
+def commanded(before: Service, action: RolloutAction | None, percent: int | None = None) -> Target | Back:
+    """The goal of an accepted command. ``before``: the service before it; ``action``: None is a rollback; ``percent``:
+    as with promote."""
     if action in (None, RolloutAction.ABORT):
         return Back(before)
     rollout = before.rollout
-    if rollout is None:  # it began just now
+    if rollout is None:  # it has just begun
         newest = max(before.versions, key=lambda v: v.number, default=None)
         target = Target(newest.id if newest is not None else None)
     else:
@@ -263,8 +263,8 @@ def steered(before: Service, action: RolloutAction | None, percent: int | None =
     return target
 
 
-def _in_passing(service: Service, version: ServiceVersion) -> bool:
-    """Unhealthy, but not given up: it has traffic and is being healed, or the traffic is still on its way back."""
+def _may_still_recover(service: Service, version: ServiceVersion) -> bool:
+    """Unhealthy, but not failed: it has traffic and recovers, or the traffic is still on its way back."""
     if service.state is ServiceState.ROLLING_BACK:
         return True
     return version.weight > 0 and version.kept_until is None
@@ -274,5 +274,5 @@ def _because(reason: str) -> str:
     return f": {reason.rstrip('.')}." if reason else "."
 
 
-def _look(service: Service) -> str:
+def _see_events(service: Service) -> str:
     return f"`heliostat service events {service.name}` shows what happened."

@@ -17,8 +17,8 @@ SCHEDULES = "schedules"
 class Schedules(Group[M]):
     @one
     def apply(self, config: ScheduleConfig) -> Flow[Schedule]:
-        """Creates or updates the schedule named ``job_config.name``. The code is packed and uploaded now: later changes
-        of the directory need another ``apply``."""
+        """Creates or updates the schedule named ``job_config.name``. Packs and uploads the code now: apply again after
+        you change it."""
         name = config.job_config.name
         if name is None:
             raise InvalidRequest("The schedule has no name.", remedy="Set job_config.name.", field="job_config.name")
@@ -48,12 +48,12 @@ class Schedules(Group[M]):
 
     @one
     def run(self, ref: str, *, project: str | None = None, idempotency_key: str | None = None) -> Flow[Job]:
-        """Starts one job of it now, beside its timetable."""
+        """Starts one job of the schedule now."""
         path, params = path_of(SCHEDULES, ref, "run"), {"project": project}
         return (yield from self._api.call("POST", path, Job, params=params, key=idempotency_key))
 
     @one
     def delete(self, ref: str, *, project: str | None = None) -> Flow[None]:
-        """Its jobs stay."""
+        """Deletes the schedule. Its jobs stay."""
         path, params = path_of(SCHEDULES, ref), {"project": project}
         return (yield from self._api.call("DELETE", path, type(None), params=params))

@@ -1,4 +1,4 @@
-"""Services: deploy, look, wait for a version, steer its rollout."""
+"""Services: deploy, get, wait for a version, control its rollout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from heliostat.client.effects import Emit, Flow, Sleep, Stream
 from heliostat.client.groups import Group, M, many, one
 from heliostat.client.logs import LogText, follow_pages
 from heliostat.client.resources import lists
-from heliostat.client.resources.rollouts import Target, reached, steered
+from heliostat.client.resources.rollouts import Target, commanded, reached
 from heliostat.client.resources.uploads import ship_services
 from heliostat.client.transport import PATIENT, TRIES, Api, path_of
 from heliostat.errors import InvalidRequest, WaitTimeout
@@ -30,7 +30,7 @@ from heliostat.models.services import (
 
 SERVICES = "services"
 WATCH_S = 1.0
-"""Between two looks of a watch: as often as the heads report."""
+"""Between two polls of a watch: as often as the heads report."""
 
 
 class Services(Group[M]):
@@ -44,14 +44,14 @@ class Services(Group[M]):
         max_surge_percent: int | None = None,
         idempotency_key: str | None = None,
     ) -> Flow[Service]:
-        """Deploys a version; returns as soon as it is accepted, which is durable. ``wait_deployed`` waits for it.
+        """Deploys a version. Returns as soon as it is accepted, which is durable; ``wait_deployed`` waits for it.
 
-        Local directories, also those of the applications' runtime environments, are packed and uploaded first.
+        Packs and uploads local directories first, also those of the applications' runtime environments.
 
         Args:
-            what: the config of one new version; or a whole ``ServiceDeploy``, which takes no options beside it.
+            what: the config of one new version, or a ``ServiceDeploy``, which excludes the options below.
             in_place, canary_percent, max_surge_percent: see ``ServiceDeploy``.
-            idempotency_key: the same key (your own, any text) deploys once, however often it is sent.
+            idempotency_key: the same key (any text) deploys once, however often it is sent.
         """
         options = {
             "in_place": in_place,
@@ -61,7 +61,7 @@ class Services(Group[M]):
         given = {name: value for name, value in options.items() if value is not None}
         if isinstance(what, ServiceDeploy) and given:
             raise InvalidRequest(
-                f"{', '.join(given)} can't stand beside a ServiceDeploy.", remedy="Set it in the ServiceDeploy."
+                f"{', '.join(given)} can't be combined with a ServiceDeploy.", remedy="Set it in the ServiceDeploy."
             )
         deploy = what if isinstance(what, ServiceDeploy) else ServiceDeploy.model_validate({"config": what, **given})
         if deploy.config is not None:
@@ -73,8 +73,8 @@ class Services(Group[M]):
 
     @one
     def get(self, ref: str, *, project: str | None = None) -> Flow[Service]:
-        """By id or name. ``project``, here and below: where to look for the name; needed only when several of yours
-        have it."""
+        """By id or name. ``project``, here and below: the project of the name; needed only when several of your
+        projects have it."""
         return (yield from get(self._api, ref, project))
 
     @many
@@ -88,18 +88,18 @@ class Services(Group[M]):
         tags: Mapping[str, str] | None = None,
         page_size: int = lists.PAGE_SIZE,
     ) -> Stream[Service]:
-        """Newest first, fetched page by page as you go on. Without query tokens."""
+        """Newest first, without query tokens; pages are fetched as you iterate."""
         filters = {"state": state, "name": name, "project": project, "cloud": cloud, "tag": lists.tag_filter(tags)}
         return lists.pages(self._api, path_of(SERVICES), Service, page_size=page_size, **filters)
 
     @many
     def versions(self, ref: str, *, project: str | None = None) -> Stream[ServiceVersion]:
-        """Every version that it ever had, newest first."""
+        """Every version that it has ever had, newest first."""
         return lists.pages(self._api, path_of(SERVICES, ref, "versions"), ServiceVersion, project=project)
 
     @many
     def events(self, ref: str, *, project: str | None = None) -> Stream[Event]:
-        """Its story, oldest first."""
+        """Its events, oldest first."""
         return lists.events(self._api, SERVICES, ref, project)
 
     @many
@@ -112,12 +112,12 @@ class Services(Group[M]):
         tail: int | None = None,
         project: str | None = None,
     ) -> Stream[LogText]:
-        """What its applications and their nodes have written; each piece's ``stream`` tells node and file.
+        """The logs of its applications and nodes; the ``stream`` of each piece names node and file.
 
         Args:
-            version: of this one only, by name or id; default: of all.
-            follow: go on until the service is terminated; outages of the API are ridden out.
-            tail: begin with the last so many lines.
+            version: only this version, by name or id. Default: all.
+            follow: continue until the service is terminated. Survives outages of the API.
+            tail: start with this many of the last lines.
         """
         service = yield from get(self._api, ref, project)
         pages = partial(_page, self._api, service.id, version, follow)
@@ -125,7 +125,7 @@ class Services(Group[M]):
 
     @many
     def watch(self, ref: str, *, project: str | None = None) -> Stream[Service]:
-        """The service every second, with what its proxies see, until it is terminated. Outages are ridden out."""
+        """The service every second, with its traffic, until it is terminated. Survives outages of the API."""
         service = yield from get(self._api, ref, project)
         while True:
             yield Emit(service)
@@ -144,10 +144,10 @@ class Services(Group[M]):
         on_change: Callable[[Service], None] | None = None,
         project: str | None = None,
     ) -> Flow[Service]:
-        """Waits until the service is in ``state``, without a limit but ``timeout`` (seconds); outages of the API are
-        ridden out. ``on_change`` is told the service at first and at each change.
+        """Waits until the service is in ``state``, at most ``timeout`` seconds (default: no limit). Survives outages of
+        the API. ``on_change`` gets the service at first and after each change.
 
-        Raises WorkloadFailed as soon as the state can't be reached any more; WaitTimeout.
+        Raises WorkloadFailed as soon as the service can no longer reach the state; WaitTimeout.
         """
         wanted = ServiceState(state)
         service = yield from get(self._api, ref, project)
@@ -162,16 +162,14 @@ class Services(Group[M]):
         timeout: float | None = None,
         on_change: Callable[[Service], None] | None = None,
     ) -> Flow[Service]:
-        """Waits until a deploy has reached what it asked for: its version is the primary one, has all the traffic, and
-        the service is RUNNING; with ``canary_percent`` the rollout is paused there; with ``versions`` their weights
-        hold.
+        """Waits until a deploy is complete: its version is the primary one with all the traffic, and the service is
+        RUNNING; with ``canary_percent``, the rollout is paused there; with ``versions``, their weights apply.
 
         Args:
-            service: what ``deploy`` returned; it tells which version is meant.
-            deploy: what was asked for; default: all the traffic for the newest version.
+            service: the answer of ``deploy``, which identifies the version.
+            deploy: the request. Default: all the traffic for the newest version.
 
-        Raises WorkloadFailed when the version turns out unhealthy, is rolled back, or is superseded by another deploy,
-        and says which; WaitTimeout.
+        Raises WorkloadFailed when the version is unhealthy, rolled back, or replaced by another deploy; WaitTimeout.
         """
         target = Target.of(service, deploy)
         return (yield from _until(self._api, service, target.reached, target.in_words, timeout, on_change))
@@ -186,41 +184,41 @@ class Services(Group[M]):
         timeout: float | None = None,
         on_change: Callable[[Service], None] | None = None,
     ) -> Flow[Service]:
-        """Waits until what an order asked for is so. After ``rollback``, or ``rollout`` with ``abort``: the traffic is
-        back and the version that was left is given up. After ``promote`` and ``resume``: the new version has all the
-        traffic, or the rollout has stopped at its share.
+        """Waits until a command has taken effect. After ``rollback``, or ``rollout`` with ``abort``: the previous
+        version has the traffic and the other one is abandoned. After ``promote`` and ``resume``: the new version has
+        all the traffic, or the rollout is paused at its percentage.
 
         Args:
-            before: the service as ``get`` told it *before* the order; by it what was is told from what came of it.
-            action: that ``rollout`` was called with; None: ``rollback`` was called.
+            before: the service as ``get`` returned it *before* the command: the starting point of the comparison.
+            action: the action of ``rollout``; None: ``rollback`` was called.
             percent: as with ``promote``.
 
-        Raises WorkloadFailed when it can't come to that any more; WaitTimeout.
+        Raises WorkloadFailed when the command can no longer succeed; WaitTimeout.
         """
-        asked = RolloutAction(action) if action is not None else None
-        if asked is RolloutAction.PAUSE:
+        wanted = RolloutAction(action) if action is not None else None
+        if wanted is RolloutAction.PAUSE:
             raise InvalidRequest("A pause takes effect at once.", remedy="There is nothing to wait for.")
-        target = steered(before, asked, percent)
+        target = commanded(before, wanted, percent)
         service = yield from get(self._api, before.id)
         return (yield from _until(self._api, service, target.reached, target.in_words, timeout, on_change))
 
     @one
     def terminate(self, ref: str, *, reason: str = "", project: str | None = None) -> Flow[Service]:
-        """Asks for its end at any moment: its versions are drained, then their clusters released; wait for TERMINATED
-        to see it done. The name can be deployed to again."""
+        """Requests termination: its versions are drained, then their clusters released; wait for TERMINATED to see it
+        done. You can deploy under the same name again."""
         path, params = path_of(SERVICES, ref, "terminate"), {"project": project}
         return (yield from self._api.call("POST", path, Service, params=params, body=ServiceTerminate(reason=reason)))
 
     @one
     def delete(self, ref: str, *, project: str | None = None) -> Flow[None]:
-        """Forgets a terminated service with its tokens, versions and events."""
+        """Deletes a terminated service with its tokens, versions and events."""
         path, params = path_of(SERVICES, ref), {"project": project}
         return (yield from self._api.call("DELETE", path, type(None), params=params))
 
     @one
     def rollback(self, ref: str, *, reason: str = "", project: str | None = None) -> Flow[Service]:
-        """Back to the version that ran before: abandons the rollout that is under way or, when none is, brings the
-        version before the primary one back."""
+        """Returns to the previous version: aborts the current rollout or, without one, makes the version before the
+        primary one primary again."""
         path, params = path_of(SERVICES, ref, "rollback"), {"project": project}
         return (yield from self._api.call("POST", path, Service, params=params, body=ServiceRollback(reason=reason)))
 
@@ -233,8 +231,8 @@ class Services(Group[M]):
         percent: int | None = None,
         project: str | None = None,
     ) -> Flow[Service]:
-        """Steers the rollout that is under way: ``pause`` it where it is, ``resume`` it, ``promote`` the new version to
-        ``percent`` of the traffic (default: all) without waiting for steps, or ``abort`` it."""
+        """Controls the current rollout: ``pause`` it at its percentage, ``resume`` it, ``promote`` the new version to
+        ``percent`` of the traffic (default: all) without further steps, or ``abort`` it."""
         fields = {"action": action} | ({"percent": percent} if percent is not None else {})
         path, params = path_of(SERVICES, ref, "rollout"), {"project": project}
         body = RolloutCommand.model_validate(fields)
@@ -244,13 +242,14 @@ class Services(Group[M]):
     def add_token(
         self, ref: str, *, project: str | None = None, idempotency_key: str | None = None
     ) -> Flow[QueryToken]:
-        """A second token that requests may carry; the first one stays valid until ``delete_token``."""
+        """Creates a second query token; the first one stays valid until ``delete_token``."""
         path, params = path_of(SERVICES, ref, "tokens"), {"project": project}
         return (yield from self._api.call("POST", path, QueryToken, params=params, key=idempotency_key))
 
     @one
     def delete_token(self, ref: str, token_id: str | None = None, *, project: str | None = None) -> Flow[None]:
-        """Requests with this token are refused from then on. Default: the primary one; the other takes its place."""
+        """Deletes a query token: requests that carry it are refused. Default: the primary one; the other becomes
+        primary."""
         path, params = path_of(SERVICES, ref, "tokens"), {"id": token_id, "project": project}
         return (yield from self._api.call("DELETE", path, type(None), params=params))
 
@@ -278,9 +277,8 @@ def _until(
         if pace.expired:
             waits = f" (waits for {service.waits_for})" if service.waits_for else ""
             raise WaitTimeout(
-                f"Service {service.name} ({service.id}) is {service.state}{waits} after {timeout:g} s; "
-                f"wanted was {wanted}.",
-                remedy=f"It goes on: `heliostat service status {service.name}` tells what it waits for.",
+                f"Service {service.name} ({service.id}) is {service.state}{waits} after {timeout:g} s, not {wanted}.",
+                remedy=f"It is not affected. `heliostat service status {service.name}` shows what it waits for.",
                 resource=service.id,
             )
         yield Sleep(pace.next())

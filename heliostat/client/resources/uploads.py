@@ -1,4 +1,4 @@
-"""Code on its way to the bucket."""
+"""Uploads of code to the bucket of a cloud."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from heliostat.models.services import ApplicationConfig, Service, ServiceConfig
 from heliostat.models.uploads import Upload, UploadCreate
 
 ATTEMPTS = 3
-"""Of one upload, each with a fresh URL: an earlier one may expire while a slow line is busy."""
+"""Of one upload, each with a new URL: a URL may expire during a slow upload."""
 
 
 class Uploads(Group[M]):
     @one
     def create(self, request: UploadCreate) -> Flow[Upload]:
-        """Asks where to PUT a zip of this hash and size; ``url`` is None when the bucket has it."""
+        """Returns where to PUT a zip of this hash and size; ``url`` is None when the bucket has it."""
         return (yield from _create(self._api, request))
 
     @one
@@ -36,21 +36,21 @@ class Uploads(Group[M]):
         cloud: str | None = None,
         project: str | None = None,
     ) -> Flow[str]:
-        """Packs a directory, uploads it unless the bucket has it; returns what ``JobConfig.working_dir`` then holds.
-        ``cloud``, ``project``: of the job that will use it. See ``heliostat.client.packaging`` for what is packed."""
+        """Packs a directory and uploads it unless the bucket has it. Returns the value for ``JobConfig.working_dir``.
+        ``cloud``, ``project``: of the job that will use it. ``heliostat.client.packaging`` describes the zip."""
         return (yield from _upload(self._api, lambda: pack_working_dir(directory, excludes), cloud, project))
 
     @one
     def module(
         self, module: str | Path, *, excludes: Iterable[str] = (), cloud: str | None = None, project: str | None = None
     ) -> Flow[str]:
-        """Likewise for one entry of ``JobConfig.py_modules``: a package's directory or a ``.py`` file."""
+        """The same for one entry of ``JobConfig.py_modules``: a package's directory or a ``.py`` file."""
         return (yield from _upload(self._api, lambda: pack_module(module, excludes), cloud, project))
 
 
 def ship_code(api: Api, config: JobConfig) -> Flow[JobConfig]:
-    """The config with its local directories uploaded and replaced; what is remote already stays as it is.
-    Raises before anything is sent when one of them can't be packed."""
+    """The config with its local directories uploaded and replaced by their URIs. Raises before it sends anything when
+    one of them can't be packed."""
     places = _places(config.working_dir, config.py_modules, config.excludes)
     packages = _Packages()
     try:
@@ -65,8 +65,7 @@ def ship_code(api: Api, config: JobConfig) -> Flow[JobConfig]:
 
 
 def check_code(config: JobConfig) -> Flow[JobConfig]:
-    """The config without its local directories, which were packed: it raises what ``ship_code`` would before anything
-    is sent."""
+    """The config without its local directories, after packing them: it raises what ``ship_code`` would."""
     places = _places(config.working_dir, config.py_modules, config.excludes)
     packages = _Packages()
     try:
@@ -81,8 +80,8 @@ def check_code(config: JobConfig) -> Flow[JobConfig]:
 
 
 def ship_services(api: Api, configs: Sequence[ServiceConfig]) -> Flow[list[ServiceConfig]]:
-    """Likewise for the versions of one deploy, with the code of their applications' runtime environments. The same
-    directory is packed once however many applications name it."""
+    """The same for the versions of one deploy and the runtime environments of their applications. Packs each directory
+    once, also when several applications name it."""
     packages = _Packages()
     ready = []
     try:
@@ -103,7 +102,7 @@ def ship_services(api: Api, configs: Sequence[ServiceConfig]) -> Flow[list[Servi
     return ready
 
 
-def service_places(config: ServiceConfig) -> list[Place]:
+def service_places(config: ServiceConfig) -> list[Code]:
     """The local directories and modules of a service and its applications."""
     places = _places(config.working_dir, config.py_modules, config.excludes)
     for app in config.applications:
@@ -112,8 +111,8 @@ def service_places(config: ServiceConfig) -> list[Place]:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A directory or module of this machine, with what is left out of it."""
+class Code:
+    """A directory or module on this machine, with its excludes."""
 
     path: str
     excludes: tuple[str, ...]
@@ -127,15 +126,15 @@ class _Packages:
     """The zips of one submission, until they are sent."""
 
     def __init__(self) -> None:
-        self.made: dict[Place, Package] = {}
+        self.made: dict[Code, Package] = {}
 
-    def pack(self, places: Iterable[Place]) -> Flow[None]:
+    def pack(self, places: Iterable[Code]) -> Flow[None]:
         for place in places:
             if place not in self.made:
                 self.made[place] = yield Blocking(place.pack)
 
-    def send(self, api: Api, places: Iterable[Place], cloud: str | None, project: str | None) -> Flow[dict[Place, str]]:
-        """The URI of each; the same zip is asked for once."""
+    def send(self, api: Api, places: Iterable[Code], cloud: str | None, project: str | None) -> Flow[dict[Code, str]]:
+        """The URI of each; uploads each zip once."""
         uris: dict[str, str] = {}
         for place in places:
             package = self.made[place]
@@ -148,44 +147,44 @@ class _Packages:
             package.discard()
 
 
-def _places(working_dir: str | None, py_modules: Sequence[str], excludes: Sequence[str]) -> list[Place]:
-    """What of these is not remote."""
-    work = [Place(working_dir, tuple(excludes), module=False)] if working_dir and not is_remote(working_dir) else []
-    return work + [Place(m, tuple(excludes), module=True) for m in py_modules if not is_remote(m)]
+def _places(working_dir: str | None, py_modules: Sequence[str], excludes: Sequence[str]) -> list[Code]:
+    """Those of these that are on this machine."""
+    work = [Code(working_dir, tuple(excludes), module=False)] if working_dir and not is_remote(working_dir) else []
+    return work + [Code(m, tuple(excludes), module=True) for m in py_modules if not is_remote(m)]
 
 
 def _replaced(
-    working_dir: str | None, py_modules: Sequence[str], excludes: Sequence[str], uris: Mapping[Place, str]
+    working_dir: str | None, py_modules: Sequence[str], excludes: Sequence[str], uris: Mapping[Code, str]
 ) -> dict[str, object]:
-    """The fields that name code, with URIs for paths; those without a path in them are left out."""
+    """The fields that name local code, with URIs for paths."""
     update: dict[str, object] = {}
-    work = Place(working_dir or "", tuple(excludes), module=False)
+    work = Code(working_dir or "", tuple(excludes), module=False)
     if work in uris:
         update["working_dir"] = uris[work]
-    modules = [uris.get(Place(m, tuple(excludes), module=True), m) for m in py_modules]
+    modules = [uris.get(Code(m, tuple(excludes), module=True), m) for m in py_modules]
     if modules != list(py_modules):
         update["py_modules"] = modules
     return update
 
 
 def _environment(app: ApplicationConfig, config: ServiceConfig) -> tuple[str | None, list[str], list[str]]:
-    """``working_dir``, ``py_modules`` and ``excludes`` of an application's own; the service's excludes hold too."""
+    """``working_dir``, ``py_modules`` and ``excludes`` of an application; the service's excludes apply too."""
     env = app.runtime_env
     work, modules, excludes = env.get("working_dir"), env.get("py_modules") or [], env.get("excludes") or []
     where = f"applications: {app.name}: runtime_env"
     if not isinstance(work, str | None):
-        raise InvalidRequest(f"{where}.working_dir is not text.", remedy="Name a directory or the URL of a zip.")
+        raise InvalidRequest(f"{where}.working_dir is not a string.", remedy="Name a directory or the URL of a zip.")
     for name, value in (("py_modules", modules), ("excludes", excludes)):
         if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
-            raise InvalidRequest(f"{where}.{name} is not a list of texts.", remedy="Write one a line.")
+            raise InvalidRequest(f"{where}.{name} is not a list of strings.", remedy="Write one per line.")
     return work, modules, [*config.excludes, *excludes]
 
 
-def _shipped(config: ServiceConfig, uris: Mapping[Place, str]) -> ServiceConfig:
+def _shipped(config: ServiceConfig, uris: Mapping[Code, str]) -> ServiceConfig:
     apps = []
     for app in config.applications:
         update = _replaced(*_environment(app, config), uris)
-        if update:  # then its excludes have done what they are for
+        if update:  # its excludes are applied by now
             env = {k: v for k, v in app.runtime_env.items() if k != "excludes"} | update
             app = app.model_copy(update={"runtime_env": env})
         apps.append(app)
@@ -194,7 +193,7 @@ def _shipped(config: ServiceConfig, uris: Mapping[Place, str]) -> ServiceConfig:
 
 
 def _cloud_of(api: Api, config: JobConfig | ServiceConfig) -> Flow[str | None]:
-    """The cloud whose bucket the nodes can read: where it will run. None: the default one."""
+    """The cloud where it will run, whose bucket its nodes can read. None: the default cloud."""
     if config.cloud is not None:
         return config.cloud
     if isinstance(config, JobConfig) and config.cluster is not None:
@@ -210,7 +209,7 @@ def _cloud_of(api: Api, config: JobConfig | ServiceConfig) -> Flow[str | None]:
 
 
 def _cloud_of_service(api: Api, config: ServiceConfig) -> Flow[str | None]:
-    """A version that does not say otherwise goes to where its service is. None: there is no such service yet."""
+    """The cloud of the service, for a version that names none. None: the service does not exist yet."""
     if config.name is None:
         return None
     try:
@@ -233,7 +232,7 @@ def _upload(api: Api, pack: Callable[[], Package], cloud: str | None, project: s
 
 
 def _ensure(api: Api, package: Package, cloud: str | None, project: str | None) -> Flow[str]:
-    """The URI of this package in the bucket, put there if need be."""
+    """The URI of this package in the bucket, uploaded if necessary."""
     where = {"cloud": cloud, "project": project}
     fields = {"sha256": package.sha256, "size": package.size} | {k: v for k, v in where.items() if v is not None}
     status = 0
@@ -248,19 +247,19 @@ def _ensure(api: Api, package: Package, cloud: str | None, project: str | None) 
         status = response.status_code
         if status == 507:
             raise Unavailable(
-                "The bucket's disk is full: the code could not be uploaded.",
-                remedy="Free space where the bucket lies, or lower the retention of logs and uploads; then try again.",
+                "The code can't be uploaded: the disk of the bucket is full.",
+                remedy="Free space there, or shorten the retention of logs and uploads; then try again.",
             )
         if status == 413:
             raise TooLarge(
-                f"The bucket refused a zip of {package.size} bytes as too large.", remedy="Leave files out with -e."
+                f"The bucket refused a zip of {package.size} bytes as too large.", remedy="Exclude files with -e."
             )
         if status == 400:
             raise InvalidRequest(
-                "The bucket refused the zip: its bytes are not the ones that were announced.",
+                "The bucket refused the zip: its content does not match its hash.",
                 remedy="Submit again.",
                 field="working_dir",
             )
     raise InternalError(
-        f"The bucket answered {status} to an upload.", remedy="Tell the operator; the bucket's log has the reason."
+        f"The bucket answered {status} to an upload.", remedy="Ask the operator; the log of the bucket has the reason."
     )

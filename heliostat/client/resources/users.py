@@ -1,4 +1,4 @@
-"""Who may ask: projects, users, tokens."""
+"""Projects, users and API tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Projects(Group[M]):
 
     @one
     def add_member(self, project: str, user: str) -> Flow[None]:
-        """Name or id of both (admins)."""
+        """Adds a user to a project, each by name or id (admins only)."""
         return (yield from self._api.call("PUT", path_of("projects", project, "members", user), type(None)))
 
     @one
@@ -41,12 +41,12 @@ class Users(Group[M]):
 class Tokens(Group[M]):
     @one
     def create(self, request: TokenCreate, *, idempotency_key: str | None = None) -> Flow[Token]:
-        """The only answer that ever holds ``secret``."""
+        """Creates a token. Only this answer contains ``secret``."""
         return (yield from self._api.call("POST", path_of("tokens"), Token, body=request, key=idempotency_key))
 
     @many
     def list(self, *, user: str | None = None) -> Stream[Token]:
-        """Your own; an admin sees those of all."""
+        """Your tokens; an admin sees all."""
         return lists.pages(self._api, path_of("tokens"), Token, user=user)
 
     @one

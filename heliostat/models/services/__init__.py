@@ -1,4 +1,4 @@
-"""Services: what a person asks for (``config``, ``requests``) and what they are told (``resource``)."""
+"""Services: configs (``config``), requests (``requests``) and resources (``resource``)."""
 
 from heliostat.models.services.config import (
     DEFAULT_STEPS,

@@ -1,4 +1,5 @@
-"""The config of a service, field by field."""
+"""The config of a service. Field names and defaults follow Anyscale's; fields that are not supported are errors that
+name them."""
 
 from __future__ import annotations
 
@@ -12,54 +13,60 @@ from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.jobs import MASK
 
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-"""``module.sub:app``, as Serve takes it."""
+"""``module.sub:app``, Serve's format."""
 DEFAULT_STEPS = [5, 10, 20, 30, 50, 75, 100]
-"""Anyscale's progression on AWS (research/anyscale.md §3), which takes about two minutes there."""
+"""Anyscale's steps on AWS; they take about two minutes there."""
 
 
 class ProbeConfig(Model):
-    """The real request by which an application shows that it is healthy, sent through the load balancer."""
+    """The health check of an application: a request through the load balancer."""
 
     path: str = Field(default="", max_length=2000, pattern=r"^(/.*)?$")
-    """Default: the application's route prefix."""
+    """Path of the request. Default: the application's route prefix."""
     method: str = Field(default="GET", pattern=r"^(GET|HEAD|POST|PUT)$")
+    """HTTP method: ``GET``, ``HEAD``, ``POST`` or ``PUT``."""
     body: str | None = Field(default=None, max_length=65_536)
+    """Body of the request."""
     headers: dict[str, str] = {}
-    """Shown to everybody of the project and kept in histories, as they stand: put no secret into them."""
+    """Headers of the request. They are not secret: every member of the project can see them."""
     expected_status: list[int] = []
-    """Default: anything below 500, for an application need not have anything at its route prefix."""
+    """Status codes of a healthy answer. Default: anything below 500, because the route prefix itself may not exist."""
     timeout_s: float = Field(default=10, gt=0, le=300)
+    """Seconds to wait for the answer."""
 
 
 class RolloutConfig(Model):
+    """How a new version takes over the traffic, and when it is rolled back."""
+
     steps: list[int] = Field(default=DEFAULT_STEPS, min_length=1, max_length=100)
-    """Percent of the traffic that the new version gets, step by step; ends with 100."""
+    """Percent of traffic for the new version, step by step; the last one is 100."""
     hold_s: float = Field(default=15, ge=1, le=86_400)
-    """Seconds for which each step below 100 is held and watched."""
+    """Seconds to hold and observe each step below 100."""
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
-    """Share of the new version's answers that may be 5xx, above the running version's own share in the same time."""
+    """Maximum share of 5xx answers of the new version, above the running version's share in the same time."""
     max_latency_ratio: float = Field(default=3.0, ge=1)
-    """Its p95 until the answer begins may be so many times the running version's."""
+    """Maximum p95 latency of the new version, as a multiple of the running version's. Latency: until the answer
+    begins."""
     min_latency_ms: float = Field(default=100, ge=0)
-    """A p95 below this is never a breach: on fast applications a ratio alone is noise."""
+    """Milliseconds. A p95 below this is never too slow: for fast applications the ratio alone is noise."""
     min_requests: int = Field(default=10, ge=1)
-    """Fewer answers of the new version in a step are no evidence: only Serve's own status and unanswered requests
-    count."""
+    """Answers of the new version that a step needs for a decision by errors and latency. With fewer, only Serve's
+    status and unanswered requests count."""
     health_timeout_s: float = Field(default=1800, gt=0, le=86_400)
-    """From the deploy until every application of the new version is healthy, machines included; then it is given up
-    with the running version untouched."""
+    """Seconds from the deploy until every application of the new version is healthy, including the start of machines.
+    Then the version fails; the running version is not affected."""
     timeout_s: float = Field(default=7200, gt=0)
-    """Of a whole rollout, pauses not counted; then traffic goes back. Anyscale's 120 minutes."""
+    """Seconds for the whole rollout, without pauses; then it is rolled back."""
     drain_timeout_s: float = Field(default=120, ge=0, le=86_400)
-    """For requests and connections of the old version to end by themselves; what is left then is ended and reported."""
+    """Seconds for open requests and connections of the old version to end; then they are closed and reported."""
     keep_failed_s: float = Field(default=600, ge=0, le=7 * 86_400)
-    """A version that failed is kept so long for inspection."""
+    """Seconds that a failed version stays for inspection."""
 
     @field_validator("steps")
     @classmethod
     def _rising(cls, value: list[int]) -> list[int]:
         if any(not 1 <= s <= 100 for s in value) or value != sorted(set(value)) or value[-1] != 100:
-            raise ValueError("steps are rising percentages from 1 on that end with 100, e.g. 5,25,50,100")
+            raise ValueError("steps must be rising percentages that end with 100, e.g. 5,25,50,100")
         return value
 
 
@@ -67,32 +74,35 @@ class ApplicationConfig(Model):
     """One application in the shape of Ray Serve's config file (``ServeApplicationSchema``)."""
 
     name: str = Field(default="default", min_length=1, max_length=200)
+    """Name of the application, unique in the service."""
     route_prefix: str | None = "/"
-    """None: reached by gRPC or by other applications only."""
+    """HTTP path of the application. None: reachable by gRPC or by other applications only."""
     import_path: str
+    """``module.sub:app``: the application, or its builder."""
     args: dict[str, Any] = {}
+    """Arguments of the application builder."""
     runtime_env: dict[str, Any] = {}
-    """``working_dir`` and ``py_modules`` as the service's own (they win over those); ``env_vars`` are secrets."""
+    """Ray runtime environment. ``working_dir`` and ``py_modules`` override the service's; ``env_vars`` are secrets."""
     deployments: list[dict[str, Any]] = []
-    """Serve's deployment options; their values are checked by Serve. A ``runtime_env`` of their own is refused."""
+    """Serve's deployment options; Serve checks their values. A ``runtime_env`` per deployment is not supported."""
     logging_config: dict[str, Any] | None = None
-    """Of this application's deployments, instead of the service's."""
+    """Serve's logging config for this application, instead of the service's."""
     probe: ProbeConfig | None = ProbeConfig()
-    """Ours, not Serve's. None: it answers no HTTP (one of gRPC, say), and Serve's own word on it decides; where the
-    service speaks gRPC, a call of Serve's own gRPC method shows that the way to it is open."""
+    """Health check of the application. None: it has no HTTP (for example gRPC only), and Serve's status decides; with
+    gRPC, a call of Serve's gRPC health method checks the connection."""
 
     @field_validator("import_path")
     @classmethod
     def _import_path(cls, value: str) -> str:
         if not IMPORT_PATH.fullmatch(value):
-            raise ValueError(f"{value!r} is no import path: write module.sub:app")
+            raise ValueError(f"{value!r} is not a valid import path: write module.sub:app")
         return value
 
     @field_validator("route_prefix")
     @classmethod
     def _route(cls, value: str | None) -> str | None:
         if value is not None and (not value.startswith("/") or (len(value) > 1 and value.endswith("/"))):
-            raise ValueError("route_prefix begins with / and does not end with one")
+            raise ValueError("route_prefix must begin with / and not end with /")
         if value is not None and (value == "/-" or value.startswith("/-/")):
             raise ValueError("route_prefix /- is Serve's own")
         return value
@@ -106,41 +116,55 @@ class ApplicationConfig(Model):
 
 
 class ServiceConfig(Model):
+    """One version of a service."""
+
     name: Name | None = None
+    """Name of the service, unique in the project."""
     applications: list[ApplicationConfig] = Field(min_length=1, max_length=100)
+    """The Ray Serve applications."""
     version_name: Name | None = None
-    """Default: ``v<number>``. Unique within the service."""
+    """Name of the version, unique in the service. Default: ``v<number>``."""
     working_dir: str | None = None
-    """A directory (the client uploads it and puts ``upload:<sha256>`` here) or the URL of a zip."""
+    """Directory to upload (the client replaces it with ``upload:<sha256>``), or the URL of a zip."""
     excludes: list[str] = []
+    """Patterns of files that are not uploaded, as in .gitignore."""
     py_modules: list[str] = []
+    """Package directories or ``.py`` files to upload and make importable, or URLs of zips."""
     requirements: list[str] = []
-    """pip requirement lines; a file's path in YAML is read by the client."""
+    """Lines of a requirements file for pip. In YAML also the path of a file, which the client reads."""
     env_vars: dict[str, str] = {}
-    """Values are secrets: encrypted at rest and masked in every answer."""
+    """Environment variables. Values are secrets: encrypted at rest and masked in every answer."""
     compute_config: str | ComputeConfig | None = None
+    """``name[:version]``, id, or the config itself. Default: the cloud's default."""
     cloud: str | None = None
+    """Name or id of the cloud. Default: the service's cloud, or the default cloud for a new service."""
     project: str | None = None
+    """Project of the service. Default: yours, if you have only one."""
     query_auth_token_enabled: bool = True
+    """Whether requests need a query token."""
     http_options: dict[str, Any] = {}
-    """Of Serve's proxies: ``request_timeout_s`` and ``keep_alive_timeout_s``."""
+    """HTTP options of Serve's proxies: ``request_timeout_s`` and ``keep_alive_timeout_s``."""
     grpc_options: dict[str, Any] = {}
-    """``grpc_servicer_functions`` and ``request_timeout_s``, as Serve's; gRPC is on when the first is not empty."""
+    """Serve's gRPC options: ``grpc_servicer_functions``, which enables gRPC, and ``request_timeout_s``."""
     logging_config: dict[str, Any] | None = None
+    """Serve's logging config."""
     proxy_location: str | None = None
-    """``HeadOnly``, which is the default here: the load balancer's backends are the heads."""
+    """Only ``HeadOnly``, the default: the heads are the load balancer's backends."""
     cluster_replicas: int = Field(default=1, ge=1, le=10)
-    """Clusters that a version runs on; 2 or more outlive the loss of a head."""
+    """Number of clusters per version; 2 or more survive the loss of a head."""
     rollout: RolloutConfig = RolloutConfig()
+    """How a new version takes over the traffic."""
     idle_termination_minutes: float | None = Field(default=None, gt=0)
-    """Terminates the service after so long without a request; None: never. It is not woken up by a request."""
+    """Minutes without a request after which the service terminates. Default: never. A request does not start it
+    again."""
     tags: dict[str, str] = {}
+    """Tags of the service, for filters."""
 
     @field_validator("requirements", mode="before")
     @classmethod
     def _no_path(cls, value: Any) -> Any:
         if isinstance(value, str):
-            raise ValueError("a requirements file is read by the client; send its lines as a list")
+            raise ValueError("the client reads requirements files; send the lines as a list")
         return [] if value is None else value
 
     @field_validator("excludes", "py_modules", mode="before")
@@ -159,13 +183,13 @@ class ServiceConfig(Model):
         other = sorted(value.keys() - {"request_timeout_s", "keep_alive_timeout_s"})
         if other:
             raise ValueError(
-                f"{', '.join(other)}: the load balancer decides it; only "
-                "request_timeout_s and keep_alive_timeout_s are yours"
+                f"{', '.join(other)}: not supported, because of the load balancer; set only "
+                "request_timeout_s and keep_alive_timeout_s"
             )
         keep = value.get("keep_alive_timeout_s", 90)
         if not isinstance(keep, int) or keep < 75:
             raise ValueError(
-                "keep_alive_timeout_s is at least 75, longer than the load balancers keep idle connections"
+                "keep_alive_timeout_s must be at least 75, longer than the idle timeout of the load balancers"
             )
         return value
 
@@ -173,22 +197,20 @@ class ServiceConfig(Model):
     @classmethod
     def _grpc(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "service_names" in value:
-            raise ValueError(
-                "service_names is no option of Ray Serve's: it answers for all services of grpc_servicer_functions"
-            )
+            raise ValueError("service_names is not an option of Ray Serve: it serves all of grpc_servicer_functions")
         other = sorted(value.keys() - {"grpc_servicer_functions", "request_timeout_s"})
         if other:
-            raise ValueError(f"{', '.join(other)} can't be set; the port is the load balancer's")
+            raise ValueError(f"{', '.join(other)} can't be set; the load balancer determines the port")
         functions = value.get("grpc_servicer_functions", [])
         if not isinstance(functions, list) or any(not isinstance(f, str) for f in functions):
-            raise ValueError("grpc_servicer_functions is a list of import paths")
+            raise ValueError("grpc_servicer_functions must be a list of import paths")
         return value
 
     @field_validator("proxy_location")
     @classmethod
     def _head_only(cls, value: str | None) -> str | None:
         if value not in (None, "HeadOnly"):
-            raise ValueError("only HeadOnly is carried out: the load balancer's backends are the heads")
+            raise ValueError("only HeadOnly is supported: the heads are the load balancer's backends")
         return value
 
     @model_validator(mode="after")
@@ -205,7 +227,7 @@ class ServiceConfig(Model):
         return bool(self.grpc_options.get("grpc_servicer_functions"))
 
     def secrets(self) -> dict[str, str]:
-        """All env values by ``env_vars.<NAME>`` and ``applications.<i>.env_vars.<NAME>``: what is sealed."""
+        """All env values by ``env_vars.<NAME>`` and ``applications.<i>.env_vars.<NAME>``: what is encrypted."""
         found = {f"env_vars.{k}": v for k, v in self.env_vars.items()}
         for i, app in enumerate(self.applications):
             env = app.runtime_env.get("env_vars") or {}
@@ -213,7 +235,7 @@ class ServiceConfig(Model):
         return found
 
     def packages(self) -> list[tuple[str, str]]:
-        """All code that it names: (field, ``upload:<sha256>`` or URL), the applications' own included."""
+        """All code of the config: (field, ``upload:<sha256>`` or URL), including the applications'."""
         named = [("working_dir", self.working_dir)] if self.working_dir is not None else []
         named += [(f"py_modules.{i}", uri) for i, uri in enumerate(self.py_modules)]
         for n, app in enumerate(self.applications):
@@ -227,7 +249,7 @@ class ServiceConfig(Model):
         return self.with_secrets(dict.fromkeys(self.secrets(), MASK))
 
     def with_secrets(self, values: dict[str, str]) -> ServiceConfig:
-        """The same with these env values (keys as of ``secrets``) in the places of its own."""
+        """The same config with these env values (keys as in ``secrets``)."""
         apps = []
         for i, app in enumerate(self.applications):
             env = app.runtime_env.get("env_vars")
@@ -245,12 +267,12 @@ class ServiceConfig(Model):
 
 
 NOT_SUPPORTED_SERVICE = {
-    "image_uri": "images come with the AWS and GCP clouds; a local node runs the control plane's own environment",
-    "containerfile": "images come with the AWS and GCP clouds",
-    "registry_login_secret": "images come with the AWS and GCP clouds",
-    "ray_version": "the cloud's environment decides the Ray version",
+    "image_uri": "a cloud's config sets the image; a local node runs the control plane's environment",
+    "containerfile": "a cloud's config sets the image",
+    "registry_login_secret": "a cloud's config sets the image",
+    "ray_version": "the cloud's environment determines the Ray version",
     "py_executable": "not supported",
     "connections": "not supported",
-    "ray_gcs_external_storage_config": "run cluster_replicas: 2 to outlive the loss of a head",
+    "ray_gcs_external_storage_config": "set cluster_replicas: 2 to survive the loss of a head",
     "tracing_config": "not supported yet",
 }

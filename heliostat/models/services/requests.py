@@ -1,4 +1,4 @@
-"""What a caller asks of a service."""
+"""Requests to services."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from heliostat.models.services.resource import MAX_VERSIONS
 
 
 class VersionWeight(Model):
+    """Static weight of one version."""
+
     name: Name
     traffic_percent: int = Field(ge=0, le=100)
 
@@ -21,26 +23,27 @@ class ServiceDeploy(Model):
     """One deploy: a new version of one service, or the static weights of several."""
 
     config: ServiceConfig | None = None
+    """Config of the new version."""
     configs: list[ServiceConfig] = Field(default=[], max_length=MAX_VERSIONS)
-    """With ``versions`` only: those of them that are new, each with its ``version_name``."""
+    """Only with ``versions``: the configs of the new ones among them, each with its ``version_name``."""
     name: Name | None = None
-    """Of the service, where no config says it: a change of weights only."""
+    """Name of the service, if no config has it: for a change of weights only."""
     project: str | None = None
-    """Where no config says it."""
+    """Project of the service, if no config has it."""
     in_place: bool = False
-    """Update the running version on its own clusters: only Serve's config, replica counts or code may differ."""
+    """Update the running version on its own clusters: only Serve's config, replica counts or code can differ."""
     canary_percent: int | None = Field(default=None, ge=0, le=100)
-    """Stop the rollout at this share until ``rollout promote`` or ``rollout abort``; 100: do not stop."""
+    """Percentage at which the rollout pauses until ``rollout promote`` or ``rollout abort``; 100: no pause."""
     max_surge_percent: int = Field(default=100, ge=0, le=100)
-    """Replica capacity that may exist beyond the running version's while two versions do."""
+    """Extra replica capacity while two versions run, in percent of the running version's."""
     versions: list[VersionWeight] = Field(default=[], max_length=MAX_VERSIONS)
-    """Static weights, which sum to 100. A version with 0, or that is not named, is terminated."""
+    """Static weights that sum to 100. Versions with 0, and versions that are not listed, are terminated."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.versions:
             if self.config is not None:
-                raise ValueError("with 'versions' the configs stand in 'configs'")
+                raise ValueError("with 'versions', put the configs into 'configs'")
             total = sum(v.traffic_percent for v in self.versions)
             if total != 100:
                 raise ValueError(f"versions: traffic_percent sums to {total}; it must be 100")
@@ -50,18 +53,18 @@ class ServiceDeploy(Model):
             given = [c.version_name for c in self.configs]
             unknown = sorted({str(g) for g in given} - set(names))
             if None in given or unknown or len(set(given)) != len(given):
-                raise ValueError("configs: each needs a version_name of its own that stands in 'versions'")
+                raise ValueError("configs: each needs its own version_name from 'versions'")
             if self.in_place or self.canary_percent is not None:
-                raise ValueError("in_place and canary_percent do not go with 'versions'")
+                raise ValueError("in_place and canary_percent can't be combined with 'versions'")
             if self.name is None and not self.configs:
-                raise ValueError("name the service, or give a config that does")
+                raise ValueError("set name, or a config with a name")
         elif self.config is None or self.configs:
-            raise ValueError("give one 'config', or 'versions' with 'configs'")
+            raise ValueError("set one 'config', or 'versions' with 'configs'")
         if self.in_place and self.canary_percent is not None:
-            raise ValueError("an update in place has no canary: leave out canary_percent")
+            raise ValueError("an in-place update has no canary: remove canary_percent")
         if self.max_surge_percent != 100 and (self.in_place or self.versions):
-            how = "an update in place" if self.in_place else "static weights"
-            raise ValueError(f"max_surge_percent bounds a rollout; it does not go with {how}")
+            how = "an in-place update" if self.in_place else "static weights"
+            raise ValueError(f"max_surge_percent can't be combined with {how}")
         return self
 
 
@@ -75,12 +78,12 @@ class RolloutAction(StrEnum):
 class RolloutCommand(Model):
     action: RolloutAction
     percent: int | None = Field(default=None, ge=1, le=100)
-    """With promote: go to this share and stop there; default 100."""
+    """With promote: percentage for the new version, where it then pauses. Default: 100."""
 
     @model_validator(mode="after")
     def _to_promote(self) -> Self:
         if self.percent is not None and self.action is not RolloutAction.PROMOTE:
-            raise ValueError(f"percent is of promote alone; {self.action} has none")
+            raise ValueError(f"percent works with promote only, not with {self.action}")
         return self
 
 

@@ -1,5 +1,4 @@
-"""Services, their versions and rollouts. Field names and defaults of :class:`ServiceConfig` follow Anyscale's
-(research/anyscale.md §3); what we do not carry out is refused by name."""
+"""Services, their versions and rollouts, as the API returns them."""
 
 from __future__ import annotations
 
@@ -10,12 +9,12 @@ from heliostat.models.common import Condition, Result
 from heliostat.models.services.config import ServiceConfig
 
 MAX_VERSIONS = 10
-"""That may share an endpoint by static weights."""
+"""Maximum number of versions that share an endpoint by static weights."""
 VERSION_HEADER = "X-Heliostat-Version"
-"""Answers of a service carry the id of the version that gave them."""
+"""Header in answers of a service: the id of the version that answered."""
 BACKEND_HEADER = "X-Heliostat-Backend"
-"""A request that carries a cluster's id in it is sent to that cluster, whatever the weights are: for probes. It needs
-the token like any other."""
+"""Header in requests, for probes: the id of the cluster to route to, independent of the weights. The request needs the
+token like any other."""
 
 
 class ServiceState(StrEnum):
@@ -37,26 +36,25 @@ class ServiceVersionState(StrEnum):
     STARTING = "STARTING"
     """Its clusters start, its applications are deployed and probed."""
     UPDATING = "UPDATING"
-    """It replaces another one in place, on that one's clusters."""
+    """It replaces another version in place, on that version's clusters."""
     RUNNING = "RUNNING"
     UNHEALTHY = "UNHEALTHY"
-    """It did not become, or did not stay, fit for traffic. After a failed rollout it is kept for a while for
-    inspection."""
+    """It failed its health checks. After a failed rollout it stays for inspection for a while."""
     TERMINATING = "TERMINATING"
     """It is drained, then its clusters are released."""
     TERMINATED = "TERMINATED"
 
 
 class Traffic(Result):
-    """What a version's proxies have seen. Requests count when their answer ends; errors are 5xx answers and those
-    that broke off. Latency: until the answer begins."""
+    """Traffic of a version, measured by its proxies. A request counts when its answer ends; errors are 5xx answers and
+    aborted ones. Latency: until the answer begins."""
 
     requests: int = 0
     errors: int = 0
     ongoing: int = 0
     connections: int = 0
     window_s: float = 0
-    """Of the four below: the last so many seconds."""
+    """Window of the four values below, in seconds."""
     requests_per_s: float = 0
     errors_per_s: float = 0
     p50_ms: float | None = None
@@ -69,9 +67,9 @@ class ServiceCluster(Result):
 
     cluster_id: str
     state: str
-    """The cluster's own state, then what the service does on it."""
+    """State of the cluster, then of the service on it."""
     ready: bool = False
-    """In the load balancer."""
+    """Whether the load balancer routes to it."""
     message: str = ""
 
 
@@ -83,42 +81,42 @@ class ServiceVersion(Result):
     state: ServiceVersionState
     reason: str = ""
     weight: int = 0
-    """Percent of the traffic that the load balancer gives it now."""
+    """Current percent of traffic in the load balancer."""
     target_weight: int = 0
-    """What it is to have when the rollout is done."""
+    """Percent of traffic after the rollout."""
     config: ServiceConfig
-    """Env values masked."""
+    """Config of the version; env values are masked."""
     clusters: list[ServiceCluster] = []
     checklist: list[Condition] = []
-    """``Cluster``, ``Application``, ``Endpoint``, ``Weight``: each with its time and, while not true, what it waits
-    for."""
+    """Conditions ``Cluster``, ``Application``, ``Endpoint`` and ``Weight``, each with its time and, while false, what
+    it waits for."""
     traffic: Traffic | None = None
     created_by: str
     created_at: datetime
     state_since: datetime
     kept_until: datetime | None = None
-    """A failed version is kept for inspection until then."""
+    """A failed version stays for inspection until then."""
     ended_at: datetime | None = None
 
 
 class Rollout(Result):
-    """The passage from one version to the next."""
+    """The change from one version to the next."""
 
     version_id: str
     from_version_id: str | None = None
     percent: int = 0
-    """The share that the new version has now."""
+    """Current percent of traffic of the new version."""
     steps: list[int] = []
     state: str = ""
     """``starting``, ``shifting``, ``holding``, ``paused``."""
     since: datetime
     holds_until: datetime | None = None
     observed: str = ""
-    """What the last look at the canary saw."""
+    """Result of the last canary analysis."""
 
 
 class QueryToken(Result):
-    """``active``: every proxy of the service takes it."""
+    """A query token of a service. ``active``: every proxy of the service accepts it."""
 
     id: str
     token: str
@@ -136,24 +134,24 @@ class Service(Result):
     reason: str = ""
     waits_for: str = ""
     endpoint_trouble: str = ""
-    """What of its load balancer can't be mended without a person, "" as long as nothing is."""
+    """Unrecoverable error of its load balancer, which needs a person; "": none."""
     query_url: str | None = None
     query_auth_token: str | None = None
-    """The primary one; None when the service needs none, and in lists."""
+    """Primary query token; None if the service needs none, and in lists."""
     query_auth_tokens: list[QueryToken] = []
     gate_hashes: list[str] = []
-    """sha256 of each token that every proxy with traffic takes by now; empty in answers."""
+    """sha256 of each token that every proxy with traffic accepts; empty in answers."""
     primary_version: str | None = None
     previous_version: str | None = None
-    """To which a rollback goes while no rollout is under way."""
+    """Version to which a rollback returns when there is no rollout."""
     canary_version: str | None = None
     rollout: Rollout | None = None
     versions: list[ServiceVersion] = []
-    """Those that live and the newest that ended; all: ``GET /v1/services/{id}/versions``."""
+    """Running versions and the newest ended ones. All: ``GET /v1/services/{id}/versions``."""
     created_by: str
     created_at: datetime
     state_since: datetime
     ended_at: datetime | None = None
     tags: dict[str, str] = {}
-    """Those of its newest version."""
+    """Tags of its newest version."""
     revision: int = 0

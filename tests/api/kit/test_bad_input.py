@@ -30,7 +30,7 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
     ("jobs", {**JOB, "name": "no spaces"}, 422, "invalid_request", "name", "pattern"),
     ("jobs", {**JOB, "max_retries": -1}, 422, "invalid_request", "max_retries", "greater"),
     ("jobs", {**JOB, "timeout_s": 0}, 422, "invalid_request", "timeout_s", "greater"),
-    ("jobs", {**JOB, "image_uri": "x/y"}, 422, "not_honoured", "image_uri", "images come with"),
+    ("jobs", {**JOB, "image_uri": "x/y"}, 422, "not_honoured", "image_uri", "sets the image"),
     ("jobs", {**JOB, "requirements": "req.txt"}, 422, "invalid_request", "requirements", "list"),
     ("jobs", {**JOB, "working_dir": "./code"}, 422, "invalid_request", "working_dir", "neither an upload"),
     ("jobs", {**JOB, "working_dir": "https://x/y.tar"}, 422, "invalid_request", "working_dir", "zip"),
@@ -41,7 +41,7 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
     ("jobs", {**JOB, "working_dir": "s3://b/a.zip", "excludes": ["x"]}, 422, "not_honoured", "excludes", "nothing"),
     (
         "jobs", {**JOB, **group(required_resources={"CPU": 1, "accelerator": "T4"})}, 422, "invalid_request",
-        f"{W}.required_resources", "say in GPU how many",
+        f"{W}.required_resources", "accelerator needs GPU",
     ),
     (
         "jobs", {**JOB, **group(required_resources={"CPU": 1, "cpu_architecture": "arm64"})}, 422, "invalid_request",
@@ -49,10 +49,10 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
     ),
     ("jobs", {**JOB, **group(required_resources={"CPU": 1, "cpu_architecture": "mips"})}, 422, "invalid_request",
      f"{W}.required_resources.cpu_architecture", "'x86_64' or 'arm64'"),
-    ("clusters", group(instance_types=["a", "a"]), 422, "invalid_request", f"{W}.instance_types", "tried once: a"),
+    ("clusters", group(instance_types=["a", "a"]), 422, "invalid_request", f"{W}.instance_types", "duplicates: a"),
     ("clusters", group(instance_type="a", instance_types=["b"]), 422, "invalid_request", W, "not both"),
     ("clusters", group(advanced_instance_config={"A": "x" * 9000}), 422, "invalid_request",
-     f"{W}.advanced_instance_config", "8192 are the most"),
+     f"{W}.advanced_instance_config", "the maximum is 8192"),
     ("clusters", group(retained_volume={"size": "10Gi"}), 422, "not_honoured", f"{W}.retained_volume", "only the head"),
     ("jobs", {**JOB, **group(fixed_address=True)}, 422, "not_honoured", f"{W}.fixed_address", "only the head"),
     ("clusters", {"compute_config": {"head_node": {"fixed_address": True}}}, 422, "invalid_request",
@@ -66,7 +66,7 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
             ({"size": "17Ti"}, ".size", "17592186044416"),
             ({"size": "much"}, ".size", "is not a size"),
             ({}, ".size", "required"),
-            *(({"size": "1Gi", "mount_path": path}, ".mount_path", "no place for a disk")
+            *(({"size": "1Gi", "mount_path": path}, ".mount_path", "not a valid mount path")
               for path in ("/", "/usr/data", "mnt", "/mnt/../etc", "/mnt/a b", "/mnt/", "/proc", "")),
         )
     ),
@@ -87,7 +87,7 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
     ("jobs", {**JOB, "tags": {"": "x"}}, 422, "invalid_request", "tags", "refused"),
     ("jobs", {**JOB, **group(region="x")}, 422, "invalid_request", "compute_config.worker_nodes.0.region", "no such"),
     ("jobs", {**JOB, **group(flags={})}, 422, "not_honoured", "compute_config.worker_nodes.0.flags", "not supported"),
-    ("jobs", {**JOB, "compute_config": {"flags": {}}}, 422, "not_honoured", "compute_config.flags", "field of its own"),
+    ("jobs", {**JOB, "compute_config": {"flags": {}}}, 422, "not_honoured", "compute_config.flags", "fields of their own"),
     ("jobs", {**JOB, "compute_config": {"zones": ["x"]}}, 422, "invalid_request", "compute_config.zones", "zone"),
     (
         "jobs", {**JOB, **group(required_resources={"CPU": 64})}, 422, "invalid_request",
@@ -109,7 +109,7 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
     ("clusters", {"compute_config": {"head_node": 3}}, 422, "invalid_request", "compute_config.head_node", ""),
     ("clusters", {"compute_config": 3}, 422, "invalid_request", "compute_config", "give a name"),
     ("compute-configs", {"name": "c", "config": {"cloud": "mars"}}, 404, "not_found", "cloud", "mars"),
-    ("compute-configs", {"config": {"region": "x"}}, 422, "not_honoured", "config.region", "cloud has its region"),
+    ("compute-configs", {"config": {"region": "x"}}, 422, "not_honoured", "config.region", "determines the region"),
     ("uploads", {**UPLOAD, "size": 3 * 2**30}, 413, "too_large", "size", "3072 MiB; uploads may have 2048 MiB"),
     ("uploads", {"sha256": "x", "size": 1}, 422, "invalid_request", "sha256", "pattern"),
     ("uploads", {**UPLOAD, "size": 1, "cloud": "mars"}, 404, "not_found", "cloud", "mars"),

@@ -463,15 +463,15 @@ def with_header(name: str, value: str = "1") -> dict[str, Any]:
 
 CASES: list[tuple[dict[str, Any], int, str | None, str]] = [
     (body(None), 422, "config.name", "no name"),
-    ({}, 422, None, "give one 'config'"),
+    ({}, 422, None, "set one 'config'"),
     ({**body(), "name": "other"}, 422, "config.name", "Two names"),
     (body("no spaces"), 422, "config.name", "pattern"),
-    (body(image_uri="x"), 422, "config.image_uri", "images come with"),
+    (body(image_uri="x"), 422, "config.image_uri", "sets the image"),
     (body(tracing_config={}), 422, "config.tracing_config", "not supported yet"),
     (body(applications=[]), 422, "config.applications", "at least 1"),
     (body(applications=[APP, APP]), 422, "config", "same name: default"),
-    (with_app(import_path="main"), 422, f"{APPS}.import_path", "no import path"),
-    (with_app(import_path="a b:c"), 422, f"{APPS}.import_path", "no import path"),
+    (with_app(import_path="main"), 422, f"{APPS}.import_path", "not a valid import path"),
+    (with_app(import_path="a b:c"), 422, f"{APPS}.import_path", "not a valid import path"),
     (with_app(route_prefix="/-"), 422, f"{APPS}.route_prefix", "Serve's own"),
     (with_app(deployments=[{"name": "d"}, {"name": "d"}]), 422, f"{APPS}.deployments", "two deployments named d"),
     (with_env(conda="x"), 422, f"{APPS}.runtime_env.conda", "not honoured"),
@@ -494,12 +494,12 @@ CASES: list[tuple[dict[str, Any], int, str | None, str]] = [
     (body(project="mars"), 404, "config.project", "mars"),
     (body(compute_config="mars:2"), 404, "config.compute_config", "mars:2"),
     (body(compute_config=3), 422, "config.compute_config", "give a name"),
-    (body(compute_config={"flags": {}}), 422, "config.compute_config.flags", "field of its own"),
+    (body(compute_config={"flags": {}}), 422, "config.compute_config.flags", "fields of their own"),
     (
         body(compute_config={"head_node": {"required_resources": {"CPU": 64}}}), 422,
         "config.compute_config.head_node.required_resources.CPU", "64 CPUs; cloud local has 2",
     ),
-    (body(grpc_options={"service_names": ["x"]}), 422, "config.grpc_options", "service_names is no option"),
+    (body(grpc_options={"service_names": ["x"]}), 422, "config.grpc_options", "service_names is not an option"),
     (body(http_options={"request_timeout_s": "abc"}), 422, "config.http_options.request_timeout_s", "seconds"),
     (body(http_options={"request_timeout_s": -1}), 422, "config.http_options.request_timeout_s", "seconds"),
     (body(grpc_options={"request_timeout_s": "soon"}), 422, "config.grpc_options.request_timeout_s", "seconds"),
@@ -551,7 +551,7 @@ CASES: list[tuple[dict[str, Any], int, str | None, str]] = [
     (with_header("X-A", "1\r\nHost: x"), 422, f"{PROBE}.X-A", "one line"),
     (with_header("X-A", "\u20ac"), 422, f"{PROBE}.X-A", "ASCII"),
     (body(canary_percent=20), 422, "canary_percent", "nothing to be the canary of"),
-    ({**body(in_place=True), "max_surge_percent": 50}, 422, None, "in place"),
+    ({**body(in_place=True), "max_surge_percent": 50}, 422, None, "in-place"),
     (
         {"name": "c", "versions": [{"name": "v", "traffic_percent": 100}], "max_surge_percent": 0}, 422, None,
         "static weights",
@@ -717,7 +717,7 @@ async def test_orders_reach_the_workflow_and_its_refusals_come_back(
         wrong = await http.post("/v1/services/chat/rollout", json={"action": "jump"})
         assert (wrong.status_code, wrong.json()["field"]) == (422, "action")
         ignored = await http.post("/v1/services/chat/rollout", json={"action": "pause", "percent": 50})
-        assert (ignored.status_code, "pause has none" in ignored.json()["detail"]) == (422, True)
+        assert (ignored.status_code, "not with pause" in ignored.json()["detail"]) == (422, True)
         back = await http.post("/v1/services/chat/rollback", json={"reason": "slow"})
         assert (back.status_code, back.json()["detail"]) == (409, "There is no version to roll back to.")
         for _ in range(2):

@@ -150,7 +150,7 @@ def test_env_values_are_sent_and_never_shown(api: FakeApi, run: Any, monkeypatch
     [
         (["job", "submit"], "no entry point"),
         (["job", "submit", "--working-dir", "missing", "--", "x"], "'missing'"),
-        (["job", "submit", "--working-dir", "empty", "--", "x"], "holds no file"),
+        (["job", "submit", "--working-dir", "empty", "--", "x"], "contains no file"),
         (["job", "submit", "-r", "missing.txt", "--", "x"], "missing.txt"),
         (["job", "submit", "-f", "missing.yaml"], "missing.yaml"),
         (["job", "submit", "--env", "NOT_SET_ANYWHERE", "--", "x"], "NOT_SET_ANYWHERE"),

@@ -154,7 +154,7 @@ def test_versions_with_static_weights(api: FakeApi, run: Any, tmp_path: Path) ->
         ([*DEPLOY, "--in-place", "--steps", "5,100"], "can't be combined with --in-place"),
         ([*DEPLOY, "--in-place", "--hold-s", "5"], "can't be combined with --in-place"),
         ([*DEPLOY, "--versions", ONE, "--version-name", "a", "--hold-s", "5"], "can't be combined with --versions"),
-        ([*DEPLOY, "--in-place", "--max-surge-percent", "5"], "max_surge_percent bounds a rollout"),
+        ([*DEPLOY, "--in-place", "--max-surge-percent", "5"], "max_surge_percent can't be combined"),
         (["service", "deploy", "-n", "api", "--versions", ONE, "--max-surge-percent", "5"], "static weights"),
         (["service", "deploy", "-f", "two.yaml", "-f", "two.yaml", "--versions", ONE, "m:app"], "several files"),
         ([*DEPLOY, "--timeout-s", "5"], "--wait"),
@@ -165,7 +165,7 @@ def test_versions_with_static_weights(api: FakeApi, run: Any, tmp_path: Path) ->
         ([*DEPLOY, "--versions", '{"a": 1}'], "not a list"),
         (["service", "deploy", "-n", "api", "--versions", '[{"name": "a", "traffic_percent": 90}]'], "sums to 90"),
         (["service", "deploy", "-n", "api", "--versions", "[]", "--env", "A=1"], "weights only"),
-        (["service", "deploy", "--versions", '[{"name": "a", "traffic_percent": 100}]'], "name the service"),
+        (["service", "deploy", "--versions", '[{"name": "a", "traffic_percent": 100}]'], "set name, or a config"),
         ([*DEPLOY, "--working-dir", "missing"], "'missing'"),
         (["service", "deploy", "-f", "two.yaml", "-f", "two.yaml"], "--versions"),
         (["service", "deploy", "-f", "two.yaml", "m:app"], "several applications"),
@@ -310,7 +310,7 @@ def test_a_deploy_that_is_superseded_says_by_which(api: FakeApi, run: Any) -> No
     ran = run(*DEPLOY, "--wait")
     assert ran.code == 10
     assert "Version v2" in ran.err
-    assert "superseded by the deploy of v3" in ran.err
+    assert "replaced by the deploy of v3" in ran.err
 
 
 def test_a_deploy_that_supersedes_says_so(api: FakeApi, run: Any) -> None:

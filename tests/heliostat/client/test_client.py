@@ -441,7 +441,11 @@ def test_bad_code_is_refused_before_anything_is_sent(api: FakeApi, client: Clien
 
 @pytest.mark.parametrize(
     ("status", "error", "says"),
-    [(507, Unavailable, "disk is full"), (413, TooLarge, "too large"), (400, InvalidRequest, "not the ones")],
+    [
+        (507, Unavailable, "bucket is full"),
+        (413, TooLarge, "too large"),
+        (400, InvalidRequest, "match its hash"),
+    ],
 )
 def test_a_bucket_that_refuses_leaves_no_job_and_no_file(
     api: FakeApi,

@@ -69,7 +69,7 @@ def test_credentials_are_for_their_owner_only() -> None:
     assert [p.name for p in path.parent.iterdir()] == ["credentials.json"]
     assert "secret-token" not in repr(config.resolve())
     path.chmod(0o644)
-    with pytest.raises(UserError, match="read by others"):
+    with pytest.raises(UserError, match="Other users can read"):
         config.resolve()
 
 

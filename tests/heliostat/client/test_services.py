@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from heliostat.client.client import AsyncClient, Client
-from heliostat.client.resources.rollouts import Back, Target, reached, steered
+from heliostat.client.resources.rollouts import Back, Target, commanded, reached
 from heliostat.errors import InvalidRequest, WaitTimeout, WorkloadFailed
 from heliostat.models.common import utcnow
 from heliostat.models.services import (
@@ -258,8 +258,8 @@ def test_a_rollout_is_done_when_the_version_has_it_all(now: Service, there: bool
         (service(OLD, version(2, V.UNHEALTHY, reason="no module m")), "is unhealthy: no module m."),
         (service(version(2, V.UNHEALTHY), state=ServiceState.UNHEALTHY, reason="hangs"), "is unhealthy: hangs."),
         (service(OLD, version(2, V.TERMINATING, reason="asked for")), "was rolled back: asked for."),
-        (service(OLD, version(2, V.TERMINATED), version(3, V.STARTING)), "superseded by the deploy of v3 (sv_3)"),
-        (service(OLD, version(3), version(4)), "superseded by the deploy of v4"),
+        (service(OLD, version(2, V.TERMINATED), version(3, V.STARTING)), "replaced by the deploy of v3 (sv_3)"),
+        (service(OLD, version(3), version(4)), "replaced by the deploy of v4"),
         (service(version(2, V.TERMINATING), state=ServiceState.TERMINATING, reason="by anna"), "TERMINATING: by anna."),
     ],
 )
@@ -287,7 +287,7 @@ def test_static_weights_are_there_when_they_hold() -> None:
     assert not target.reached(service(version(1, weight=100), version(2, V.STARTING), state=OUT))
     assert not target.reached(service(a, b, state=OUT))
     assert target.reached(service(a, b, version(3, V.TERMINATED)))
-    with pytest.raises(WorkloadFailed, match="superseded"):
+    with pytest.raises(WorkloadFailed, match="replaced"):
         target.reached(service(version(1, weight=50), version(2, weight=50)))
     with pytest.raises(WorkloadFailed, match=r"v2 .* is unhealthy: no module"):
         Target(None, weights={"v1": 80, "v2": 20}).reached(service(a, version(2, V.UNHEALTHY, reason="no module")))
@@ -366,7 +366,7 @@ def test_a_rollback_is_done_when_it_is_seen_to_be(before: Service, now: Service,
         ),
         (
             service(version(1, V.TERMINATED), version(2), version(3, weight=100), primary_version="sv_3"),
-            "superseded by the deploy of v3",
+            "replaced by the deploy of v3",
         ),
         (service(version(2), state=ServiceState.TERMINATED), "TERMINATED"),
     ],
@@ -397,18 +397,18 @@ def test_what_steers_a_rollout_is_waited_for_until_it_is_seen() -> None:
     done = service(version(1, V.TERMINATING), version(2, weight=100), primary_version="sv_2")
     for action, percent, stops in ((RolloutAction.RESUME, None, True), (RolloutAction.PROMOTE, None, False),
                                    (RolloutAction.PROMOTE, 100, False), (RolloutAction.PROMOTE, 25, True)):  # fmt: skip
-        target = steered(paused, action, percent)
+        target = commanded(paused, action, percent)
         assert not target.reached(paused)
         assert target.reached(further) is stops
         assert target.reached(done)
         with pytest.raises(WorkloadFailed, match="unhealthy"):
             target.reached(service(OLD, version(2, V.UNHEALTHY), primary_version="sv_1"))
     # static weights: no version gets all of it
-    target = steered(paused, RolloutAction.RESUME)
+    target = commanded(paused, RolloutAction.RESUME)
     assert target.reached(service(version(1, weight=80), version(2, weight=20), primary_version="sv_1"))
-    assert isinstance(steered(paused, RolloutAction.ABORT), Back)
+    assert isinstance(commanded(paused, RolloutAction.ABORT), Back)
     # accepted when its rollout was not in the records yet
-    early = steered(service(OLD, version(2, V.STARTING), primary_version="sv_1"), RolloutAction.PROMOTE)
+    early = commanded(service(OLD, version(2, V.STARTING), primary_version="sv_1"), RolloutAction.PROMOTE)
     assert not early.reached(service(OLD, version(2, V.STARTING), primary_version="sv_1"))
     assert early.reached(done)
 
