@@ -1,4 +1,4 @@
-"""What the reference pages say in addition to what the code says itself: meanings, units, examples."""
+"""What the reference pages say in addition to the code: meanings, units, examples."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ ERRORS = {
     "cluster_failed": "The cluster cannot start, or was lost.",
     "cloud_error": "The cloud refused or failed a call.",
     "internal_error": "An error in Heliostat. Report it.",
-    "wait_timeout": "A time limit that you set ran out.",
+    "wait_timeout": "A time limit that you set ended.",
     "workload_failed": "Your program failed or was terminated.",
 }
 

@@ -68,6 +68,6 @@ class Clouds(Group[M]):
     @one
     def delete(self, ref: str, *, force: bool = False) -> Flow[None]:
         """Deletes a cloud; its account does not change. Raises Conflict while anything uses it or is left in it, and
-        for the default cloud while there are others. ``force``: does not check the account for leftover resources."""
+        for the default cloud while there are others. ``force``: does not check the account for orphaned resources."""
         params = {"force": force or None}
         return (yield from self._api.call("DELETE", path_of(CLOUDS, ref), type(None), params=params))
