@@ -140,6 +140,7 @@ class Launching:
         resources = resources_of(config)
         required = config.required_resources
         assert node.boot is not None
+        retained = RetainedResources.of(self._input.config.head_node, had=self._s.kept_in is not None)
         return LaunchNode(
             cloud_id=self._input.cloud_id,
             cluster_id=self._input.cluster_id,
@@ -158,7 +159,7 @@ class Launching:
             accelerator=required.accelerator if required else None,
             cpu_architecture=required.cpu_architecture if required else None,
             advanced=config.advanced_instance_config,
-            keep=RetainedResources.of(self._input.config.head_node, had=self._s.kept_in is not None) if node.kept else None,
+            keep=retained if node.kept else None,
         )
 
     def _failed(self, node: NodeEntry, code: str, message: str) -> None:
