@@ -29,7 +29,7 @@ help:
 	@echo "make backup     [FILE=path]    make restore FILE=path"
 	@echo "make test       15 minutes at most        make test-long   soaks and sweeps"
 	@echo "make coverage   the light tests, measured; fails below the floor in pyproject.toml; the report: .coverage-html/"
-	@echo "make check      format, lint, types, import contracts, documentation      make format   mends what can be"
+	@echo "make check      format, lint, types, import contracts, documentation      make format   fixes what it can"
 	@echo "make docs       the documentation as a site in site/"
 	@echo "make wheel      the client's package in dist/"
 	@echo "make openapi    api/openapi.json      make lock   requirements.lock      make bench   docs/benchmarks.md's numbers"
@@ -105,6 +105,7 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.words
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/pytest -q -p no:cacheprovider tests/docs/test_links.py tests/docs/test_paths.py
 
 format: setup
 	$(BIN)/ruff format .

@@ -104,7 +104,7 @@ def show(found: dict[str, Any]) -> str:
         [
             ["from POST until all have registered and the cluster runs", spread(of("up_s")), "—"],
             ["our own share of that", spread(of("up_own_s")), own],
-            ["from terminate until all machines are gone", spread(of("down_s")), "—"],
+            ["from terminate until all machines have ended", spread(of("down_s")), "—"],
             ["our own share of that", spread(of("down_own_s")), own],
             ["a launch waits for its start, median", spread(of("wait_median_s")), "—"],
             ["the same, p99", spread(of("wait_p99_s")), "no launch waits for another"],

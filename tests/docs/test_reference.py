@@ -26,6 +26,10 @@ ALONG = {"PhysicalResources.accelerator": {"GPU"}, "AwsConfig.balancer_subnets":
 """Fields that go only together with others."""
 
 
+NO_METRICS = {"heliostat_serve_gate"}
+"""Names of other things that begin like one."""
+
+
 def test_each_field_has_a_meaning() -> None:
     MODELS.pop("BaseModel", None)
     missing = [f"{m}.{f}" for m, model in MODELS.items() for f in model.model_fields if not reference.meaning(model, f)]
@@ -107,7 +111,7 @@ def test_each_metric_that_the_documents_name_is_listed() -> None:
     page = PAGES["reference/metrics.md"]
     for file in sorted((ROOT / "docs").rglob("*.md")):
         for metric in re.findall(r"`(heliostat_[a-z_]+)(?:\{[^}]*\})?`", file.read_text()):
-            assert f"`{metric}" in page, (file.name, metric)
+            assert f"`{metric}" in page or metric in NO_METRICS, (file.name, metric)
 
 
 @pytest.mark.parametrize("path", sorted(PAGES))
