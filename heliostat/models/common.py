@@ -42,8 +42,8 @@ def new_id(prefix: str) -> str:
 
 
 def derived_id(prefix: str, *parts: object) -> str:
-    """An id in the form of ``new_id`` that is always the same for the same ``parts``: what is made again under it is
-    the same thing."""
+    """An id in the form of ``new_id`` that is always the same for the same ``parts``: creating it again
+    gives the same resource."""
     digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
     number = int.from_bytes(digest[:13], "big")
     return f"{prefix}_{''.join(_ALPHABET[(number >> (5 * i)) & 31] for i in range(20))}"

@@ -305,7 +305,7 @@ NOT_SUPPORTED = {
 
 
 def resources_of(config: NodeConfig) -> dict[str, float]:
-    """What Ray on the node is told it has: ``resources``, else what the machine must have, else one CPU."""
+    """The resources that Ray on the node starts with: ``resources``, else what the machine must have, else one CPU."""
     resources: dict[str, float] = {}
     if config.required_resources is not None:
         resources["CPU"] = config.required_resources.CPU
