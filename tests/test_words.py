@@ -25,6 +25,7 @@ class Full(CloudError):
 
 raise contract.Full("its timetable")
 KEPT = "its story"  # words: ok
+CODE = "the column ``story`` of a `timetable`"
 '''
 
 
@@ -51,6 +52,10 @@ def test_strings_docstrings_and_comments_of_a_folder(folder: Path) -> None:
         ("some/code.py", 7, "story"),
         ("some/code.py", 14, "timetable"),
     ]
+
+
+def test_a_file_whose_bytes_must_stay_is_left_out(folder: Path) -> None:
+    assert found(everything=["some"], frozen=["some/code.py"]) == []
 
 
 def test_only_the_texts_of_errors(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """``python -m tools.words``: finds the words of ``tools/words.toml`` in the texts of the repository.
 
-Prints ``file:line``, the word and what to write instead; exits with 1 if there is any. ``--all FOLDER…``,
-``--errors FOLDER…`` and ``--prose GLOB…`` check these instead of the scope in the file.
+Prints ``file:line``, the word and what to write instead; exits with 1 if there is any. Code in backticks is not
+checked. ``--all FOLDER…``, ``--errors FOLDER…`` and ``--prose GLOB…`` check these instead of the scope in the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEEP = "words: ok"
 # Users also read these: the errors of workflows and of models.
 OTHER_ERRORS = {"ApplicationError", "ValueError"}
 FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.MULTILINE | re.DOTALL)
-INLINE_CODE = re.compile(r"`[^`\n]*`")
+INLINE_CODE = re.compile(r"(`+)[^`\n]+\1")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Words:
         source = file.read_text().splitlines()
         name = str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else str(file)
         for piece in texts:
-            flat = re.sub(r"\s", " ", piece.text)  # the same length; a phrase can span lines
+            # The same length, for the line numbers; code is not prose; a phrase can span lines.
+            flat = re.sub(r"\s", " ", INLINE_CODE.sub(lambda found: "`" * len(found[0]), piece.text))
             for pattern, instead in self.patterns:
                 for found in pattern.finditer(flat):
                     line = piece.line + piece.text.count("\n", 0, found.start())
@@ -113,17 +114,25 @@ def comments(source: str) -> Iterator[Text]:
 
 
 def prose(source: str) -> Iterator[Text]:
-    """A page without its code."""
+    """A page without its blocks of code."""
     without = FENCE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), source)
-    yield Text(1, INLINE_CODE.sub(lambda found: "`" + "x" * (len(found[0]) - 2) + "`", without))
+    yield Text(1, without)
 
 
 def check(
-    words: Words, *, everything: Iterable[str], only_errors: Iterable[str], pages: Iterable[str]
+    words: Words,
+    *,
+    everything: Iterable[str],
+    only_errors: Iterable[str],
+    pages: Iterable[str],
+    frozen: Iterable[str] = (),
 ) -> list[Finding]:
     found: set[Finding] = set()
+    skipped = {ROOT / file for file in frozen}
     for folder in everything:
         for file in _python(folder):
+            if file in skipped:
+                continue
             source = file.read_text()
             found.update(words.find(file, [*strings(ast.parse(source)), *comments(source)]))
     trees = {file: ast.parse(file.read_text()) for folder in only_errors for file in _python(folder)}
@@ -149,9 +158,16 @@ def main(args: list[str] | None = None) -> int:
     given = parser.parse_args(args)
     content = tomllib.loads(LIST.read_text())
     scope = content["scope"]
+    frozen = scope["frozen"]
     if given.all or given.errors or given.prose:
         scope = {"all": given.all, "errors": given.errors, "prose": given.prose}
-    found = check(Words(content["words"]), everything=scope["all"], only_errors=scope["errors"], pages=scope["prose"])
+    found = check(
+        Words(content["words"]),
+        everything=scope["all"],
+        only_errors=scope["errors"],
+        pages=scope["prose"],
+        frozen=frozen,
+    )
     for finding in found:
         print(finding)
     return 1 if found else 0
