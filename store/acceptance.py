@@ -30,7 +30,7 @@ async def confirm_started(conn: AsyncConnection, kind: Kind, id: str) -> bool:
 async def cancel_accepted(conn: AsyncConnection, kind: Kind, id: str) -> bool:
     """Cancels a row whose workflow is not known to exist. False: it is."""
     table = _TABLES[kind]
-    values: dict[str, Any] = {"withdrawn": True}
+    values: dict[str, Any] = {"withdrawn": True}  # words: ok
     if "live_name" in table.c:
         values["live_name"] = null()  # the name is free again
     cancelled = await conn.execute(

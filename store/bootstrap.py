@@ -19,7 +19,7 @@ ADMIN = "admin"
 
 async def ensure_first(db: Database, keep_token: Callable[[str], None]) -> bool:
     """Makes the organization ``default``, its project ``default`` and the user ``admin`` with a token, unless there
-    is an organization already. True: they were made now. Clouds are registered by ``store.clouds``.
+    is an organization already. True: this call created them. Clouds are registered by ``store.clouds``.
 
     Args:
         keep_token: writes the admin's token where the operator finds it (0600). Called before the commit: a

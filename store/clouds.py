@@ -22,8 +22,8 @@ NAMED = 5
 
 
 async def register_cloud(db: Database, name: str, provider: Provider, capabilities: Capabilities) -> str | None:
-    """Gives the id of the cloud of that name on the control plane's own machine, made if there is none; what it can do
-    is written down anew. The first cloud is the default one. Safe when several processes do it at once. None: no
+    """Gives the id of the cloud of that name on the control plane's own machine, new if there is none; its capabilities
+    are written again. The first cloud is the default one. Safe when several processes do it at once. None: no
     organization exists yet."""
     can = capabilities.model_dump(mode="json")
     async with db.begin() as conn:

@@ -43,7 +43,7 @@ async def write_cluster(
     db: Database, cluster: Cluster, nodes: list[Node], node_configs: dict[str, dict[str, Any]], events: list[Event]
 ) -> bool:
     """The cluster, those of its nodes that are given, and what happened. ``node_configs``: by node id, what
-    Ray on it gets; once per node is enough. False: there is no such row, or it was withdrawn."""
+    Ray on it gets; once per node is enough. False: there is no such row, or it was cancelled."""
     async with db.begin() as conn:
         values = {
             "its_id": cluster.id,
@@ -82,7 +82,7 @@ async def insert_cluster(conn: AsyncConnection, cluster: Cluster, arg: ClusterIn
 
 
 async def insert_made_cluster(db: Database, cluster: Cluster, arg: ClusterInput) -> bool:
-    """The row of a cluster that was made for a job or a service; its id is derived from theirs, so a repeat changes
+    """The row of a cluster that was created for a job or a service; its id is derived from theirs, so a repeat changes
     nothing. False: there is none, for another cluster has the name."""
     async with db.begin() as conn:
         if await insert_cluster(conn, cluster, arg):

@@ -78,7 +78,7 @@ async def open_commands(db: Database, node_ids: list[str]) -> list[OpenCommand]:
 async def finish_command(db: Database, id: str, node_id: str, result: dict[str, Any]) -> bytes | None:
     """Writes down the first result (a dumped ``CommandResult``), and returns the task token of the activity to
     complete; None: this node has no such command. A repeat changes nothing but returns the token again: the
-    process that wrote the result may have died before it told Temporal, and completing twice does no harm."""
+    process that wrote the result may have died before it notified Temporal, and completing twice does no harm."""
     async with db.begin() as conn:
         await conn.execute(
             update(commands)

@@ -210,6 +210,6 @@ def _away(url: str) -> Iterator[None]:
         where = make_url(url).render_as_string(hide_password=True)
         cause = str(e.orig if isinstance(e, DBAPIError) else e).strip().splitlines()[0]
         raise Unavailable(
-            f"The records ({where}) are out of reach: {cause}",
-            remedy="Try again. If it goes on: does it run, has it disk space, is HELIOSTAT_DATABASE_URL right?",
+            f"The records ({where}) are unreachable: {cause}",
+            remedy="Try again. If the error persists: does it run, has it disk space, is HELIOSTAT_DATABASE_URL right?",
         ) from e

@@ -18,7 +18,7 @@ async def write_sealed(conn: AsyncConnection, keys: Keys, id: str, project_id: s
 
 
 async def read_sealed(db: Database, keys: Keys, id: str) -> dict[str, str] | None:
-    """None: gone by retention. For the hand of an agent only, never for an answer or a history."""
+    """None: deleted by the retention policy. Only for an agent, never for an answer or a history."""
     async with db.read() as conn:
         ciphertext = await conn.scalar(select(sealed.c.ciphertext).where(sealed.c.id == id))
     return None if ciphertext is None else {str(k): str(v) for k, v in keys.open(ciphertext).items()}

@@ -12,7 +12,7 @@ from store.database import Database
 from store.tables import clusters, hearing, nodes, reports
 
 HEARING_GAP_S = 5.0
-"""The API notes every second or so that it can receive. Not noted for so long: it can't, and silence means nothing."""
+"""The API notes every second or so that it can receive. After a gap this long it could not: silence means nothing."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SilentHeads:
     total: int
     """Heads of running clusters."""
     silent: list[tuple[str, str, datetime]]
-    """(cluster id, node id, last heard)."""
+    """(cluster id, node id, last heartbeat)."""
 
 
 async def silent_heads(db: Database, now: datetime, silence_s: float) -> SilentHeads:

@@ -37,7 +37,7 @@ class JobRow:
 
 
 async def write_job(db: Database, job: Job, events: list[Event]) -> bool:
-    """The job with its runs, and what happened. False: there is no such row, or it was withdrawn."""
+    """The job with its runs, and what happened. False: there is no such row, or it was cancelled."""
     async with db.begin() as conn:
         values = {
             "its_id": job.id,

@@ -62,7 +62,7 @@ async def run_streams(conn: AsyncConnection, job_id: str) -> list[LogStream]:
 
 
 async def node_streams(conn: AsyncConnection, cluster_id: str, node_id: str | None) -> list[LogStream]:
-    """What a cluster's nodes (or one of them) write beside their runs, by node and name."""
+    """The streams of a cluster's nodes (or of one of them) that belong to no run, by node and name."""
     c = log_streams.c
     query = select(log_streams).where(c.cluster_id == cluster_id, c.stream.not_like("runs/%"))
     if node_id is not None:

@@ -32,7 +32,7 @@ async def find_row(
 ) -> Match[Made]:
     """The row with this id; else the newest of this name, where one that has not ended comes first."""
     scope = table.c.project_id.in_(project_ids)
-    visible = [scope] if "withdrawn" not in table.c else [scope, table.c.withdrawn.is_(False)]
+    visible = [scope] if "withdrawn" not in table.c else [scope, table.c.withdrawn.is_(False)]  # words: ok
     if is_id(ref, prefix):
         row = (await conn.execute(select(table).where(table.c.id == ref, *visible))).first()
         if row is not None:

@@ -140,7 +140,7 @@ async def node_of_token(conn: AsyncConnection, token_sha256: str) -> NodeToken |
 
 
 async def write_first_report(conn: AsyncConnection, node_id: str, gcs_address: str | None) -> None:
-    """Closes the node's registration; ``gcs_address``: of a head that has told it."""
+    """Closes the node's registration; ``gcs_address``: of a head that has reported it."""
     values: dict[str, bool | str] = {"authenticated": True}
     if gcs_address is not None:
         values["gcs_address"] = gcs_address[:100]
@@ -160,7 +160,7 @@ async def head_generation(conn: AsyncConnection, cluster_id: str) -> int:
 
 
 async def head_addresses(conn: AsyncConnection, cluster_ids: Collection[str]) -> dict[str, HeadAddress]:
-    """By cluster id; only of heads that have told theirs."""
+    """By cluster id; only of heads that have reported theirs."""
     n = nodes.c
     rows = await conn.execute(
         select(n.cluster_id, n.generation, n.gcs_address)

@@ -2,7 +2,7 @@
 deploys, and changed query tokens of services.
 
 The rows are the truth, and each delivery can be repeated. So whoever finds a pending row delivers it: the API for a
-request that was made before, the monitor for what an API that died has left. Both report failures in their own way:
+request that it accepted earlier, the monitor for what an API that died has left. Both report failures in their own way:
 the methods raise what the handles of ``runtime/messages`` raise.
 """
 
@@ -27,7 +27,7 @@ from store.services.tokens import acknowledge_tokens
 log = structlog.get_logger(__name__)
 
 TOKEN_TRIES = 5
-"""Changes of a service's tokens that may be made while an earlier one is delivered."""
+"""Changes of a service's tokens that may arrive while an earlier one is delivered."""
 
 
 @dataclass(frozen=True)

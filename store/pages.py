@@ -33,7 +33,7 @@ class Found(Generic[Item]):
 
 @dataclass(frozen=True)
 class Filters:
-    """What the lists of clusters, jobs and services have in common. Empty and None: whatever it is."""
+    """What the lists of clusters, jobs and services have in common. Empty and None: no filter."""
 
     project_ids: Sequence[str]
     states: Sequence[str] = ()

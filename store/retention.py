@@ -38,7 +38,7 @@ VERSIONS_KEPT = 10
 
 
 async def delete_old(db: Database, *, records_before: datetime, events_before: datetime) -> dict[str, int]:
-    """Deletes at most BATCH ended clusters and jobs with all that hangs on them, deleted services likewise, and events;
+    """Deletes at most BATCH ended clusters and jobs and deleted services with all that belongs to them, and events;
     also env values that nothing alive refers to. A terminated service keeps its name and its tokens until somebody
     deletes it. Rows by table; all zero: nothing is left to do."""
     counts: dict[str, int] = {}

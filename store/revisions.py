@@ -1,7 +1,7 @@
 """The state that workflows own, written for lists and history: rows of clusters, nodes, jobs and their events.
 
 A write carries its workflow's revision: a smaller one than the row's changes nothing (a late write never
-undoes a newer one), an equal one is a repeat. Every write is one transaction. A row that was cancelled
+undoes a newer one), an equal one is a repeat. Every write is one transaction. A row whose request was cancelled
 (column ``withdrawn``) takes no writes: the workflow gets False and does nothing.
 """
 

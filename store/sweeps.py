@@ -44,7 +44,7 @@ async def living_services(db: Database, created_before: datetime) -> list[str]:
 
 
 async def clusters_of_ended_jobs(db: Database, ended_before: datetime) -> list[tuple[str, str]]:
-    """(cluster id, job id) of clusters that live on though the job that they were made for has ended: it was settled
+    """(cluster id, job id) of clusters that still run though the job that owns them has ended: it was settled
     before it knew of its cluster."""
     async with db.read() as conn:
         rows = await conn.execute(
@@ -56,7 +56,7 @@ async def clusters_of_ended_jobs(db: Database, ended_before: datetime) -> list[t
 
 
 async def clusters_by_service(db: Database, created_before: datetime) -> dict[str, list[str]]:
-    """Ids of the living clusters that were made for services. One that ends was released by its service."""
+    """Ids of the living clusters that were created for services. One that ends was released by its service."""
     found: dict[str, list[str]] = {}
     async with db.read() as conn:
         rows = await conn.execute(

@@ -2,7 +2,7 @@
 
 Rows of clusters, nodes, jobs and runs are written by activities under the workflow's ``revision``: a
 write with a smaller one changes nothing, so a late write never undoes a newer one. Documents (``doc``)
-are the pydantic resource as JSON; the columns beside it exist to filter and sort by.
+are the pydantic resource as JSON; the other columns exist to filter and sort by.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ clusters = Table(
     # Its workflow is known to exist; False: the monitor starts it.
     Column("started", Boolean, nullable=False, default=False),
     # Refused after all (Temporal away): its workflow, if any, does nothing.
-    Column("withdrawn", Boolean, nullable=False, default=False),
+    Column("withdrawn", Boolean, nullable=False, default=False),  # words: ok
     Column("revision", Integer, nullable=False, default=0),
     Column("doc", JSON, nullable=False),
     # runtime.messages.clusters.ClusterInput as accepted: whoever starts the workflow starts it with this.
@@ -194,8 +194,8 @@ reports = Table(
 Index("ix_reports_head_at", reports.c.is_head, reports.c.at)
 
 hearing = Table(
-    # Since when the API has been able to hear, without a gap: silence before `since` counts for nothing.
-    "hearing", metadata,
+    # Since when the API has received without a gap: silence before `since` counts for nothing.
+    "hearing", metadata,  # words: ok
     Column("id", Integer, primary_key=True),  # always 1
     _when("since", nullable=False), _when("last", nullable=False),
 )  # fmt: skip
@@ -206,7 +206,7 @@ commands = Table(
     Column("cluster_id", String(40), nullable=False),
     Column("node_id", String(40), nullable=False),
     Column("kind", String(30), nullable=False),
-    Column("args", JSON, nullable=False),  # no secret: env values by reference, URLs are signed when handed over
+    Column("args", JSON, nullable=False),  # no secret: env values by reference, URLs are signed at delivery
     Column("task_token", LargeBinary),  # Temporal's, of the activity that waits
     Column("done", Boolean, nullable=False, default=False),
     Column("result", JSON),
@@ -220,7 +220,7 @@ jobs = Table(
     Column("name", String(63), nullable=False),
     Column("state", String(20), nullable=False),
     Column("started", Boolean, nullable=False, default=False),
-    Column("withdrawn", Boolean, nullable=False, default=False),
+    Column("withdrawn", Boolean, nullable=False, default=False),  # words: ok
     Column("revision", Integer, nullable=False, default=0),
     Column("doc", JSON, nullable=False),
     # runtime.messages.jobs.JobInput as accepted: whoever starts the workflow starts it with this.
@@ -238,14 +238,14 @@ services = Table(
     Column("name", String(63), nullable=False),
     Column("live_name", String(63)),  # the name until it is deleted: a terminated service keeps its name
     Column("state", String(20), nullable=False),
-    Column("withdrawn", Boolean, nullable=False, default=False),
+    Column("withdrawn", Boolean, nullable=False, default=False),  # words: ok
     Column("revision", Integer, nullable=False, default=0),
     Column("doc", JSON, nullable=False),  # heliostat.models.services.resource.Service without versions, tokens and tags
     # runtime.messages.services.ServiceInput: whoever starts the workflow starts it with this, at the row's
     # revision. Its tags
     # are the service's.
     Column("input", JSON, nullable=False),
-    # [{id, created_at, sealed: row of `sealed` that holds {"token": …}, sha256}], the primary one first.
+    # [{id, created_at, `sealed`: row of `sealed` that holds {"token": …}, sha256}], the primary one first.
     Column("tokens", JSON, nullable=False),
     _when("created_at", nullable=False), _when("ended_at"),
     UniqueConstraint("project_id", "live_name"),
@@ -274,7 +274,7 @@ service_deploys = Table(
     "service_deploys", metadata, _id(), _project(),
     Column("service_id", String(40), ForeignKey("services.id"), nullable=False),
     Column("started", Boolean, nullable=False, default=False),  # its workflow has it; False: the monitor tells it
-    Column("withdrawn", Boolean, nullable=False, default=False),  # refused after all: the workflow passes it over
+    Column("withdrawn", Boolean, nullable=False, default=False),  # words: ok; the workflow skips it
     Column("request", JSON, nullable=False),  # runtime.messages.services.DeployRequest
     _when("created_at", nullable=False),
 )  # fmt: skip
@@ -315,7 +315,7 @@ schedules = Table(
 
 sealed = Table(
     # Users' env values: Fernet over JSON, opened only where a command is handed to an agent.
-    "sealed", metadata, _id(), _project(),
+    "sealed", metadata, _id(), _project(),  # words: ok
     Column("ciphertext", LargeBinary, nullable=False),
     _when("created_at", nullable=False),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """What the API writes of services: one that is new or starts again, its versions, their deploy, tokens.
 
 Each transaction locks the service's row first, so that two deploys at the same moment get different numbers. A deleted
-service is marked as withdrawn: nobody sees it, and retention deletes its rows.
+service is marked as cancelled: nobody sees it, and retention deletes its rows.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ async def withdraw_deploy(conn: AsyncConnection, deploy_id: str) -> bool:
     newest = select(v.spec).where(v.service_id == row.id).order_by(v.number.desc()).limit(1)
     if (spec := await conn.scalar(newest)) is not None:
         row = await retag_service(conn, row, VersionSpec.model_validate(spec).tags)
-    since = row.service.state_since  # when it was made, or started again: nobody has written since
+    since = row.service.state_since  # when it was created, or started again: nobody has written since
     others = select(d.id).where(d.service_id == row.id, d.withdrawn.is_(False), d.created_at >= since).limit(1)
     if row.revision != row.told_revision or await conn.scalar(others) is not None:
         return True

@@ -27,7 +27,7 @@ _UPDATE_VERSION = update(service_versions).where(
     service_versions.c.revision <= bindparam("its_revision"),
 )
 _NOT_IN_DOC = {"versions", "query_auth_token", "query_auth_tokens", "tags"}
-"""``tags`` stand in ``input``: a deploy may change them while the workflow, which does not know, writes ``doc``."""
+"""``tags`` are part of ``input``: a deploy may change them while the workflow, which does not know, writes ``doc``."""
 
 
 class StoredToken(Result):
@@ -55,7 +55,7 @@ class ServiceRow:
     input: ServiceInput
     """What its workflow is started with; ``revision`` is the row's."""
     told_revision: int
-    """The row's when the service was made or started again: the same as ``revision`` until its workflow has written."""
+    """The row's at the service's creation or restart: the same as ``revision`` until its workflow has written."""
     tokens: list[StoredToken]
     """The primary one first; see ``valid_tokens``."""
 
@@ -107,7 +107,7 @@ class ServiceNames:
     grpc: bool = False
     """One of those versions speaks it."""
     endpoint_trouble: str = ""
-    """As its workflow was told it last."""
+    """The last one that its workflow was sent."""
 
 
 # --- what the workflow writes and asks --------------------------------------------------------------------
@@ -115,7 +115,7 @@ class ServiceNames:
 
 async def write_service(db: Database, service: Service, versions: list[ServiceVersion], events: list[Event]) -> bool:
     """The service, those of its versions that are given (their config is not touched), and what happened. A smaller
-    revision than the row's changes nothing. False: there is no such row, or it was withdrawn."""
+    revision than the row's changes nothing. False: there is no such row, or it was cancelled."""
     async with db.begin() as conn:
         values = {
             "its_id": service.id,
@@ -158,8 +158,8 @@ async def end_versions(db: Database, versions: list[ServiceVersion]) -> None:
 
 
 async def claim_deploy(db: Database, deploy_id: str) -> bool:
-    """Says that its service's workflow has it, after which its acceptance can't be taken back. False: it was taken back
-    before, there is no such deploy, or its service is terminated since: who found it not started may tell it late.
+    """Says that its service's workflow has it, after which its request can't be cancelled. False: it was cancelled
+    before, there is no such deploy, or its service is terminated since: a delivery may come late.
     Repeatable."""
     d = service_deploys.c
     async with db.begin() as conn:
@@ -261,7 +261,7 @@ async def versions_of(conn: AsyncConnection, service_id: str, ended: int | None 
 
 
 async def lock_service(conn: AsyncConnection, id: str) -> ServiceRow | None:
-    """Until the transaction ends nobody else writes it. None: there is none, or it was withdrawn."""
+    """Until the transaction ends nobody else writes it. None: there is none, or it was cancelled."""
     query = select(services).where(services.c.id == id, services.c.withdrawn.is_(False)).with_for_update()
     row = (await conn.execute(query)).first()
     return service_row(row) if row else None

@@ -34,7 +34,8 @@ async def acknowledge_tokens(db: Database, service_id: str, gate: GateTokens) ->
             if token.deleted and not known:
                 gone.append(token.id)
             else:
-                kept.append(token if token.deleted or not known else token.model_copy(update={"told": True}))
+                told = token.model_copy(update={"told": True})  # words: ok
+                kept.append(token if token.deleted or not known else told)
         if kept != row.tokens:
             await write_tokens(conn, service_id, kept)
             await conn.execute(delete(sealed).where(sealed.c.id.in_(gone)))

@@ -74,7 +74,7 @@ async def test_an_absent_server_is_unavailable_and_the_password_stays_secret() -
 
 async def test_an_absent_folder_is_unavailable(tmp_path: Path) -> None:
     db = Database(f"sqlite+aiosqlite:///{tmp_path / 'none' / 'records.db'}")
-    with pytest.raises(Unavailable, match="out of reach"):
+    with pytest.raises(Unavailable, match="are unreachable"):
         await db.connect()
     await db.dispose()
 

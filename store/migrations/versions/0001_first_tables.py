@@ -60,7 +60,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("cluster_id", name=op.f("pk_followers")),
     )
     op.create_table(
-        "hearing",
+        "hearing",  # words: ok
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("since", store.tables.UTCDateTime(timezone=True), nullable=False),
         sa.Column("last", store.tables.UTCDateTime(timezone=True), nullable=False),
@@ -160,7 +160,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=20), nullable=False),
         sa.Column("live_name", sa.String(length=63), nullable=True),
         sa.Column("started", sa.Boolean(), nullable=False),
-        sa.Column("withdrawn", sa.Boolean(), nullable=False),
+        sa.Column("withdrawn", sa.Boolean(), nullable=False),  # words: ok
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.Column("doc", sa.JSON(), nullable=False),
         sa.Column("input", sa.JSON(), nullable=False),
@@ -198,7 +198,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=63), nullable=False),
         sa.Column("state", sa.String(length=20), nullable=False),
         sa.Column("started", sa.Boolean(), nullable=False),
-        sa.Column("withdrawn", sa.Boolean(), nullable=False),
+        sa.Column("withdrawn", sa.Boolean(), nullable=False),  # words: ok
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.Column("doc", sa.JSON(), nullable=False),
         sa.Column("input", sa.JSON(), nullable=False),
@@ -239,7 +239,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("project_id", "name", name=op.f("uq_schedules_project_id")),
     )
     op.create_table(
-        "sealed",
+        "sealed",  # words: ok
         sa.Column("id", sa.String(length=40), nullable=False),
         sa.Column("project_id", sa.String(length=40), nullable=False),
         sa.Column("ciphertext", sa.LargeBinary(), nullable=False),

@@ -21,7 +21,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=63), nullable=False),
         sa.Column("live_name", sa.String(length=63), nullable=True),
         sa.Column("state", sa.String(length=20), nullable=False),
-        sa.Column("withdrawn", sa.Boolean(), nullable=False),
+        sa.Column("withdrawn", sa.Boolean(), nullable=False),  # words: ok
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.Column("doc", sa.JSON(), nullable=False),
         sa.Column("input", sa.JSON(), nullable=False),
@@ -42,7 +42,7 @@ def upgrade() -> None:
         sa.Column("project_id", sa.String(length=40), nullable=False),
         sa.Column("service_id", sa.String(length=40), nullable=False),
         sa.Column("started", sa.Boolean(), nullable=False),
-        sa.Column("withdrawn", sa.Boolean(), nullable=False),
+        sa.Column("withdrawn", sa.Boolean(), nullable=False),  # words: ok
         sa.Column("request", sa.JSON(), nullable=False),
         sa.Column("created_at", store.tables.UTCDateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_service_deploys_project_id_projects")),
