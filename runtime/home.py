@@ -1,4 +1,4 @@
-"""What stands in ``HELIOSTAT_HOME``: where the embedded stack is, which of its processes live, which ports it keeps.
+"""The contents of ``HELIOSTAT_HOME``: where the embedded stack is, which of its processes live, which ports it keeps.
 
 A part of a stack is known by its environment (``HELIOSTAT_PART`` and ``HELIOSTAT_HOME``), read from ``/proc``,
 and by leading its own session: a pid in a file may be somebody else's by now, a process that carries our
@@ -114,7 +114,7 @@ class Home:
                 nodes that live call the ports that it had.
 
         Raises:
-            Conflict: a port that was asked for, or that living nodes call, is taken.
+            Conflict: a port that was requested, or that living nodes call, is taken.
         """
         before: dict[str, int] = self.state().get("ports", {})
         chosen: dict[str, int] = {}
@@ -175,7 +175,7 @@ def hold_port(port: int) -> socket.socket | None:
 
 
 RESERVED_S = 60.0
-"""For so long a port that was given is kept from all others who ask: by then its part listens there."""
+"""This long a port that was given is kept from all other callers: by then its part listens there."""
 _reserved: list[tuple[float, socket.socket]] = []
 _reserving = threading.Lock()
 
@@ -220,7 +220,7 @@ def _is_zombie(pid: int) -> bool:
 
 
 def end_processes(pids: Iterable[int], *, grace_s: float) -> None:
-    """SIGTERM, and SIGKILL to what is left after ``grace_s`` seconds; returns when all are gone."""
+    """SIGTERM, and SIGKILL to what is left after ``grace_s`` seconds; returns when all have ended."""
     left = list(pids)
     for number, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
         for pid in left:

@@ -20,7 +20,7 @@ SECRET_BYTES = 32
 
 
 class Keys:
-    """``secret`` makes all new values; ``older`` ones still open what was sealed under them (rotation)."""
+    """``secret`` encrypts all new values; ``older`` ones still decrypt what was encrypted with them (rotation)."""
 
     def __init__(self, secret: bytes, older: tuple[bytes, ...] = ()) -> None:
         if len(secret) != SECRET_BYTES:
@@ -64,12 +64,12 @@ class Keys:
         return self._fernet.encrypt(json.dumps(value, ensure_ascii=False).encode())
 
     def open(self, ciphertext: bytes) -> dict[str, Any]:
-        """Raises InternalError when it was sealed under a secret that we do not have."""
+        """Raises InternalError when it was encrypted with a secret that we do not have."""
         try:
             value: dict[str, Any] = json.loads(self._fernet.decrypt(ciphertext))
         except InvalidToken:
             raise InternalError(
-                "A sealed value can't be opened: it was sealed under another secret key.",
+                "An encrypted value can't be decrypted: it was encrypted with another secret key.",
                 remedy="Restore the secret.key that belongs to these records.",
             ) from None
         return value
@@ -107,5 +107,5 @@ def load_or_create(home: Path, env_value: str = "") -> Keys:
         return Keys(base64.b64decode(path.read_text(), validate=False))
     except binascii.Error:
         raise InvalidRequest(
-            f"{path} is not base64.", remedy="Restore it from a backup: what was sealed under it can't be opened else."
+            f"{path} is not base64.", remedy="Restore it from a backup: nothing else decrypts what it encrypted."
         ) from None

@@ -1,7 +1,7 @@
 """The operator's price table: what a node costs an hour. We ship none, for prices are a contract's business.
 
 CSV with a head line: ``provider,region,instance_type,market,usd_per_hour``. ``region`` may be ``*``; ``market`` is
-``ON_DEMAND`` or ``SPOT``. A line for the region stands before one for ``*``.
+``ON_DEMAND`` or ``SPOT``. A line for the region overrides one for ``*``.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def _line(path: Path, number: int, head: list[str], row: list[str]) -> tuple[tup
         raise _unreadable(path, f"line {number} has {len(row)} columns instead of {len(head)}")
     said = {name: cell.strip() for name, cell in zip(head, row, strict=True)}
     if said["provider"] not in tuple(Provider):
-        raise _unreadable(path, f"line {number}: {said['provider']!r} is no provider ({', '.join(Provider)})")
+        raise _unreadable(path, f"line {number}: {said['provider']!r} is not a provider ({', '.join(Provider)})")
     if said["market"] not in MARKETS:
-        raise _unreadable(path, f"line {number}: {said['market']!r} is no market ({', '.join(MARKETS)})")
+        raise _unreadable(path, f"line {number}: {said['market']!r} is not a market ({', '.join(MARKETS)})")
     if not said["region"] or not said["instance_type"]:
         raise _unreadable(path, f"line {number} lacks its region or instance type")
     try:
@@ -85,7 +85,7 @@ def _line(path: Path, number: int, head: list[str], row: list[str]) -> tuple[tup
     except ValueError:
         usd = math.nan
     if not 0 <= usd < 100_000:
-        raise _unreadable(path, f"line {number}: {said['usd_per_hour']!r} is no price in USD an hour")
+        raise _unreadable(path, f"line {number}: {said['usd_per_hour']!r} is not a price in USD an hour")
     return (said["provider"], said["region"], said["instance_type"], said["market"]), usd
 
 

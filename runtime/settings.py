@@ -57,13 +57,13 @@ class Settings(BaseSettings):
     report_interval_s: float = 2.0
     """How often a head reports when nothing changes."""
     silence_s: float = 20.0
-    """A head that has not been heard for so long, while we could hear, is asked after in its cloud."""
+    """The monitor asks the cloud about a head that sends nothing for this long while the API receives."""
     monitor_interval_s: float = 2.0
     sweep_interval_s: float = 300.0
     newborn_grace_s: float = 120.0
     """The sweep spares a machine younger than this."""
     deadman_s: float = 1800.0
-    """A node without contact to us and without work for so long stops itself."""
+    """A node without contact to us and without work for this long stops itself."""
 
     head_start_timeout_s: float = 300.0
     worker_start_timeout_s: float = 300.0
@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     worker_threads: int = 256
     """Of activities that call a cloud: each waits in a thread of its own, so one that is slow holds up no other."""
     worker_shutdown_s: float = 20.0
-    """How long a worker that is told to stop lets running activities finish; what does not is tried again elsewhere."""
+    """How long a worker that is stopped lets running activities finish; what does not is tried again elsewhere."""
     log_format: str = "text"
     """``text`` or ``json``."""
     log_level: str = "INFO"
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     aws_endpoint_url: str = ""
     """For every service of every AWS cloud, instead of AWS's own addresses: for tests, and for private endpoints."""
     gcp_endpoint_url: str = ""
-    """Likewise for Google's: Compute Engine, Cloud Storage, STS and IAM Credentials."""
+    """The same for Google's: Compute Engine, Cloud Storage, STS and IAM Credentials."""
 
     local_isolation: str = "auto"
     """``namespace``, ``process`` or ``auto`` (namespaces where the kernel lets an ordinary user make one)."""
@@ -142,7 +142,7 @@ class Settings(BaseSettings):
 
 
 def misspelt(environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables that are no setting but nearly one → the one that is probably meant. Others with our prefix belong to
+    """Variables whose names are almost those of settings → the one that is probably meant. The others belong to
     the client, to nodes and to the parts of a stack."""
     names = [f"HELIOSTAT_{name.upper()}" for name in Settings.model_fields]
     ours = [name for name in environ if name.startswith("HELIOSTAT_") and name not in names]

@@ -32,7 +32,7 @@ from runtime.settings import Settings, misspelt
 _READY_BUCKETS = (1, 2, 3, 5, 8, 12, 20, 30, 60, 120, 300, 600, 1800)
 _REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 10, 30)
 
-LAUNCHES = Counter("heliostat_launches", "Machines asked for, by cloud and what came of it.", ["cloud", "outcome"])
+LAUNCHES = Counter("heliostat_launches", "Machines requested, by cloud and outcome.", ["cloud", "outcome"])
 """``outcome``: ``launched``, or the ``code`` of the CloudError."""
 CLUSTER_READY_SECONDS = Histogram(
     "heliostat_cluster_ready_seconds", "From the request for a cluster to RUNNING.", ["cloud"], buckets=_READY_BUCKETS
@@ -75,8 +75,8 @@ class _Heard:
 
 
 class EndpointCollector(Collector):
-    """``heliostat_endpoint_*``: the load balancers' own counters as last heard, passed on rather than counted here. So
-    they start anew when a load balancer does, which Prometheus knows of counters, and go when a backend goes."""
+    """``heliostat_endpoint_*``: the load balancers' own counters as last reported, not counted here. So
+    they start again when a load balancer does, which Prometheus knows of counters, and go when a backend goes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -114,7 +114,7 @@ async def _ensure_search_attributes(client: Client) -> None:
             return  # another worker was quicker
         if error.status not in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED):
             raise
-        # Temporal Cloud lets nobody list or add them here: what counts is whether they can be asked for.
+        # Temporal Cloud lets nobody list or add them here: what counts is whether they can be requested.
         lacking = [name for name in wanted if not await _can_be_asked_for(client, name)]
         if lacking:
             raise Unavailable(

@@ -29,7 +29,7 @@ class ClusterInput(Model):
     job_id: str | None = None
     """The job that it is created for, which holds its first lease."""
     service_id: str | None = None
-    """The service that it is created for, likewise."""
+    """The service that it is created for, which holds its first lease."""
     limits: Limits = Limits()
     state: dict[str, Any] | None = None
     """The workflow's own state over continue-as-new; None at first start."""
@@ -67,7 +67,7 @@ class HeadSilent(Model):
     silent_s: float = 0
     """By the records' clock."""
     mass: bool = False
-    """Many heads are silent at once, so the control plane's network may be the cause: only machines that are gone by
+    """Many heads are silent at once, so the control plane's network may be the cause: only machines that have ended by
     their cloud's word count as lost."""
 
 
@@ -95,7 +95,7 @@ class LeaseAnswer(Result):
 
 class ClusterNotice(LeaseAnswer):
     """Signal ``cluster_changed`` to every lease holder. A grown ``head_generation`` means: the old head and
-    all that ran on it are gone."""
+    all that ran on it have ended."""
 
     event_id: str = ""
 
