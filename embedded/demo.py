@@ -51,7 +51,7 @@ def _demo(home: Home, work: Work) -> int:
     if home.stack_pid() is not None:
         raise InfrastructureError(
             f"a stack already runs in {home.path}.",
-            remedy="Unset HELIOSTAT_HOME to run the demo beside it, in a home of its own.",
+            remedy="Unset HELIOSTAT_HOME to run the demo in a home of its own.",
             resource=str(home.path),
         )
     if may_hold_clusters(home):
@@ -85,7 +85,7 @@ def _run_example(home: Home, env: dict[str, str], up_s: float) -> int:
     title(f"2. Submit {EXAMPLE.relative_to(ROOT)} and follow its log")
     name = f"demo-{os.getpid()}"
     submitted = time.monotonic()
-    # Its program reads the files beside it: a relative working_dir in the YAML is that of the YAML.
+    # Its program reads the files of its own folder: a relative working_dir in the YAML is that of the YAML.
     done = subprocess.run(
         cli("job", "submit", "-n", name, "-f", str(EXAMPLE), "--wait"), env=env, cwd=EXAMPLE.parent, check=False
     )
@@ -126,10 +126,10 @@ def _at(text: str | None) -> float | None:
 
 
 def _check_clean(home: Home) -> None:
-    """Raises InternalError when a process of this home still lives: a demo that leaks is no success."""
+    """Raises InternalError when a process of this home still lives: a demo that leaks has failed."""
     left = [f"{part} (pid {pid})" for pid, part in home.processes().items()] + local_machines(home, "list")
     # What runs on a node, job drivers included, inherits the node's own directory in its environment; a service's
-    # load balancer is told its folder.
+    # load balancer has its folder as an argument.
     mark, balancer = f"HELIOSTAT_NODE_DIR={home.path}/".encode(), f"{home.path}/balancers/".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and is_alive(int(entry.name)):

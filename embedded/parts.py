@@ -39,7 +39,7 @@ class Layout:
         self.settings = settings
         self.home = home
         self.ports = ports
-        # "any address" is no address to call
+        # nobody can call "any address"
         near = "127.0.0.1" if settings.api_host in ("0.0.0.0", "::", "") else settings.api_host  # noqa: S104
         self.api_here = f"http://{near}:{ports['api']}"
         self.api_url = settings.api_url or self.api_here

@@ -2,7 +2,7 @@
 
     python -m embedded.stack up [--detach] | down | status | demo | demo-service | backup [FILE] | restore FILE
 
-Ctrl-C ends the control plane only: clusters and their jobs go on, and the next ``up`` finds them. ``down``
+Ctrl-C ends the control plane only: clusters and their jobs keep running, and the next ``up`` finds them. ``down``
 ends them first. All state is in ``HELIOSTAT_HOME``.
 """
 
@@ -126,7 +126,7 @@ def check_space(home: Home) -> None:
 
 
 async def _until_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Does the work unless told to stop before it is done; True when it was done."""
+    """Does the work unless ``stop`` is set before it is done; True when it was done."""
     task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)

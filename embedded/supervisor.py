@@ -25,7 +25,7 @@ LOG_MAX_BYTES = 64 * 2**20
 START_TRIES = 3
 """Deaths before it was ever ready that a part is forgiven; then the start as a whole fails."""
 STEADY_S = 60.0
-"""A part that lived so long starts its back-off anew."""
+"""A part that ran this long starts its back-off again."""
 MAX_BACKOFF_S = 30.0
 
 Say = Callable[[str], None]
@@ -59,7 +59,7 @@ class Part:
 
 
 class Supervisor:
-    """Runs parts until told to stop.
+    """Runs parts until it is stopped.
 
     Args:
         changed: called whenever a pid changes, with all of them (part → pid).
@@ -123,7 +123,7 @@ class Supervisor:
             born = time.monotonic()
             try:
                 part.process = await _spawn(part)
-            except OSError as error:  # its log cannot be opened, no process can be made: this may pass
+            except OSError as error:  # its log cannot be opened, no process can be started: this may pass
                 self._say(f"{part.name} cannot be started: {error}; again in {pause:.1f} s")
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, MAX_BACKOFF_S)

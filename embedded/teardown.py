@@ -26,7 +26,7 @@ from heliostat.models.services import ServiceState
 from runtime.home import Home, end_processes
 
 STUCK_S = 120.0
-"""Without any progress for so long, ending by workflow is given up, and machines are killed."""
+"""Without any progress for this long, the workflows are not awaited any more, and machines are killed."""
 API_S = 60.0
 REASON = "make down"
 
@@ -80,7 +80,7 @@ def await_api(url: str) -> None:
 
 
 def stop(home: Home) -> None:
-    """Ends the control plane, supervised or orphaned; returns when its processes are gone."""
+    """Ends the control plane, supervised or orphaned; returns when its processes have ended."""
     pid = home.stack_pid()
     if pid is not None:
         end_processes([pid], grace_s=WORKER_STOP_S + 35)
@@ -149,13 +149,14 @@ def _checked(answer: httpx.Response) -> httpx.Response:
 
 
 def may_hold_clusters(home: Home) -> bool:
-    """Whether a stopped stack has anything to end, told without starting it: by its records, where they are a file
+    """Whether a stopped stack has anything to end, found without starting it: by its records, where they are a file
     of the home, and by its machines on this host."""
     if home.records_db.exists():
         with closing(sqlite3.connect(f"file:{home.records_db}?mode=ro", uri=True, timeout=10)) as records:
             for table in ("jobs", "services", "clusters"):
                 try:
-                    query = f"SELECT 1 FROM {table} WHERE ended_at IS NULL AND NOT withdrawn LIMIT 1"  # noqa: S608
+                    live = "ended_at IS NULL AND NOT withdrawn"  # words: ok
+                    query = f"SELECT 1 FROM {table} WHERE {live} LIMIT 1"  # noqa: S608
                     if records.execute(query).fetchone():
                         return True
                 except sqlite3.OperationalError:
@@ -164,7 +165,7 @@ def may_hold_clusters(home: Home) -> bool:
 
 
 def kill_machines(home: Home) -> list[str]:
-    """Ends every machine of the local cloud that carries our owner tag; returns their ids when they are gone."""
+    """Ends every machine of the local cloud that carries our owner tag; returns their ids when they have ended."""
     return local_machines(home, "end")
 
 
