@@ -21,11 +21,11 @@ POLL_S = 0.5
 """Between two polls; heads report once a second."""
 
 UNHEARD_S = 15.0
-"""All heads of the canary, or their proxies, silent for so long: it fails, whatever it did before."""
+"""All heads of the canary, or their proxies, silent for this long: it fails, even if it was good before."""
 
 HANG_MIN_S, HANG_MAX_S = 3.0, 30.0
 """A request of the canary that waits for its answer's first byte longer than ``max_latency_ratio`` times the running
-version's 99th percentile, and longer than any of that one's ever did, but at least and at most so long, counts as
+version's 99th percentile, and longer than any of that one's ever did, but within these limits, counts as
 hanging."""
 HANG_ANSWERS_S = 10.0
 """The least for a canary that answers other requests meanwhile: one that takes long may be of a rare kind."""
@@ -52,7 +52,7 @@ class WatchStep(Model):
     rules: RolloutConfig
     hold_s: float
     window_s: float | None = None
-    """The count begins anew after each such time, since older answers prove nothing. None: one count for the whole
+    """The count begins again after each such time, since older answers prove nothing. None: one count for the whole
     hold."""
 
 
@@ -117,7 +117,7 @@ def judge(rules: RolloutConfig, canary: Sum, running: Sum, ever: Sum) -> str:
     usual = reference.errors / reference.requests if reference.requests else 0.0
     if enough:
         share = canary.errors / canary.requests
-        # Of few answers a version that is no worse than the running one may have more bad ones by chance.
+        # Of few answers a version that is not worse than the running one may have more bad ones by chance.
         chance = CHANCE * sqrt(usual * (1 - usual) / canary.requests)
         if canary.errors >= ERRORS_MIN and share > usual + rules.max_error_rate + chance:
             return (

@@ -53,7 +53,7 @@ class LeaseActivities:
 
     @activity.defn
     async def start_job_cluster(self, request: MadeCluster) -> bool:
-        """The same for a job. False: the job's request was cancelled, nothing was made."""
+        """The same for a job. False: the job's request was cancelled, nothing was created."""
         job_id = request.input.job_id
         if job_id is not None and await is_cancelled(self._db, "job", job_id):
             return False
@@ -74,7 +74,7 @@ class LeaseActivities:
         """Requests a lease of a cluster; the answer comes at once. A cluster that has ended is an answer, not an
         error."""
         if request.holder.startswith("job_") and await is_cancelled(self._db, "job", request.holder):
-            raise ApplicationError("The request was cancelled.", type="withdrawn", non_retryable=True)
+            raise ApplicationError("The request was cancelled.", type="withdrawn", non_retryable=True)  # words: ok
         info = activity.info()
         try:
             return await ClusterHandle(self._client, request.cluster_id).acquire(

@@ -29,7 +29,7 @@ CONSOLE_TAIL = 4096
 
 
 class BootFacts(Model):
-    """What a node's first boot depends on beside its own ids. Fixed with the node, so that the request of one
+    """What a node's first boot depends on in addition to its own ids. Fixed with the node, so that the request of one
     (slot, generation) is the same bytes after an upgrade of Heliostat."""
 
     api_url: str
@@ -97,7 +97,7 @@ class NodeActivities:
 
     @activity.defn
     def launch_node(self, node: LaunchNode) -> Machine:
-        """Asks the cloud for the node's machine; repeatable by its token. The bootstrap token is made here,
+        """Asks the cloud for the node's machine; repeatable by its token. This creates the bootstrap token,
         so that no history ever holds it."""
         spec = MachineSpec(
             token=node.token,
@@ -169,7 +169,7 @@ class NodeActivities:
 
     @activity.defn
     def end_machines(self, refs: EndNodes) -> None:
-        """Ends machines and returns only when the cloud says that they are gone. Already gone is done."""
+        """Ends machines and returns only when the cloud says that they have ended. Those that ended before count."""
         cloud = part_of(self._machines, refs.cloud_id)
         wanted = list(refs.machine_ids)
         try:
@@ -180,7 +180,7 @@ class NodeActivities:
             if not wanted:
                 return
             cloud.terminate(wanted)
-            wait = 0.02  # a local machine is gone in milliseconds; a remote one in minutes
+            wait = 0.02  # a local machine ends in milliseconds, a remote one in minutes
             while left := [m for m in cloud.describe(wanted) if m.state != MachineState.GONE]:
                 activity.heartbeat([m.machine_id for m in left])
                 if activity.is_worker_shutdown():

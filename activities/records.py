@@ -38,7 +38,7 @@ class ServiceRecord(Model):
     service: Service
     """Without versions and tokens."""
     versions: list[ServiceVersion] = []
-    """Only those that changed; their config stands in the records."""
+    """Only those that changed; their config is in the records."""
     events: list[Event] = []
 
 
@@ -87,5 +87,5 @@ class RecordActivities:
 
     @activity.defn
     async def claim_deploy(self, deploy_id: str) -> bool:
-        """Before anything is made for it: False when the API has cancelled its request."""
+        """Before anything is created for it: False when the API has cancelled its request."""
         return await services.claim_deploy(self._db, deploy_id)

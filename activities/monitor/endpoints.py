@@ -30,7 +30,7 @@ POLLS_AT_ONCE = 4
 REPAIRS_AT_ONCE = 4
 """One whose load balancer does not come up takes half a minute of a thread; the others must not wait for it."""
 LOST_AGAIN_S = 60.0
-"""While an endpoint stays lost, its workflow is told again after this."""
+"""While an endpoint stays lost, its workflow is notified again after this."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class EndpointWatch:
         if not service.has_endpoint or service.id in self._repairs:
             return  # its workflow is about to create it, or has removed it
         if seen.state == "gone":
-            await self._report_lost(service, "its load balancer is gone")
+            await self._report_lost(service, "its load balancer has ended")
         elif seen.state == "ready":
             if self._problems.pop(service.id, ""):
                 log.info("endpoint recovered", service=service.id)
@@ -174,7 +174,7 @@ class EndpointWatch:
         try:
             return await reached(call)
         except RPCError as error:
-            log.warning("a service's workflow could not be told of its endpoint", service=service.id, why=str(error))
+            log.warning("a service's workflow was not notified about its endpoint", service=service.id, why=str(error))
             return False
 
 

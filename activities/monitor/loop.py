@@ -27,7 +27,7 @@ from store.services.tokens import pending_tokens
 log = structlog.get_logger(__name__)
 
 PENDING_AFTER_S = 10.0
-"""The API starts a workflow within milliseconds of accepting; what is pending for so long has lost its API."""
+"""The API starts a workflow within milliseconds of accepting; what is pending for this long has lost its API."""
 
 TOKENS_S = 10.0
 """For a service's workflow to take its tokens; without a worker the next round tries again."""
@@ -38,8 +38,8 @@ Prometheus usually scrapes its counters every 15 s."""
 
 MASS_SHARE = 0.5
 MASS_MIN = 3
-"""More than this share of all heads silent at once, and at least so many: the API can't receive, or a whole network
-is down. An alarm, not a mass replacement: only heads whose machine is gone by their cloud's word count as lost."""
+"""More than this share of all heads silent at once, and at least this many: the API can't receive, or a whole network
+is down. An alarm, not a mass replacement: only heads whose cloud says that the machine has ended count as lost."""
 
 
 class MonitorActivities:
@@ -102,7 +102,7 @@ class MonitorActivities:
         mass = len(found.silent) >= MASS_MIN and len(found.silent) > MASS_SHARE * found.total
         if mass and not self._mass_silence:
             log.error(
-                "mass silence: only heads whose machine is gone are replaced while it lasts; check the network "
+                "mass silence: only heads whose machine has ended are replaced while it lasts; check the network "
                 "between nodes and API",
                 silent=len(found.silent),
                 total=found.total,
@@ -128,7 +128,7 @@ class MonitorActivities:
             await reached(ClusterHandle(self._client, cluster_id).head_silent(message))
 
     def _poll_endpoints(self) -> None:
-        """Beside the rounds: a slow endpoint must not delay the detection of a silent head."""
+        """Apart from the rounds: a slow endpoint must not delay the detection of a silent head."""
         if self._endpoints is None:
             return
         if self._poll is not None and self._poll.done():

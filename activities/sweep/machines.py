@@ -58,7 +58,7 @@ class MachineSweepActivities:
         # Off the event loop: a cloud that is newer than the worker's last refresh is opened now.
         cloud = await asyncio.to_thread(self._machines.get, cloud_id)
         if cloud is None:
-            return SweepResult()  # deleted since it was listed; that is refused while anything lives there
+            return SweepResult()  # deleted since it was listed; a cloud with anything in it can't be deleted
         held = await asyncio.to_thread(cloud.list_owned, self._installation_id)
         orphans = await self._orphans(cloud, held)
         failed = await self._end(cloud, orphans) if orphans else None
@@ -88,7 +88,7 @@ class MachineSweepActivities:
         orphans = [m for m in old if _is_orphan(m, owned)]
         if not orphans:
             return []
-        # An owner may have ended its machine since the list was made, and owns it until it is gone.
+        # An owner may have ended its machine since the cloud listed it, and owns it until it is off.
         seen = await asyncio.to_thread(cloud.describe, [m.machine_id for m in orphans])
         there = {m.machine_id for m in seen if m.state != MachineState.GONE}
         return [m for m in orphans if m.machine_id in there]
@@ -116,7 +116,7 @@ class MachineSweepActivities:
         return None
 
     async def _delete_orphaned_resources(self, cloud_id: str, cloud: Machines) -> list[str]:
-        """Disks, addresses and the like whose machine and cluster are gone."""
+        """Disks, addresses and the like whose machine and cluster have ended."""
         loop = asyncio.get_running_loop()
 
         def runs(cluster_id: str) -> bool:

@@ -41,7 +41,7 @@ class RetentionActivities:
 
     @activity.defn(name="keep_house")
     async def apply_retention(self) -> dict[str, int]:
-        """Counts what was deleted. A cloud that refuses or is out of reach does not stop the others: the error names it
+        """Counts what was deleted. A cloud that refuses or is unreachable does not stop the others: the error names it
         when they are done."""
         now, settings = utcnow(), self._settings
         counts: dict[str, int] = {}

@@ -69,7 +69,7 @@ class ServiceSweepActivities:
                 result.failed.append(cloud_id)
             activity.heartbeat()
         before = utcnow() - timedelta(seconds=self._newborn_grace_s)
-        # Listed before their owner is asked, which holds a cluster from before it is made until it has been released.
+        # Listed before their owner is asked, which holds a cluster from before its creation until its release.
         clusters_of = await sweeps.clusters_by_service(self._db, before)
         for service_id in await sweeps.living_services(self._db, before):
             activity.heartbeat(service_id)
@@ -83,7 +83,7 @@ class ServiceSweepActivities:
             for service_id in found:
                 activity.heartbeat(service_id)
                 if await self._runs(service_id):
-                    continue  # it owns its endpoint from before it is made until after it is gone
+                    continue  # it owns its endpoint from before its creation until after its removal
                 log.error("removing an endpoint that nobody owns", service=service_id)
                 await asyncio.to_thread(balancer.remove, service_id)
                 result.removed.append(service_id)
