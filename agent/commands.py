@@ -58,7 +58,7 @@ class Commands:
             began = time.monotonic()
             try:
                 with self._lock:
-                    known = ",".join(sorted(self._working))  # commands under way are not new
+                    known = ",".join(sorted(self._working))  # running commands are not new
                 # A command that ends during the wait still counts as known, and the same id, sent again, would wait
                 # too.
                 wait = WAIT_WORKING_S if known else WAIT_S

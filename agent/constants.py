@@ -56,7 +56,7 @@ class Constants:
 
     activity_s: float = 2.0
     """Between polls of Ray's activity. Idle timeouts are minutes, so 2 s is exact enough. A poll costs the dashboard
-    about 8 ms (two requests), 0.4 % of a core, and there is none while a run is under way."""
+    about 8 ms (two requests), 0.4 % of a core, and there is none while a run is active."""
     idle_observations: int = 2
     """This many in a row make idle; one makes busy."""
 

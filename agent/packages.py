@@ -44,7 +44,7 @@ class Packages:
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
         self.downloading = 0
-        """The number of downloads under way."""
+        """The number of downloads in progress."""
 
     def uri(self, source: dict[str, Any]) -> str:
         """The URI for Ray of ``{url, sha256}`` or ``{remote}``. Raises PackageFailed."""

@@ -157,7 +157,7 @@ class ProbeContext:
 
 
 def _set_version(context: Any) -> None:
-    """In the trailing metadata, beside the application's own. Called before the call, for one that is refused or breaks
+    """In the trailing metadata, with the application's own. Called before the call, for one that is refused or breaks
     off, and after it, for the application may have replaced the metadata."""
     policy = GATE_FILE.policy()
     name = VERSION_HEADER.decode()

@@ -1,4 +1,4 @@
-"""What a proxy counts: requests, errors, latencies, what is under way, and all of that over the last minute."""
+"""What a proxy counts: requests, errors, latencies, requests in progress, and all of that over the last minute."""
 
 from __future__ import annotations
 

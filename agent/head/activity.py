@@ -23,7 +23,7 @@ BUSY, IDLE, UNKNOWN = "busy", "idle", "unknown"
 
 
 def observe(ray: RayApi, own: Callable[[], str]) -> tuple[str, str]:
-    """The current activity and its reason. ``own``: the agent's own work under way, "" if none. While there is some,
+    """The current activity and its reason. ``own``: the agent's own current work, "" if none. While there is some,
     Ray is not asked."""
     reason = own()
     if reason:

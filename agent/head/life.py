@@ -82,7 +82,7 @@ class Head:
         self._ray.start(context.log_file, autoscaling_config=self._config_file if self.scaling else None)
         version = self._wait_until_ready()
         if validation is not None:
-            # It runs beside Ray's own start and takes less time; a head with a bad config never counts as ready.
+            # It runs at the same time as Ray's start and takes less; a head with a bad config never counts as ready.
             validation_result(validation, self._boot.constants.validate_timeout_s)
         context.ray_up = True
         context.events.add("ray_ready", gcs_address=self.gcs_address, ray_version=version)

@@ -16,7 +16,7 @@ class ValidationIncomplete(RayFailed):
 
 
 def _lower_priority() -> None:
-    """The validation takes a second of CPU, which Ray, starting beside it, needs more. A little only: the head waits
+    """The validation takes a second of CPU, which Ray, starting meanwhile, needs more. A little only: the head waits
     for it in the end."""
     os.nice(5)
 

@@ -95,7 +95,7 @@ class Node:
             ended = ray.ended()
             notice = self._interruptions.most_serious if self._interruptions else None
             if ended == DRAINED and not self._is_head:
-                # Ray's autoscaler has drained this worker: the control plane ends it. Or its head is gone.
+                # Ray's autoscaler has drained this worker: the control plane ends it. Or its head has ended.
                 drained_at = drained_at or time.monotonic()
                 context.ray_up = False
                 if time.monotonic() - drained_at >= self._boot.constants.idle_drain_grace_s:
@@ -114,7 +114,7 @@ class Node:
 
     def _on_notice(self, notice: Notice) -> None:
         """The control plane first, for it has a machine to launch; then Ray. A head is not drained: what runs there
-        may go on until the cloud takes it."""
+        may keep running until the cloud ends the machine."""
         self._context.events.add("spot_notice", kind=notice.kind, deadline=notice.deadline, reason=notice.reason)
         if self._is_head or self._ray is None or self._context.shutdown is not None:
             return
@@ -160,7 +160,7 @@ class Node:
         if context.channel.token and shutdown.graceful:
             context.logs.flush(constants.final_flush_s)
         # The machine ends with this process: on the local cloud init kills all below it, elsewhere the start-up script
-        # that runs it goes on to `shutdown -h now`.
+        # that runs it then runs `shutdown -h now`.
         return 1 if shutdown.kind == "node_failed" else 0
 
     def _report(self, shutdown: Shutdown) -> None:

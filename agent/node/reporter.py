@@ -21,7 +21,7 @@ class Reporter:
         self, context: Context, interval_s: float, snapshot: Callable[[], dict[str, Any]],
         on_answer: Callable[[dict[str, Any]], None], on_unauthenticated: Callable[[], None],
     ) -> None:  # fmt: skip
-        """``snapshot``: a report's content beside events. ``on_answer``: called after the acknowledgements."""
+        """``snapshot``: a report's content without its events. ``on_answer``: called after the acknowledgements."""
         self._context = context
         self._events = context.events
         self._constants = context.boot.constants

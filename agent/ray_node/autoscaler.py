@@ -101,7 +101,7 @@ class Scaling:
 
     def headroom(self, nodes: list[dict[str, Any]]) -> dict[str, int]:
         """How many nodes beyond its maximum Ray may see of each group: as many as their cloud reclaims, for their
-        replacements start beside them. Without it Ray's autoscaler terminates each replacement. ``nodes``: of a
+        replacements start before these end. Without it Ray's autoscaler terminates each replacement. ``nodes``: of a
         report's answer, before ``update``. A node counts for a while after its end, for Ray lists nodes and reads its
         maxima at different times."""
         now = self._clock()

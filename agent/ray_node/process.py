@@ -111,12 +111,12 @@ def token_path(boot: Boot) -> Path:
 
 
 def ray_executable() -> str:
-    """Beside the agent's interpreter, else on the PATH. Raises RayFailed."""
+    """In the folder of the agent's interpreter, else on the PATH. Raises RayFailed."""
     beside = Path(sys.executable).parent / "ray"
     found = str(beside) if beside.exists() else shutil.which("ray")
     if not found:
         raise RayFailed(
-            f"there is no `ray` beside {sys.executable} nor on the PATH; install ray[default] in the node's image "
+            f"there is no `ray` next to {sys.executable} or on the PATH; install ray[default] in the node's image "
             "or name its interpreter in HELIOSTAT_PYTHON"
         )
     return found
@@ -233,7 +233,7 @@ class RayNode:
 
     def drain(self, reason: str, left_s: int | None) -> str:
         """Has Ray drain this node, which ends in ``left_s`` seconds (None: unknown): it gets no new work, its current
-        work goes on, and once it is idle its raylet ends. Returns why Ray did not, or "". Takes seconds."""
+        work continues, and once it is idle its raylet ends. Returns why Ray did not, or "". Takes seconds."""
         found = re.search(r"--node_id=([0-9a-f]+)", processes.command(self._raylet)) if self._raylet else None
         if found is None:
             return "its raylet does not run"
@@ -272,4 +272,4 @@ class RayNode:
         self._leader = None
 
 
-DRAINED = "Ray's raylet on this node has ended: drained, or its head is gone"
+DRAINED = "Ray's raylet on this node has ended: drained, or its head has ended"

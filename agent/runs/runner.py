@@ -101,7 +101,7 @@ class Runs:
                 self._finished[record["run"]] = record["result"]
 
     def busy(self) -> str:
-        """The work under way; "": none."""
+        """The current work; "": none."""
         with self._lock:
             if self._active:
                 return f"run {next(iter(self._active))}" + (" and others" if len(self._active) > 1 else "")
@@ -298,7 +298,7 @@ class Runs:
             run = self._active.get(run_id)
             if run is None:
                 if run_id not in self._finished:
-                    # Also during the download of its packages: the submission checks this before it goes on.
+                    # Also during the download of its packages: the submission checks this before it continues.
                     self._finished[run_id] = {"status": "UNKNOWN", "exit_code": None}
                     self._journal.append({"run": run_id, "result": self._finished[run_id]})
                 return dict(self._finished[run_id])

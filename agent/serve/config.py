@@ -16,7 +16,7 @@ KEEP_ALIVE_S = 90
 """Longer than load balancers keep idle connections (60 s as a rule): the sender closes them, so no request meets a
 connection that is just closing."""
 SURGE = {"max_surge_percent": 100}
-"""A replica stops when its replacement is ready. Serve's default is to stop first: with one replica and broken code
+"""A replica stops when its replacement is ready. By default Serve stops the old one first: with one and broken code
 none would be left."""
 
 GRPC_MODULE = "heliostat_grpc"

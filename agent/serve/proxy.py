@@ -19,7 +19,7 @@ STATISTICS_PATH = "/-/heliostat"
 
 class ProxyUnavailable(Exception):
     """The proxy did not answer, or not with its counters. ``not_listening``: no process listens at its port, so no
-    request can be under way there."""
+    request can be in progress there."""
 
     def __init__(self, message: str, not_listening: bool = False) -> None:
         self.not_listening = not_listening

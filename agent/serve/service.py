@@ -204,8 +204,8 @@ class Serve:
         self._report(status)
 
     def _resubmit_without(self, deploy: Deploy, details: dict[str, Any], missing: dict[str, set[str]]) -> None:
-        """The new code lacks deployments of the old one: submits it again without those, unless a newer deploy is under
-        way."""
+        """The new code lacks deployments of the old one: submits it again without those, unless a newer deploy is in
+        progress."""
         if not self._submitting.acquire(blocking=False):
             return
         try:
@@ -283,7 +283,7 @@ class Serve:
         return {}
 
     def drain(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Waits until no request is under way. Ends early when ``set_gate`` or a deploy cancels the drain, or has
+        """Waits until no request is in progress. Ends early when ``set_gate`` or a deploy cancels the drain, or has
         already."""
         constants, began = self._constants, time.monotonic()
         deadline = began + float(args["timeout_s"])
