@@ -22,7 +22,7 @@ SERVE_PORTS = (8000, 9000)
 """Of a head's HTTP and gRPC proxies on a machine of its own (``agent.boot.Ports``)."""
 
 PROBE = "heliostat-verify/"
-"""Below this, in the cloud's prefix, one object is made and deleted again."""
+"""Below this, in the cloud's prefix, the check creates one object and deletes it again."""
 _DATA = b"heliostat"
 
 Answer = TypeVar("Answer")
@@ -136,7 +136,7 @@ class Checklist:
                     "Does a rule of the bucket's delete at once?",
                 )
         if self._does(delete, lambda: bucket.delete([key])):
-            self.ok(delete, "The probe is gone.")
+            self.ok(delete, "The probe has been deleted.")
 
     def _does(self, name: str, do: Callable[[], None]) -> bool:
         def done() -> bool:

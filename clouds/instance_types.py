@@ -124,7 +124,7 @@ def own_or_shipped(
     """The operator's own catalogue where there is one. Raises Unavailable for one that cannot be read.
 
     Args:
-        module: makes it anew.
+        module: rewrites it.
     """
     if not path.exists():
         return shipped()
@@ -145,7 +145,7 @@ class Offer:
     catalogue: Catalogue[InstanceType]
     check_advanced: Callable[[Mapping[str, Any], RetainedResources | None], None]
     """Raises BadConfig, whose ``field`` is a path within it, for an ``advanced_instance_config`` that a launch would
-    refuse, beside what its node keeps."""
+    refuse, given what its node retains."""
 
 
 def is_accelerator(wanted: str, has: str) -> bool:

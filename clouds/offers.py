@@ -1,7 +1,7 @@
 """What the providers offer, by provider: with ``installation.py`` one of the places that name concrete clouds. Loads no
 vendor's library until somebody gives an ``advanced_instance_config``.
 
-An operator's own catalogues, ``<home>/aws-types.csv`` and ``<home>/gcp-types.csv``, stand before those that ship with
+An operator's own catalogues, ``<home>/aws-types.csv`` and ``<home>/gcp-types.csv``, override those that ship with
 us: ``python -m clouds.aws.machines.catalogue refresh`` and ``python -m clouds.gcp.machines.catalogue refresh``
 write them.
 """

@@ -23,8 +23,8 @@ from heliostat.models.clouds import AwsConfig, Capabilities, Check, Cloud, Cloud
 log = structlog.get_logger(__name__)
 
 REFRESH_S = 5.0
-"""A cloud that another process has deleted is served for so long at most; one that is new is looked up when it is
-asked for."""
+"""A cloud that another process has deleted is served this long at most; one that is new is looked up when it is
+requested."""
 LOOK_UP_S = 10.0
 """A thread waits so long for the records, when it asks for a cloud that this process does not know."""
 
@@ -76,7 +76,7 @@ class Vendors(Protocol):
 class Clouds:
     """The live mappings. ``refresh`` once before use.
 
-    A thread that asks for an id that is not known has the records read anew, so that a cloud is usable as soon as it is
+    A thread that asks for an id that is not known rereads the records, so that a cloud is usable as soon as it is
     registered; on the event loop nothing may wait, so there it is a KeyError.
 
     Args:
@@ -110,7 +110,7 @@ class Clouds:
         """For metrics: people know a cloud by its name."""
 
     async def refresh(self) -> None:
-        """Opens what is new or changed, forgets what was deleted. Raises what ``load`` raises."""
+        """Opens what is new or changed, closes what was deleted. Raises what ``load`` raises."""
         self._loop, self._loop_thread = asyncio.get_running_loop(), threading.get_ident()
         async with self._refreshing:
             found = {r.id: r for r in await self._load() if r.id not in self._own and not _of_another_machine(r)}
@@ -141,7 +141,7 @@ class Clouds:
             await asyncio.sleep(REFRESH_S)
             try:
                 await self.refresh()
-            except HeliostatError as e:  # the records are away: what is known goes on
+            except HeliostatError as e:  # the records are unreachable: what is known stays
                 log.warning("clouds not refreshed", why=str(e))
             except Exception:  # the next one may do better, and without any the process would never learn of a cloud
                 log.exception("clouds not refreshed")

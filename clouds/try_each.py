@@ -15,7 +15,7 @@ def try_each(things: Iterable[T], do: Callable[[T], object], passes: Callable[[C
     failure is raised after all were tried.
 
     Args:
-        passes: whether an error is no failure, e.g. because somebody else has deleted the thing.
+        passes: whether an error counts as success, e.g. because somebody else has deleted the thing.
     """
     done: list[T] = []
     failed: CloudError | None = None

@@ -32,7 +32,7 @@ class AwsBucket:
 
     Where presigned URLs differ from the local bucket's:
 
-    - ``sha256`` holds only for a PUT that carries the headers of ``put_headers``: S3 ignores a checksum that stands in
+    - ``sha256`` holds only for a PUT that carries the headers of ``put_headers``: S3 ignores a checksum that is in
       the URL alone (aws/aws-sdk#480, aws/aws-sdk-go-v2#2610), so it is a signed header, and a PUT without it is
       refused (403). Other bytes are 400 (BadDigest).
     - Another ``size`` is 403 (the length is signed), and a body without a length 501.
@@ -107,7 +107,7 @@ class AwsBucket:
         return self._presign("put_object", key, expires_in_s, more)
 
     def put_headers(self, *, sha256: str | None = None) -> dict[str, str]:
-        """What a PUT to ``presign_put``'s URL must carry beside its length."""
+        """What a PUT to ``presign_put``'s URL must carry in addition to its length."""
         return {} if sha256 is None else {"x-amz-checksum-sha256": _base64(sha256)}
 
     def _presign(self, method: str, key: str, expires_in_s: int, more: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ AGENT_FOLDER = Path(__file__).resolve().parents[2] / "agent"
 MAX_USER_DATA_BYTES = 16 * 1024
 """EC2's limit, the smallest of the providers'."""
 RAY_VERSION = "2.60.0"
-"""That this release is made and tested for; a cloud's machines must have it."""
+"""The version that this release supports and is tested with; a cloud's machines must have it."""
 CONSOLE_KEPT_S = 900
 """A machine on which no agent began waits so long before it ends itself. It began to wait after
 its launch, so that this is past its deadline to register (``SLOW_REGISTER_S`` at most, by default)."""
@@ -87,7 +87,7 @@ def user_data(
 
     It writes its arguments to ``heliostat-boot.json`` (0600) under their names here, fetches the bundle and
     executes ``python -m agent <absolute path>/heliostat-boot.json`` in the folder of the unpacked bundle.
-    The bootstrap token stands in the script and that file only, never in an argument list.
+    The bootstrap token is in the script and that file only, never in an argument list.
 
     Args:
         environment: of a cloud's machine; None: the interpreter that runs the script has Ray (the local cloud).

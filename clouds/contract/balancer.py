@@ -71,7 +71,7 @@ class LoadBalancer(Protocol):
         takes a renewed certificate. Its URL stays the same for the service's life. Without backends it answers 503.
 
         Args:
-            make: whether to make one where there is none; else that is Gone.
+            make: whether to create one where there is none; otherwise ``Gone`` is raised.
 
         Raises BadConfig (its port is taken by another program, its certificate is unreadable), BackendsLost, Denied,
         Throttled; any other CloudError may be tried again."""

@@ -45,5 +45,5 @@ class Bucket(Protocol):
         ...
 
     def put_headers(self, *, sha256: str | None = None) -> dict[str, str]:
-        """What a PUT to the URL of ``presign_put`` must carry beside its length, for the same ``sha256``."""
+        """What a PUT to the URL of ``presign_put`` must carry in addition to its length, for the same ``sha256``."""
         ...

@@ -97,7 +97,7 @@ class Machines(Protocol):
         ...
 
     def describe(self, machine_ids: Iterable[str]) -> list[Machine]:
-        """Those machines that the cloud still knows; a missing one is gone. One call for a batch."""
+        """Those machines that the cloud still knows; a missing one has ended. One call for a batch."""
         ...
 
     def find(self, token: str) -> Machine | None:
@@ -109,8 +109,8 @@ class Machines(Protocol):
         ...
 
     def terminate(self, machine_ids: Iterable[str]) -> None:
-        """Tells the cloud to end them at once, without a graceful shutdown. Already gone is done. Returns before
-        they are gone: see ``describe``. Never touches a machine without our owner tag."""
+        """Tells the cloud to end them at once, without a graceful shutdown. Already ended is done. Returns before
+        they have ended: see ``describe``. Never touches a machine without our owner tag."""
         ...
 
     def attach_retained(self, cluster_id: str, machine_id: str | None) -> None:
@@ -124,7 +124,7 @@ class Machines(Protocol):
 
     def forget_ended(self, older_than_s: float) -> list[str]:
         """Drops what remains of machines that ended longer ago than that (directories, console output) and returns
-        their ids; nothing where the cloud itself forgets. Their tokens may boot again afterwards, so pass a day at
+        their ids; nothing where the cloud itself drops them. Their tokens may boot again afterwards, so pass a day at
         least."""
         ...
 

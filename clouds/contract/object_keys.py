@@ -11,7 +11,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9!_.*'()=@+,:~-]{1,255}")
 
 
 def checked(key: str) -> list[str]:
-    """The key's segments. Raises InvalidRequest for what is no key, so that nothing outside a bucket has one."""
+    """The key's segments. Raises InvalidRequest for what is not a key, so that nothing outside a bucket has one."""
     segments = key.split("/")
     if len(key) > KEY_MAX or not all(_SEGMENT.fullmatch(s) and s not in (".", "..") for s in segments):
         raise InvalidRequest(

@@ -90,7 +90,7 @@ class FakeFleet:
         return power_off
 
     async def watch(self, folder: Path) -> None:
-        """Boots the machines that :func:`handed_over` hands over from another process; until cancelled."""
+        """Boots the machines that another process passes by :func:`handed_over`; until cancelled."""
         agents: dict[str, FakeAgent] = {}
         while True:
             for machine_id, boot in _take(folder):
@@ -125,7 +125,7 @@ def handed_over(folder: Path) -> Boot:
 
 
 def _take(folder: Path) -> list[tuple[str, dict[str, Any] | None]]:
-    """What was handed over since the last look, each once; None: the power goes. A machine's boot comes first."""
+    """What was passed since the last call, each once; None: the power goes. A machine's boot comes first."""
     taken: list[tuple[str, dict[str, Any] | None]] = []
     for path in sorted(folder.glob("fake-*")):  # .boot sorts before .off
         taken.append((path.stem, json.loads(path.read_text()) if path.suffix == ".boot" else None))
@@ -191,7 +191,7 @@ class FakeAgent:
         self._news.set()
 
     def power_off(self) -> None:
-        """A power cut: nothing more is said; what ran here is gone. The head notices a worker's."""
+        """A power cut: nothing more is said; what ran here has ended. The head notices a worker's."""
         self.task.cancel()
 
     # -- its life

@@ -37,8 +37,8 @@ class _Fake:
 
 @dataclass
 class FakeBalancer:
-    """Endpoints that are entries in a table (``clouds.contract.balancer.LoadBalancer``); ``request`` stands in
-    for a client. The
+    """Endpoints that are entries in a table (``clouds.contract.balancer.LoadBalancer``); ``request`` replaces
+    a client. The
     fields and methods below are knobs and may be turned at any time, from any thread; ``times`` counts calls, None is
     for ever."""
 
@@ -84,7 +84,7 @@ class FakeBalancer:
         self._lost[method] = _count(times)
 
     def restart(self, service_id: str) -> None:
-        """It has started anew: its counters have."""
+        """It has started again: its counters are at zero."""
         with self._lock:
             self._endpoints[service_id].counts.clear()
 
@@ -94,7 +94,7 @@ class FakeBalancer:
             self._endpoints[service_id].trouble = trouble
 
     def lose_backends(self, service_id: str) -> None:
-        """It no longer knows which ones it should have, and goes on by those that it has."""
+        """It no longer knows which ones it should have, and keeps routing to those that it has."""
         with self._lock:
             self._endpoints[service_id].lost = True
 

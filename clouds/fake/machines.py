@@ -54,7 +54,7 @@ class _Fake:
     booted: bool = False
     power_off: PowerOff | None = None
     dark: bool = False
-    """Its power is off, and ``power_off`` was told."""
+    """Its power is off, and ``power_off`` was called."""
 
 
 @dataclass
@@ -72,9 +72,9 @@ class FakeMachines:
     boot: Boot | None = None
 
     boot_s: float = 0
-    """PENDING for so long, by the clock."""
+    """PENDING for this long, by the clock."""
     stop_s: float = 0
-    """STOPPING for so long after terminate."""
+    """STOPPING for this long after terminate."""
     dies_after_s: float | None = None
     """Machines end by themselves so long after their launch; seen at the next call."""
     latency_s: dict[str, float] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class FakeMachines:
         self._unregistered = _count(times)
 
     def kill(self, machine_id: str, reason: str = "the cloud reclaimed the machine") -> None:
-        """That machine is gone now, as a reclaimed spot machine is."""
+        """That machine has ended now, as a reclaimed spot machine has."""
         with self._lock:
             found = self._machines[machine_id]
             found.reason, found.stopping_at = reason, datetime.min.replace(tzinfo=self.clock().tzinfo)
@@ -324,7 +324,7 @@ class FakeMachines:
 class FakeBucket(SignedUrls):
     """Objects in memory (``clouds.contract.bucket.Bucket``). Its URLs work once
     ``clouds.local.bucket.server.create_app`` serves
-    it at ``url``. ``quota_bytes`` stands in for a full disk."""
+    it at ``url``. ``quota_bytes`` simulates a full disk."""
 
     def __init__(self, url: str = "http://fake-bucket.invalid", *, quota_bytes: int | None = None) -> None:
         super().__init__(url, b"fake")

@@ -21,7 +21,7 @@ class FakeRetained:
     volume: str | None
     ip: str | None
     holders: list[str] = field(default_factory=list)
-    """Machines that it was handed over to."""
+    """Machines that it was attached to."""
 
     @property
     def holder(self) -> str | None:
@@ -34,7 +34,7 @@ class FakeRetainedStore:
 
     state: Callable[[str], MachineState]
     held: dict[str, dict[str, FakeRetained]] = field(default_factory=dict)
-    """By cluster, then by zone; several of one cluster until one is handed over."""
+    """By cluster, then by zone; several of one cluster until one is attached."""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def prepare(self, spec: MachineSpec, zones: list[str], now: datetime) -> FakeRetained | None:

@@ -29,7 +29,7 @@ class FakeServe:
         self, address: str, healthy_s: float, requests_per_s: float, tell: Callable[[dict[str, Any]], None]
     ) -> None:
         self.status: dict[str, Any] = {}
-        """As told last; empty before the first deploy."""
+        """As last reported; empty before the first deploy."""
         self.gate: dict[str, Any] = {}
         self.draining = False
         self._address, self._healthy_s, self._rate, self._tell = address, healthy_s, requests_per_s, tell

@@ -1,5 +1,5 @@
 """``python -m clouds.local list|end``: this installation's living machines and load balancers on this host, one id a
-line; ``end`` cuts the machines' power, ends the load balancers, and returns when they are gone. For when the control
+line; ``end`` cuts the machines' power, ends the load balancers, and returns when they have ended. For when the control
 plane cannot."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"{__doc__}\n")
         return 1
     settings = Settings()
-    # Isolation matters to launches only, where to listen to endpoints that are made.
+    # Isolation matters to launches only, where to listen to new endpoints.
     machines, balancer = LocalMachines(settings.home, "process", sys.executable), LocalBalancer(settings.home)
     installation_id = load_or_create(settings.home, settings.secret_key).installation_id()
     ids = [machine.machine_id for machine in machines.list_owned(installation_id)]

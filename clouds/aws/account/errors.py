@@ -72,7 +72,7 @@ _FIRST = {  # codes that a wider row would take
 
 _REMEDIES: dict[type[CloudError], str] = {
     NoCapacity: "Try another zone, type or market, or wait.",
-    QuotaExceeded: "Wait until other resources are gone, or raise the account's quota (AWS console, Service Quotas).",
+    QuotaExceeded: "Wait until other resources end, or raise the account's quota (AWS console, Service Quotas).",
     Throttled: "Try again later.",
     Gone: "It no longer exists.",
     BadConfig: "Change the cloud's or the compute config.",

@@ -28,7 +28,7 @@ from heliostat.models.clouds import AwsConfig
 
 DURATION_S = 3600
 SIGNER_S = 300
-"""For so long at least the same credentials sign URLs."""
+"""The same credentials sign URLs for at least this long."""
 CONNECTIONS = 64
 """Of one client; at least the threads that use it (the worker's activities), or they wait for each other."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
@@ -56,7 +56,7 @@ class AwsSession:
 
     Args:
         config: names the role, the external id and the region.
-        session_name: shown in the customer's CloudTrail beside every call: the installation's id.
+        session_name: shown in the customer's CloudTrail with every call: the installation's id.
         endpoint_url: for every service, STS included; default: AWS's own.
         source: has the control plane's own credentials; default: botocore's usual places.
         limiter: default: the one that all of this process share for the account and region.
@@ -138,8 +138,8 @@ class AwsSession:
             arguments[ask] = answer[token_field]
 
     def signer(self, lasts_s: float) -> Any:
-        """A client of S3 to presign with. A URL ends with the credentials that signed it, whatever it says: these are
-        not renewed under way, but new ones are taken when they would not last for ``lasts_s`` (55 minutes at most: so
+        """A client of S3 to presign with. A URL expires with the credentials that signed it, in any case: these
+        can't be renewed in it, but new ones are taken when they would not last for ``lasts_s`` (55 minutes at most: so
         the role is assumed for this every 5 minutes at most). Raises as ``call`` does."""
         least = min(lasts_s, DURATION_S - SIGNER_S)
         with self._lock:
@@ -197,7 +197,7 @@ class AwsSession:
         return boto3.Session(botocore_session=assumed, region_name=self.region)
 
     def _forget(self, service: str, used: Any) -> None:
-        """Drops the credentials and clients, unless another thread has done so since ``used`` was made."""
+        """Drops the credentials and clients, unless another thread has done so since ``used`` was created."""
         with self._lock:
             if self._clients.get(service) is used:
                 self._session, self._clients = None, {}

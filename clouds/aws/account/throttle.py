@@ -62,7 +62,7 @@ class RateLimiter:
         return turn
 
     def refused(self, action: str, asked_at: float) -> None:
-        """AWS has throttled a call that was made at ``asked_at``. Calls of the same burst count once."""
+        """AWS has throttled a call of ``asked_at``. Calls of the same burst count once."""
         with self._lock:
             line, now = self._lines[action], self._clock()
             if asked_at <= line.slowed_at:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types_boto3_elbv2.type_defs import LoadBalancerTypeDef
 
 REMOVE_S = 30.0
-"""ELB takes some seconds to let go of the groups of an ALB that was deleted."""
+"""ELB takes some seconds to release the groups of an ALB that was deleted."""
 IDLE_TIMEOUT_S = "4000"
 """Between two bytes of an answer: the most that ALB grants."""
 
@@ -51,7 +51,7 @@ class AwsBalancer:
     Args:
         config: VPC, subnets, security groups and certificate of the load balancers.
         session: of the same account and region.
-        look_s: for so long ``describe`` and ``counters`` give the same answer. They take some 3 and 5 + n calls for n
+        look_s: this long ``describe`` and ``counters`` give the same answer. They take some 3 and 5 + n calls for n
             backends, and the monitor asks every few seconds.
         healthy_s: how long a version that gets its first traffic may take to pass its health check, before traffic
             moves anyway; two checks, 5 s apart, suffice.

@@ -22,9 +22,9 @@ SET_UP_TAG = "heliostat-set-up"
 LEFT_TAG = "heliostat-left-at"
 """On a group that is not wanted any more: since when, in seconds of Unix time."""
 KEEP_LEFT_S = 3600
-"""Requests may still be under way to a group that has left the rules; it costs nothing meanwhile."""
+"""A group that has left the rules may still serve requests; it costs nothing meanwhile."""
 _ATTRIBUTES = {
-    # Who leaves finishes what is under way: 3600 is the most that ELB grants (and moto takes less than it).
+    # A target that leaves finishes its current requests: ELB grants 3600 at most (and moto takes less than it).
     "deregistration_delay.timeout_seconds": "3599",
     "stickiness.enabled": "false",
     "load_balancing.algorithm.type": "round_robin",
@@ -76,7 +76,7 @@ class Groups:
 
     def ensure(self, group: Group, found: Found | None) -> tuple[str, set[Target]]:
         """Creates it, or corrects its tags; registers its targets. Gives its ARN, and the targets that are not its own:
-        for ``dismiss``, when no traffic is to go there any more."""
+        for ``dismiss``, when they must get no more traffic."""
         if found is None:
             found = Found(self._make(group), {})
         if LEFT_TAG in found.tags:
@@ -99,7 +99,7 @@ class Groups:
         return found.arn, {t for t, state in there.items() if state != "draining"} - group.targets
 
     def dismiss(self, name: str, arn: str, targets: set[Target]) -> None:
-        """Takes them out: they finish what is under way."""
+        """Takes them out: they finish their current requests."""
         self._session.call("elbv2", "DeregisterTargets", name, TargetGroupArn=arn, Targets=_targets(targets))
 
     def health(self, arn: str) -> dict[Target, str]:
@@ -111,7 +111,7 @@ class Groups:
         }
 
     def leave(self, name: str, found: Found) -> None:
-        """No rule names it any more: it is removed, at a later call, when nothing can be under way to it."""
+        """No rule names it any more: it is removed, at a later call, when it can't have any requests."""
         left_at = found.tags.get(LEFT_TAG, "")
         if not left_at.isdigit():
             self.tag(found.arn, {LEFT_TAG: str(int(self._now()))})

@@ -1,4 +1,4 @@
-"""The target groups and listener rules that an ALB needs for a service's backends. No call is made here.
+"""The target groups and listener rules that an ALB needs for a service's backends. Makes no calls.
 
     rule            the header names a backend → that backend's own group; any other value of it → 503
     rule, default   all the rest → the versions' groups by weight; without traffic → 503

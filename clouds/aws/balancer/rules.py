@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types_boto3_elbv2.type_defs import ListenerTypeDef
 
 LOOK_S = 1.0
-"""Between two looks at a group's health."""
+"""Between two polls of a group's health."""
 
 
 class Rules:
@@ -123,8 +123,8 @@ class Rules:
         put(wanted)
 
     def _wait_for_health(self, groups: list[str]) -> None:
-        """Until each has a healthy target, or the time is over: whether to go on is for the caller of ``set_backends``,
-        who has asked each backend himself."""
+        """Until each has a healthy target, or the time is over: the caller of ``set_backends`` decides then; it
+        has asked each backend itself."""
         deadline = self._clock() + self._healthy_s
         while not all("healthy" in self._groups.health(arn).values() for arn in groups):
             if self._clock() > deadline:

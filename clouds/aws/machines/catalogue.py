@@ -1,7 +1,7 @@
 """Instance types of EC2: their size, and which one fits a request.
 
 ``catalogue.csv`` ships with us. It is what DescribeInstanceTypes says, as moto 5.2.5 (Apache-2.0) has recorded it; no
-prices. An operator's own, from what regions offer to an account, stands before it; the API and the workers read it
+prices. An operator's own, from what regions offer to an account, overrides it; the API and the workers read it
 when they start:
 
     python -m clouds.aws.machines.catalogue refresh --region us-west-2 --region eu-west-1

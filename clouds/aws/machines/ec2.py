@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types_boto3_ec2.type_defs import FilterTypeDef, InstanceTypeDef
 
 VISIBLE_S = 300
-"""EC2 is eventually consistent: for so long after its launch a machine that EC2 does not show yet is no missing one."""
+"""EC2 is eventually consistent: this long after its launch a machine that EC2 does not show is not missing."""
 BATCH = 200
 """Values that one filter of DescribeInstances takes."""
 
@@ -44,11 +44,11 @@ class AwsMachines:
         config: where machines go.
         session: of the same account and region.
         installation_id: whose machines may be ended here; another's in the same account are never touched.
-        tags: on everything that is made, besides ours, e.g. the organization's.
+        tags: on everything that we create, besides ours, e.g. the organization's.
         types: which instance type is chosen for what a node asks for; default: the catalogue that ships with us.
         clock: in seconds, for what is remembered for a while.
 
-    ``PREFER_SPOT`` is no launch of its own: the workflow asks for SPOT, then for ON_DEMAND under a new generation, so
+    ``PREFER_SPOT`` is not a single launch: the workflow asks for SPOT, then for ON_DEMAND under a new generation, so
     that the bytes under one token never change.
     """
 
@@ -140,7 +140,7 @@ class AwsMachines:
             raise failed[0]
 
     def forget_ended(self, older_than_s: float) -> list[str]:
-        """EC2 forgets by itself: instances after an hour or so, tokens a day after their instance."""
+        """EC2 does this by itself: instances after an hour or so, tokens a day after their instance."""
         return []
 
     def attach_retained(self, cluster_id: str, machine_id: str | None) -> None:
@@ -228,7 +228,7 @@ class AwsMachines:
         raise error
 
     def _launched_before(self, machine: Machine) -> Machine:
-        """The answer to a launch that was made long ago: it may give the state of then."""
+        """The answer to a launch of long ago: it may give the state of then."""
         now = self.describe([machine.machine_id])
         ended = {"state": MachineState.GONE, "reason": "EC2 no longer knows it"}
         return now[0] if now else machine.model_copy(update=ended)

@@ -13,7 +13,7 @@ from clouds.contract.errors import BadConfig
 from heliostat.models.clouds import AwsConfig
 
 PARAMETER_S = 3600
-"""For so long an SSM parameter is taken to name the same AMI: new ones come every week or so."""
+"""How long an SSM parameter is taken to name the same AMI: new ones come every week or so."""
 
 
 GPU_IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id"

@@ -1,4 +1,4 @@
-"""An EC2 instance as an argument of RunInstances, and as an answer of DescribeInstances. No call is made here."""
+"""An EC2 instance as an argument of RunInstances, and as an answer of DescribeInstances. Makes no calls."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Old(NamedTuple):
 class Orphans:
     """Args:
     session: of the account and region.
-    clock: in seconds, since an interface does not say when it was made: it is old when it was first seen that long ago
+    clock: in seconds, since an interface does not give its creation time: it is old if first seen that long ago
         by this process.
     """
 

@@ -1,6 +1,6 @@
 """A cluster's retained resources on AWS: an EBS volume and a network interface. Both are of one zone.
 
-They are made before the first head's machine, since it is launched with the interface and looks for the volume by its
+They are created before the first head's machine, since it starts with the interface and looks for the volume by its
 id; each place that a first head is tried in may leave its own. The volume is attached when the machine runs, which EC2
 asks for (https://docs.aws.amazon.com/ebs/latest/userguide/ebs-attaching-volume.html); then the others are deleted.
 Ending the machine takes both off it again.
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class RetainedStore:
     """Args:
     installation_id: whose things are found and deleted here.
-    tags: on what is made, besides ours.
+    tags: on what we create, besides ours.
     """
 
     def __init__(self, config: AwsConfig, session: AwsSession, installation_id: str, tags: Mapping[str, str]) -> None:
@@ -52,7 +52,7 @@ class RetainedStore:
     def prepare(
         self, spec: MachineSpec, keep: RetainedResources, subnets: list[AwsSubnet]
     ) -> tuple[AwsSubnet, RetainedIds]:
-        """Where this head goes, and with what; makes what is not there. Two lists, and a call for each that is made.
+        """Where this head goes, and with what; creates what is missing. Two lists, and a call for each new one.
 
         Args:
             subnets: those that it may be launched in, the first choice first.

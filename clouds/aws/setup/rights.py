@@ -1,6 +1,6 @@
 """The rights that an AWS cloud needs, as policy documents: for templates, for ``verify``, and for people to read.
 
-Least privilege: what is made must carry our installation's tag from the first moment, and only what carries it may be
+Least privilege: a new resource must carry our installation's tag from the first moment, and only what carries it may be
 changed or ended (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/supported-iam-actions-tagging.html). Describing
 calls know no such condition. ``tests/clouds/aws/setup/test_rights.py`` holds that every call of ours has its
 action here;
@@ -92,7 +92,7 @@ def role_policy(config: AwsConfig, installation_id: str, node_role_arn: str) -> 
         *(f"{ec2}:security-group/{group}" for group in config.security_groups),
         f"arn:{partition}:ec2:{region}::image/*",
         f"arn:{partition}:ec2:{region}::snapshot/*",
-        f"{ec2}:spot-instances-request/*",  # what SPOT makes beside the instance, and ends with it
+        f"{ec2}:spot-instances-request/*",  # what SPOT creates with the instance, and ends with it
     ]
     listeners = [f"{elb}:{kind}/app/hs-*" for kind in ("loadbalancer", "listener", "listener-rule")]
     groups = f"{elb}:targetgroup/hs-*"

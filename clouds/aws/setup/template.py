@@ -1,7 +1,7 @@
-"""The CloudFormation template of ``cloud setup``: ``cloudformation.yaml`` beside this file, with the policies of
+"""The CloudFormation template of ``cloud setup``: ``cloudformation.yaml`` of this folder, with the policies of
 ``clouds.aws.setup.rights`` in it, word by word.
 
-A policy is made for a config whose ids are stand-ins, which then become references to the stack's resources.
+A policy is written for a config whose ids are stand-ins, which then become references to the stack's resources.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def cloudformation(trust: Trust, region: str, name: str) -> str:
 
     Args:
         trust: whom the role trusts; without ``aws_principal`` it is a parameter that must be given.
-        region: for the defaults of zones; the stack may be made elsewhere.
+        region: for the defaults of zones; the stack may be elsewhere.
         name: of the cloud.
     """
     full = _config(trust)

@@ -1,8 +1,8 @@
 """``cloud verify`` for AWS: every right, network rule, image and bucket that a cluster would want, looked at before one
 is launched.
 
-Only one object is made, under ``heliostat-verify/`` in the cloud's prefix, and deleted again. EC2 is asked by
-``DryRun``, which checks all rights of a launch and launches nothing. What cannot be tried so is told by
+Creates one object, under ``heliostat-verify/`` in the cloud's prefix, and deletes it again. EC2 is asked by
+``DryRun``, which checks all rights of a launch and launches nothing. What cannot be tried so is answered by
 ``iam:SimulatePrincipalPolicy``: a dry run of TerminateInstances on a machine that is not there says nothing about a
 right that is scoped to a tag.
 """

@@ -102,7 +102,7 @@ def _subnet(
             return
         said += f", out {out}"
     if free < FEW_ADDRESSES:
-        found.warn(name, f"{said}: room for that many machines.", "Name a larger subnet beside it.")
+        found.warn(name, f"{said}: room for that many machines.", "Name a larger subnet in addition.")
     else:
         found.ok(name, f"{said}.")
 
@@ -139,7 +139,7 @@ def way_out(subnet: SubnetTypeDef, routes: list[RouteTypeDef], api_url: str) -> 
     given = {key: str(value) for key, value in default.items() if value}
     target = next((given[key] for key in _TARGETS if key in given), "")
     if default.get("State") == "blackhole":
-        return "", f"Its default route leads to {target}, which is gone (a black hole).", "Fix the route."
+        return "", f"Its default route leads to {target}, which no longer exists (a black hole).", "Fix the route."
     if target.startswith("igw-") and not subnet.get("MapPublicIpOnLaunch"):
         return (
             "",

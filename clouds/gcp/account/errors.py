@@ -90,7 +90,7 @@ STATUSES: dict[int, type[CloudError]] = {
 
 REMEDIES: dict[type[CloudError], str] = {
     NoCapacity: "Try another zone, type or market, or wait.",
-    QuotaExceeded: "Wait until other resources are gone, or raise the project's quota (console: IAM & Admin, Quotas).",
+    QuotaExceeded: "Wait until other resources end, or raise the project's quota (console: IAM & Admin, Quotas).",
     Throttled: "Try again later.",
     BadConfig: "Change the cloud's or the compute config.",
     Gone: "It no longer exists.",
@@ -147,7 +147,7 @@ def raised(e: Exception, doing: str, resource: str | None = None) -> CloudError:
     if isinstance(e, (GoogleAuthError, requests.RequestException)):
         return CloudError(
             f"Google Cloud did not answer when asked to {doing}: {type(e).__name__}: {e}",
-            remedy="Try again: the call is repeatable. Check the network if it goes on.",
+            remedy="Try again: the call is repeatable. Check the network if the error persists.",
             resource=resource,
         )
     raise TypeError(f"{type(e)} is not an error of Google's libraries")

@@ -49,7 +49,7 @@ class Issuer:
         self._clock = clock
         key = serialization.load_pem_private_key(pem, password=None)
         if not isinstance(key, rsa.RSAPrivateKey):
-            raise ValueError("the issuer's key is no RSA key")
+            raise ValueError("the issuer's key is not an RSA key")
         numbers = key.public_key().public_numbers()
         self._jwk = {"kty": "RSA", "alg": "RS256", "use": "sig", "n": _number(numbers.n), "e": _number(numbers.e)}
         # RFC 7638 would hash the bare key; any name will do that changes with it.

@@ -1,4 +1,4 @@
-"""Addresses and parts of load balancers: every kind of resource is made, read and deleted the same way."""
+"""Addresses and parts of load balancers: every kind of resource is created, read and deleted the same way."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Resources:
     """Args:
     session: the project's.
     region: where the resources are.
-    poll_s: between two looks at an operation.
+    poll_s: between two polls of an operation.
     """
 
     def __init__(self, session: Session, region: str, poll_s: float = POLL_S) -> None:
@@ -60,7 +60,7 @@ class Resources:
             return None
 
     def make(self, kind: Kind, name: str, fields: dict[str, Any], zone: str = "") -> bool:
-        """Makes it if it is not there, and waits until it is; whether it was made now."""
+        """Creates it if it is not there, and waits until it is; whether this call created it."""
         request = {**self._place(zone), f"{kind.field}_resource": {"name": name, **fields}}
         try:
             self.wait(self._session.call(kind.client, "insert_unary", request, f"make {kind.field} {name}", name))
@@ -86,7 +86,7 @@ class Resources:
         )
 
     def attach(self, name: str, zone: str, endpoint: dict[str, Any]) -> None:
-        """Adds an endpoint to a group; one that is there already is no other one."""
+        """Adds an endpoint to a group; one that is there already is not added twice."""
         wanted = {"network_endpoints": [endpoint]}
         request = {
             **self._place(zone),
@@ -98,7 +98,7 @@ class Resources:
         )
 
     def delete(self, kind: Kind, name: str, zone: str = "") -> None:
-        """Returns when it is gone. Already gone is done."""
+        """Returns when it has been deleted. Already deleted is done."""
         request = {**self._place(zone), kind.field: name}
         try:
             self.wait(self._session.call(kind.client, "delete_unary", request, f"delete {kind.field} {name}", name))

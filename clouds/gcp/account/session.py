@@ -3,7 +3,7 @@
 Nothing is stored: our own OIDC token (``clouds.gcp.account.oidc``) is exchanged at Google's STS (workload identity
 federation), and the result acts as the customer's service account for an hour at most. Everything is built from the
 checked fields of ``GcpConfig``. A customer's credential JSON is never taken, since google-auth sends our token
-to whatever URL stands in it, and ``google.auth.load_credentials_from_*`` is never called, since it calls hosts of its
+to whatever URL is in it, and ``google.auth.load_credentials_from_*`` is never called, since it calls hosts of its
 own.
 """
 
@@ -168,7 +168,7 @@ class Session:
         target = getattr(self.client(client), method)
 
         def ask() -> Any:
-            # retry=None: the client's own would go on for ten minutes on 503, in silence.
+            # retry=None: the client's own would repeat for ten minutes on 503, in silence.
             answer = target(request={"project": self.project, **request}, retry=None, timeout=CALL_S)
             return list(answer) if hasattr(answer, "pages") else answer
 
@@ -213,7 +213,7 @@ class Sessions:
 
     Args:
         issuer: signs what federation trusts; None with ``anonymous``.
-        installation_id: stands in the tokens' subject.
+        installation_id: is part of the tokens' subject.
         endpoints: Google's, or a fake's.
         anonymous: signs nothing; for fakes.
     """

@@ -35,7 +35,7 @@ class Backoff:
         self._pause = self._not_before = self._refused_at = 0.0
 
     def wait(self, doing: str) -> float:
-        """Returns when a call may be made; gives that moment, for ``refused``. Raises Throttled if that is far off."""
+        """Returns when a call may start; gives that moment, for ``refused``. Raises Throttled if that is far off."""
         asked = self._clock()
         with self._lock:
             left = self._not_before - asked
@@ -49,7 +49,7 @@ class Backoff:
         return self._clock()
 
     def refused(self, asked_at: float) -> None:
-        """A call that was made at ``asked_at`` was one too many. Those of one burst count once."""
+        """A call of ``asked_at`` was one too many. Those of one burst count once."""
         with self._lock:
             if asked_at <= self._refused_at:
                 return
@@ -59,7 +59,7 @@ class Backoff:
             self._not_before = now + self._pause * random.uniform(0.5, 1.0)
 
     def taken(self, asked_at: float) -> None:
-        """A call that was made at ``asked_at`` was not refused."""
+        """A call of ``asked_at`` was not refused."""
         with self._lock:
             if asked_at > self._refused_at:
                 self._pause = 0.0

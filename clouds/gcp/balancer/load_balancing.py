@@ -26,7 +26,7 @@ from heliostat.models.common import utcnow
 PROPAGATION_S = 10.0
 """From the operation's end until Google's proxies go by a new URL map; Google promises no number."""
 DRAIN_S = 3600
-"""What no rule names any more stays for so long: requests may be under way."""
+"""What no rule names any more stays this long: it may still serve requests."""
 TRIES = 3
 
 
@@ -43,8 +43,8 @@ class GcpBalancer:
       cluster of the same version. An only backend that fails its health check gets no requests.
     - ``counters`` reports who is up, and counts nothing: Google counts in Cloud Monitoring, minutes late.
     - gRPC needs a certificate: Google speaks HTTP/2 with clients over TLS alone.
-    - A backend must be a machine of this project, known by its cluster's label and its address; one whose machine is
-    gone
+    - A backend must be a machine of this project, known by its cluster's label and its address; one whose machine has
+    ended
       takes no requests.
 
     The region's network needs a proxy-only subnet, and a firewall rule that lets that subnet's range and
@@ -53,7 +53,7 @@ class GcpBalancer:
     Args:
         config: where endpoints are.
         session: of the same project.
-        poll_s: between two looks at an operation, or at health.
+        poll_s: between two polls of an operation, or of health.
         health_wait_s: for new backends' first health checks.
         propagation_s: from Google's word until a change holds.
         clock: now.
@@ -108,7 +108,7 @@ class GcpBalancer:
             if not maps.holds(held_map):
                 raise BackendsLost(
                     f"The URL map of service {spec.service_id} does not say which backends it has.",
-                    remedy="They are said anew.",
+                    remedy="The control plane sets them again.",
                     resource=spec.service_id,
                 )
             if self._clock() - datetime.fromisoformat(held_map["changed_at"]) > timedelta(seconds=DRAIN_S):
@@ -181,13 +181,13 @@ class GcpBalancer:
         state = "ready"
         if url_map is None or rule is None or address is None:
             missing = (("address", address), ("URL map", url_map), ("forwarding rule", rule))
-            state = f"its {' and '.join(what for what, part in missing if part is None)} must be made"
+            state = f"its {' and '.join(what for what, part in missing if part is None)} must be created"
         elif not maps.holds(maps.read(url_map.description)):
             state = "its backends are lost"
         elif self._config.balancer_certificates:
             proxy = self._resources.get(HTTPS, name)
             if proxy is None:
-                state = "its target proxy must be made"
+                state = "its target proxy must be created"
             elif not self._certified(proxy):
                 state = "its certificates must be changed to those of the cloud's config"
         ip = address.address if address is not None else rule.I_p_address if rule is not None else "0.0.0.0"  # noqa: S104

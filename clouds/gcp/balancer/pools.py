@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 
 class Pools:
     """Args:
-    poll_s: between two looks at health.
+    poll_s: between two polls of health.
     health_wait_s: what is not healthy by then is as any other backend that is down.
     """
 
@@ -57,7 +57,7 @@ class Pools:
         """Makes what the backends need, waits until it is healthy, and gives the rules that send requests there.
 
         Args:
-            description: of every resource that is made.
+            description: of every resource that it creates.
             used: names of the services that requests go to now; they are not waited for.
         """
         targets = self._targets(backends)

@@ -1,7 +1,7 @@
 """Names and contents of the parts of a service's load balancer: pure functions, no call.
 
 A part says whose it is in its description, as JSON, since most kinds have no labels. The URL map's also has the
-revision and a digest of the backends that it was made from, and is changed under its fingerprint alone: it is what
+revision and a digest of the backends that it is derived from, and is changed under its fingerprint alone: it is what
 holds.
 """
 
@@ -78,7 +78,7 @@ def digest(backends: list[Backend]) -> str:
 
 
 def groups(prefix: str, backend: Backend, target: Target | None) -> list[Group]:
-    """Those of one backend: HTTP, and gRPC where it has such an address; none for one whose machine is gone. Another
+    """Those of one backend: HTTP, and gRPC where it has such an address; none for one whose machine has ended. Another
     address or machine is another group, so that none is ever changed."""
     if target is None:
         return []

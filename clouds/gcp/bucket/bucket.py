@@ -35,7 +35,7 @@ class GcpBucket:
     whole and shows it at
     once, in reads and in lists (https://cloud.google.com/storage/docs/consistency).
 
-    What differs, since Google cannot be told more in a URL:
+    What differs, since a URL can't ask more of Google:
 
     - ``presign_put`` with ``size`` signs the ``Content-Length``: another length, or none, is refused with 403, not 400.
     - ``sha256`` cannot be enforced: Google knows CRC32C and MD5 alone, and wants either in a header of the client's.

@@ -61,7 +61,7 @@ def check(advanced: Mapping[str, Any], keep: RetainedResources | None = None) ->
 
 
 def put_over(request: dict[str, Any], advanced: Mapping[str, Any]) -> dict[str, Any]:
-    """Objects are merged field by field, the boot disk with ours; more disks come beside it and go with the machine;
+    """Objects are merged field by field, the boot disk with ours; more disks are added and end with the machine;
     else what is given replaces ours."""
     given = _snake(advanced)
     boot, *more = request["disks"]

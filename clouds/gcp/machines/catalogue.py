@@ -1,9 +1,9 @@
 """Machine types of Compute Engine: their size, and which one fits a request.
 
-``catalogue.csv`` ships with us, without prices. It is made from Google's public pages "General-purpose",
+``catalogue.csv`` ships with us, without prices. Its source is Google's public pages "General-purpose",
 "Compute-optimized", "Memory-optimized" and "Accelerator-optimized machine family" and "GPU machine types"
 (https://cloud.google.com/compute/docs/machine-resource, as of 2026-09). An operator's own, from what zones offer to a
-project, stands before it; the API and the workers read it when they start:
+project, overrides it; the API and the workers read it when they start:
 
     export GOOGLE_OAUTH_ACCESS_TOKEN=$(gcloud auth print-access-token)
     python -m clouds.gcp.machines.catalogue refresh --project acme-prod --zone us-central1-a --zone us-central1-b
@@ -74,7 +74,7 @@ def disk_of(machine: str) -> str:
 
 
 def parts(name: str) -> tuple[str, str, int] | None:
-    """(machine type, attached accelerator or "", how many of it); None for what is no type's name."""
+    """(machine type, attached accelerator or "", how many of it); None for what is not a type's name."""
     found = _NAME.fullmatch(name)
     if found is None:
         return None

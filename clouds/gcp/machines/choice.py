@@ -1,4 +1,4 @@
-"""Chooses the machine type of a node on Google Cloud, or says why there is none. No call is made here."""
+"""Chooses the machine type of a node on Google Cloud, or says why there is none. Makes no calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WITH_GPUS = ("a2-", "a3-", "a4-", "a4x-", "g2-", "g4-")
 
 
 def chosen(spec: MachineSpec, config: GcpConfig, types: Catalogue) -> MachineType:
-    """The machine type. One that is named is taken as it is: CPUs and GPUs beside it are what Ray is told. Raises
+    """The machine type. One that is named is taken as it is: the CPUs and GPUs of the request are for Ray only. Raises
     BadConfig."""
     advanced.check(spec.advanced, spec.keep)
     refused = ""

@@ -17,7 +17,7 @@ class _Batch(Generic[Answer]):
 
 
 class Combined(Generic[Answer]):
-    """While one question is under way, those that come meanwhile wait and go together as the next. Nobody is given an
+    """While one question is in progress, those that come meanwhile wait and go together as the next. Nobody is given an
     answer to a question that was asked before theirs.
 
     Args:

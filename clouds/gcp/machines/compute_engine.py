@@ -1,6 +1,6 @@
 """Machines of a Google Cloud project: instances of Compute Engine.
 
-Calls: a launch is one ``instances.insert``; what all launches under way wait for, one list of operations a second
+Calls: a launch is one ``instances.insert``; what all current launches wait for, one list of operations a second
 tells. ``describe``, ``find`` and ``list_owned`` are one or two lists for a batch. Compute Engine has no delete for
 several: ``terminate`` is one list and one delete each, side by side.
 """
@@ -45,9 +45,9 @@ class GcpMachines:
         config: where machines go.
         session: of the same project.
         installation_id: ours; ``forget_ended`` deletes only what carries it.
-        tags: labels of everything that is made, besides ours, e.g. the organization's.
+        tags: labels of everything that we create, besides ours, e.g. the organization's.
         types: what is chosen for what a node asks for; default: the catalogue that ships with us.
-        poll_s: between two looks at an operation.
+        poll_s: between two polls of an operation.
         clock: now; it must be the cloud's within ``history.LAG_S``.
 
     Where this differs from other clouds: of a machine that was deleted, only the operations on it are left, so it is
@@ -139,8 +139,8 @@ class GcpMachines:
         return [machine for machine in found if machine.state is not MachineState.GONE]
 
     def terminate(self, machine_ids: Iterable[str]) -> None:
-        """Also deletes what has stopped itself. A machine whose insert is under way may not be listed yet: ``describe``
-        tells that it is PENDING, and the call is to be repeated."""
+        """Also deletes what has stopped itself. A machine whose insert still runs may not be listed yet: ``describe``
+        gives it as PENDING, and the caller must repeat the call."""
         names = [i for i in set(machine_ids) if instance.NAME.fullmatch(i)]
         listed = self._listed.get(names)
         self._delete([i for i in listed.values() if i.labels.get(OWNER_TAG)])
@@ -276,7 +276,7 @@ class GcpMachines:
             try:
                 self._session.call("Instances", "delete_unary", where, f"delete machine {one.name}", one.name)
             except (Gone, errors.InUse):
-                pass  # it is gone, or is being made or ended: who waits for its end asks again
+                pass  # it has ended, or it starts or ends now: whoever waits for its end asks again
 
         if instances:
             with ThreadPoolExecutor(min(DELETES_AT_ONCE, len(instances))) as pool:

@@ -43,8 +43,8 @@ STATES = {
     "STOPPED": MachineState.GONE,
     "TERMINATED": MachineState.GONE,
 }
-"""https://cloud.google.com/compute/docs/instances/instance-lifecycle. A stopped machine never boots again: for us it is
-gone, although its disk is there until it is deleted."""
+"""https://cloud.google.com/compute/docs/instances/instance-lifecycle. A stopped machine never boots again: it counts as
+ended, although its disk is there until it is deleted."""
 
 
 def name_for(token: str) -> str:
@@ -104,7 +104,7 @@ def request(
     GPUs: NVIDIA's driver is a module that Google's images do not sign.
 
     Args:
-        more: labels beside the node's.
+        more: labels in addition to the node's.
         retained_disk, ip: what a head has from the one before (``clouds.gcp.machines.retained``).
     """
     named = parts(kind.name)
@@ -194,7 +194,7 @@ def _scheduling(config: GcpConfig, kind: MachineType, market: Market) -> dict[st
     spot = market is Market.SPOT
     found: dict[str, Any] = {
         "automatic_restart": False,
-        # Live migration is not to be had for spot machines and those with GPUs.
+        # Live migration is not available for spot machines and those with GPUs.
         "on_host_maintenance": "TERMINATE" if spot or kind.gpu else "MIGRATE",
         "provisioning_model": "SPOT" if spot else "STANDARD",
     }

@@ -2,8 +2,8 @@
 address, which is of the region.
 
 The first head's own insert makes the disk, so a zone without machines makes none; should a failed insert leave one
-behind, it is deleted when a head has its own elsewhere. The disk's name is the same in each zone. Addresses cannot be
-made with labels: theirs are in the description, as those of load balancers' parts are.
+behind, it is deleted when a head has its own elsewhere. The disk's name is the same in each zone. Addresses cannot
+get labels at creation: theirs are in the description, as those of load balancers' parts are.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class RetainedState:
 class RetainedStore:
     """Args:
     installation_id: whose things are found and deleted here.
-    tags: labels of what is made, besides ours.
-    poll_s: between two looks at an operation.
+    tags: labels of what we create, besides ours.
+    poll_s: between two polls of an operation.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The Terraform file of ``cloud setup``: ``main.tf`` beside this file, with the permissions of
+"""The Terraform file of ``cloud setup``: ``main.tf`` of this folder, with the permissions of
 ``clouds.gcp.setup.rights`` in
 it."""
 

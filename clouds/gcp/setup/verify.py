@@ -1,8 +1,8 @@
 """``cloud verify`` for Google Cloud: trust, every permission, network, image, quota and bucket that a cluster would
 want, looked at before one is launched.
 
-Only one object is made, under ``heliostat-verify/`` in the cloud's prefix, and deleted again. Compute Engine has no dry
-run: permissions are asked for by ``testIamPermissions``.
+Creates one object, under ``heliostat-verify/`` in the cloud's prefix, and deletes it again. Compute Engine has no dry
+run: ``testIamPermissions`` gives the permissions.
 """
 
 from __future__ import annotations

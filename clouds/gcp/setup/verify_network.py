@@ -65,7 +65,7 @@ def _subnetwork(found: Checklist, session: Session, config: GcpConfig) -> Any | 
         found.fail(
             name,
             f"It is of network {name_of(subnet.network)}, not of {name_of(network(config))}.",
-            "Correct the cloud's network: load balancers are made there.",
+            "Correct the cloud's network: load balancers belong there.",
         )
         return None
     found.ok(name, f"{subnet.ip_cidr_range} of network {name_of(subnet.network)}.")
@@ -126,7 +126,7 @@ def _serves(nat: Any, subnet: Any) -> bool:
 
 
 def _rules(session: Session, config: GcpConfig) -> list[Any]:
-    """Those that let something in to our machines. Of policies above the network nothing is told here."""
+    """Those that let something in to our machines. Policies above the network are not read."""
     path = network(config).split("/")
     rules = session.call("Firewalls", "list", {"project": path[1]}, "list firewall rules")
     ours = set(config.network_tags)

@@ -1,6 +1,6 @@
-"""What a local load balancer's Traefik is told: its static configuration, and the routes that it watches.
+"""The input of a local load balancer's Traefik: its static configuration, and the routes that it watches.
 
-Both are JSON, which is YAML too. How the routes are made:
+Both are JSON, which is YAML too. The routes:
 
     router     a header that names a backend → that backend; any other value of it → nothing (503); all the rest → all
     all        weighted over the versions, by health
@@ -29,7 +29,7 @@ ENTRY_POINT, METRICS = "web", "metrics"
 """Names of the two sockets, by which Traefik takes them over (``LISTEN_FDNAMES``)."""
 
 TRIES, TRIES_TO_CONNECT = 6, 8
-"""Of a request whose connection broke (or whose backend itself answered 502, which cannot be told apart); of each of
+"""Of a request whose connection broke (or whose backend itself answered 502, which looks the same); of each of
 these, to find a backend that takes the connection. Two clusters of which one is dead: under load each try meets the
 dead one with probability 1/2, until the health check has found it; the first of them too, by connections that were
 kept and are dead: with 3 tries one PUT of 126 failed on a busy machine."""
@@ -42,7 +42,7 @@ replicas on a busy machine: with a timeout of 1 s such backends lost their traff
 
 ROUTES = ("routes.yml", "spare.yml")
 """The same routes twice, in the order in which Traefik reads them, of which the first count. What Traefik cannot parse
-it passes over whole, and goes on by what it has; but an empty file is a good one to it, which routes nothing:
+it passes over whole, and uses what it has; but an empty file is a good one to it, which routes nothing:
 somebody's editor, or a full disk, would end the service.
 
 Traefik may read one before we write both and the other after it, so each has a path of its own that tells it."""
@@ -97,7 +97,7 @@ def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path
     reads them again).
 
     Raises:
-        BadConfig: an id or an address that cannot stand in a rule, one cluster twice, or two weights (but for 0) of one
+        BadConfig: an id or an address that a rule can't contain, one cluster twice, or two weights (but for 0) of one
             version.
     """
     _check(backends)
@@ -181,7 +181,7 @@ def _routers(rules: list[tuple[str, int, str]], loaded: dict[str, str]) -> dict[
 
 def service_name(kind: str, backend: Backend) -> str:
     """Of a backend, in Traefik's configuration and (with ``@file``) in its metrics. Also the version's: a cluster that
-    is updated in place counts anew."""
+    is updated in place counts again from zero."""
     return f"{kind}-{backend.version_id}-{backend.id}"
 
 

@@ -43,7 +43,7 @@ class EndpointRecord(Result):
 
 
 class DesiredBackends(Result):
-    """``backends.json``: the truth that the routes are made from."""
+    """``backends.json``: the truth that the routes are derived from."""
 
     revision: int = -1
     backends: list[Backend] = []
@@ -77,7 +77,7 @@ def endpoints(root: Path) -> Iterator[EndpointRecord]:
 
 
 def read(path: Path) -> str:
-    """ "" where there is none, and for what is no text."""
+    """ "" where there is none, and for what is not text."""
     try:
         return path.read_text(errors="replace")
     except FileNotFoundError:

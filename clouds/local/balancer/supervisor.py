@@ -1,16 +1,16 @@
-"""Keeps one service's Traefik running. A program of its own, standard library only, that belongs to no stack: it goes
-on when the control plane ends, and Traefik goes on when it ends.
+"""Keeps one service's Traefik running. A program of its own, standard library only, that belongs to no stack: it keeps
+running when the control plane ends, and Traefik keeps running when it ends.
 
     python -S -m clouds.local.balancer.supervisor <folder> <traefik>
 
-It opens the two sockets and hands them over as systemd does (``LISTEN_FDS``), so that they stay open between two
+It opens the two sockets and passes them as systemd does (``LISTEN_FDS``), so that they stay open between two
 Traefiks. Who connects meanwhile waits: Traefik accepts connections before it has its routes and would answer 404, so
 the socket is deaf until then, and the caller's kernel calls again after a second. Files in the folder:
 
     supervisor.lock   held by this process: there is one
     endpoint.json     host and ports; not ours to write
     status.json       who runs, and what is in the way
-    output.log        what Traefik says beside its log
+    output.log        what Traefik writes outside its log
 """
 
 import contextlib
@@ -140,7 +140,7 @@ class _Supervisor:
         return True
 
     def _open_when_ready(self, running: dict[str, Any]) -> None:
-        """Lets callers in once Traefik has routes; after READY_S whatever it has, so that it can be asked."""
+        """Lets callers in once Traefik has routes; after READY_S even without, so that it can be asked."""
         port = self._sockets[1].getsockname()[1]
         deadline = time.monotonic() + READY_S
         while supervisor.lives(running) and time.monotonic() < deadline and not _has_routes(port):
@@ -201,7 +201,7 @@ def _wait(running: dict[str, Any]) -> None:
 
 
 def _drop_packets(listener: socket.socket) -> None:
-    """Attaches a filter that drops every packet for this socket, and lets go of those who have connected but were not
+    """Attaches a filter that drops every packet for this socket, and drops those who have connected but were not
     accepted: they would get a 404. Where the kernel has no such filters, there are some 404 at a restart."""
     drop_all = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes
     program = ctypes.create_string_buffer(drop_all, len(drop_all))

@@ -39,7 +39,7 @@ RELOAD_S = 10.0
 """A Traefik that runs for longer than this and does not take the routes up has lost sight of their folder, and is
 started again; 0.02 s on an idle machine."""
 PORT_S = 2.0
-"""For so long a port may stay taken, e.g. by a Traefik that ends."""
+"""This long a port may stay taken, e.g. by a Traefik that ends."""
 
 
 class LocalBalancer:
@@ -52,7 +52,7 @@ class LocalBalancer:
         ports: ``first-last`` to take ports from; empty: free ones above those of outgoing connections.
         cert_file, key_file: PEM files for TLS; with them URLs are ``https://``. Without, TLS works on the same port
             with a certificate that we sign ourselves.
-        traefik: the program; default: the one beside this Python.
+        traefik: the program; default: the one in the folder of this Python.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LocalBalancer:
             try:
                 last = self._wanted(folder)
             except BackendsLost:
-                last = DesiredBackends()  # this call says it anew
+                last = DesiredBackends()  # this call sets them again
             new = DesiredBackends(revision=revision, backends=backends)
             if revision < last.revision or (revision == last.revision and new != last):
                 raise Outdated.backends(service_id, revision, last.revision)
@@ -208,7 +208,7 @@ class LocalBalancer:
     def _reconcile(self, folder: Path, record: EndpointRecord, wanted: DesiredBackends) -> None:
         """Returns when requests go by ``wanted``: writes what is not as it should be, starts what does not run. Under
         the service's lock. A Traefik that runs keeps its static configuration until it is started again: newer code
-        of ours is no reason to cut streams."""
+        of ours does not justify cutting streams."""
         texts, loaded = self._routes(record, wanted)
         static = self._static(folder, record)
         if read(folder / "traefik.yml") != static:

@@ -31,7 +31,7 @@ class LocalBucket(SignedUrls):
         root: made when missing. Several processes may share it.
         url: where the bucket's server answers, e.g. ``http://127.0.0.1:8701``.
         key: signs URLs; the server must have the same.
-        quota_bytes: stands in for a full disk; None: the disk's own limit.
+        quota_bytes: simulates a full disk; None: the disk's own limit.
 
     One difference from S3: a key cannot be both an object and the folder of another (BadConfig).
     """
@@ -128,7 +128,7 @@ class LocalBucket(SignedUrls):
 
 
 class Incoming:
-    """An object on its way: bytes go to a file beside the objects, which takes its name when all are there."""
+    """An object on its way: bytes go to a file outside the objects, which takes its name when all are there."""
 
     def __init__(self, path: Path, parts: Path, key: str, room: int | None) -> None:
         self.size = 0
@@ -174,7 +174,7 @@ class Incoming:
                     self._part.replace(self._path)
                     break
                 except FileNotFoundError:
-                    continue  # a delete beside us removed the folder, which it found empty
+                    continue  # a concurrent delete removed the folder, which it found empty
             folder = os.open(self._path.parent, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)

@@ -44,7 +44,7 @@ class Receiving(Protocol):
 
 
 class Served(Protocol):
-    """A bucket whose URLs this server honours."""
+    """A bucket whose URLs this server accepts."""
 
     def verify(self, method: str, key: str, query: Mapping[str, str]) -> Grant: ...
     def open(self, key: str) -> BinaryIO: ...
@@ -100,11 +100,11 @@ async def _put(bucket: Served, request: Request, grant: Grant) -> Response:
 
 
 def _refused(message: str, key: str) -> WrongBytes:
-    return WrongBytes(message, remedy="Send the bytes that the URL was made for.", resource=key)
+    return WrongBytes(message, remedy="Send the bytes that the URL is signed for.", resource=key)
 
 
 async def _blocks(request: Request) -> AsyncIterator[bytes]:
-    """The body in blocks of about 1 MiB: uvicorn hands over 64 KiB, and each write is a hop to a thread."""
+    """The body in blocks of about 1 MiB: uvicorn passes 64 KiB, and each write is a hop to a thread."""
     waiting = bytearray()
     async for chunk in request.stream():
         waiting += chunk

@@ -38,7 +38,7 @@ class LocalMachines:
     Args:
         home: holds ``machines/<machine id>/``; two installations have two homes and share the host's slots.
         isolation: ``namespace`` (user and PID namespace), ``process``, or ``auto``: namespaces where the kernel
-            lets this user make one. Raises BadConfig for a namespace that cannot be made.
+            lets this user make one. Raises BadConfig for a namespace that the kernel refuses.
         python: interpreter of the nodes; must have Ray. Its folder comes first in their PATH.
         max_machines: how many may live at once on this host.
 
@@ -176,7 +176,7 @@ class LocalMachines:
             return ""
 
     def forget_ended(self, older_than_s: float) -> list[str]:
-        """Forgets the machines that ended longer ago than that, and removes at once what the others among the
+        """Removes the machines that ended longer ago than that, and removes at once what the others among the
         ended leave (a supervisor that was killed could not). Gives the ids forgotten. A forgotten token would
         boot again: keep them longer than any launch is repeated, a day at least."""
         forgotten = []
@@ -283,7 +283,7 @@ class LocalMachines:
         try:
             process.wait(max(1.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()  # the one that only waits for the supervisor; what is under way stays so
+            process.kill()  # the one that only waits for the supervisor; its machine keeps starting
             process.wait()
 
     def _all(self) -> list[str]:

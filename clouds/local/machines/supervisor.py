@@ -3,7 +3,7 @@ it outlives the process that launched the machine, also one with other code.
 
     python -I -S supervisor.py <machine dir> <lock fd> <guard fd> <namespace|process> <place as JSON>
 
-Files in the machine's directory, each written once and atomically, tell its story:
+Files in the machine's directory, each written once and atomically:
 
     machine.json  request, tags, time                      by the launcher, with the directory
     stop          the machine must not run (any more)      by terminate

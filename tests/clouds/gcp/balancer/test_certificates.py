@@ -67,6 +67,6 @@ def test_a_proxy_that_is_gone_is_made_again(google: GceFake) -> None:
     del google.resources["regions/us-central1", "targetHttpsProxies", base(SERVICE)]
     seen = found.describe(SERVICE)
     assert seen is not None
-    assert "target proxy must be made" in seen.state
+    assert "target proxy must be created" in seen.state
     assert found.ensure(spec()) == first
     assert shown(google) == ["wild-1"]
