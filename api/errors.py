@@ -159,7 +159,7 @@ def _not_supported(loc: Location, body: object) -> str | None:
 
 
 def _of_one_union_member(errors: Sequence[Finding]) -> Sequence[Finding]:
-    """``compute_config`` is a name or an object: for an object, "is not a string" is no help."""
+    """``compute_config`` is a name or an object: for an object, "is not a string" does not help."""
     inside = [e for e in errors if any(_is_object_member(p) for p in e["loc"])]
     if not inside:
         return errors

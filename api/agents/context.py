@@ -1,4 +1,4 @@
-"""What the agents' routes work with beside ``api.kit.context``, and which node calls."""
+"""What the agents' routes work with in addition to ``api.kit.context``, and which node calls."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 SIGNAL_S = 3.0
 AWAY_S = 1.0
-"""After Temporal did not answer, facts stay with their agents for so long, so that reports stay quick."""
+"""After Temporal did not answer, facts stay with their agents for this long, so that reports stay quick."""
 MAX_TEXT = 8_000
 """Characters of one text in a fact: a payload has 2 MB, and a history keeps it."""
 

@@ -26,7 +26,7 @@ FRESH_S = 0.5
 RECHECK_S = 10.0
 """How often a token is looked up again; until then one that was replaced through another API is still accepted."""
 FORGET_S = 120.0
-"""A cluster whose nodes have not called for so long leaves the cache."""
+"""A cluster whose nodes have not called for this long leaves the cache."""
 UPTIME_GRACE = timedelta(minutes=2)
 """Agents enforce maximum uptime so much later than the workflow, which ends the cluster in order if it can."""
 
@@ -175,7 +175,7 @@ class Fleet:
 
 
 def worker_groups(cluster: Cluster) -> list[GroupConfig]:
-    """With the limits of now. A head gets them when it registers and in each report's answer, and checks them anew
+    """With the limits of now. A head gets them when it registers and in each report's answer, and checks them again
     when they differ: both must be built alike."""
     return [
         GroupConfig(

@@ -18,7 +18,7 @@ POLL_S = 0.04
 """Between two queries while somebody waits: a command's delay by it is half of this on average."""
 REST_POLL_S = 0.2
 REST_AFTER_S = 60.0
-"""Between two queries once nothing new has been found for so long: an idle cluster costs next to nothing."""
+"""Between two queries once nothing new has been found for this long: an idle cluster costs next to nothing."""
 
 
 @dataclass(eq=False)

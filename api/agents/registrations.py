@@ -18,7 +18,7 @@ REGISTRATIONS_MAX = 500
 
 
 class Registrations:
-    """Signals workflows that nodes have registered. One message per cluster is under way at a time; nodes that register
+    """Signals workflows that nodes have registered. One message per cluster is sent at a time; nodes that register
     meanwhile share the next one, so that a hundred nodes at once are a few messages and a few workflow tasks."""
 
     def __init__(self, temporal: Client) -> None:

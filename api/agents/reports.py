@@ -46,7 +46,7 @@ class Reports:
 
     async def run(self) -> None:
         """Until cancelled. While the records are unreachable, the newest reports wait and nothing notes that this API
-        can receive any: silence counts from anew afterwards."""
+        can receive any: silence counts from zero afterwards."""
         failing = False
         while True:
             await asyncio.sleep(FLUSH_S)

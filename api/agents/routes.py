@@ -101,7 +101,7 @@ async def register(ctx: Ctx, agents: AgentCtx, body: RegisterRequest) -> NodeCon
     if not hmac.compare_digest(expected.encode(), body.bootstrap_token.encode()):
         raise Unauthenticated(
             "The bootstrap token is not this node's.",
-            remedy="Boot the machine with the user-data that was made for it.",
+            remedy="Boot the machine with the user-data that belongs to it.",
             resource=body.node_id,
         )
     async with ctx.db.read() as conn:

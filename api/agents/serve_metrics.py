@@ -24,7 +24,7 @@ LABELS = ["service_id", "service", "version", "project"]
 """The id, because a name is unique only within its project, a project's within its organization, and both may be
 reused."""
 FORGET_S = 3600.0
-"""After so long without a report a version's series end: labels must not grow without limit."""
+"""After this long without a report a version's series end: labels must not grow without limit."""
 
 BUCKETS = len(LATENCY_BOUNDS_MS) + 1
 _BOUNDS = [*(str(bound / 1000) for bound in LATENCY_BOUNDS_MS), "+Inf"]

@@ -90,7 +90,7 @@ def _must_fit(config: ComputeConfig, cloud: Cloud, *, typed: bool) -> None:
         at = f"{path}.required_resources" if node.required_resources else f"{path}.resources"
         cpu, memory, gpu = _required(node)
         if typed and node.required_resources is None and _named(node):
-            continue  # logical numbers beside a type are what Ray is told, whatever the machine has
+            continue  # logical numbers with a type are for Ray only, not for the machine
         if can.max_cpu_per_node is not None and cpu > can.max_cpu_per_node:
             refuse(f"{at}.CPU", f"{who} requests {cpu:g} CPUs", f"{can.max_cpu_per_node:g} per node at most")
         if can.max_memory_per_node is not None and (memory or 0) > can.max_memory_per_node:

@@ -93,7 +93,7 @@ async def _start(ctx: Context, key: IdempotencyKey, new: Acceptable[Resource]) -
 
 
 async def ensure_started(ctx: Context, kind: Kind, id: str, starting: Awaitable[None]) -> None:
-    """For an accepted row that is not marked as started: its request may still be under way, or its process died. Only
+    """For an accepted row that is not marked as started: its request may still run, or its process died. Only
     that request may cancel the row."""
     async with calling():
         await starting

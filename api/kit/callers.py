@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 CACHE_S = 2.0
 """How long a token's owner is cached. Changes through this process (a revoked token, a new member) count at once,
-those through another API process after so long."""
+those through another API process after this time."""
 
 USED_EVERY = timedelta(minutes=1)
 """How often ``last_used_at`` is written at most: a write per request would cost more than most requests themselves."""

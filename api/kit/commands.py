@@ -28,7 +28,7 @@ class Target:
     after_end: str
     """What to do instead of a command, when it has ended."""
     if_gone: str
-    """What to do when its workflow is gone though it has not ended."""
+    """What to do when its workflow has ended but the resource has not."""
     ensure_started: Callable[[], Awaitable[None]]
     reload: Callable[[], Awaitable[Target]]
 
@@ -48,7 +48,7 @@ async def command(
 
 
 async def send(target: Target, update: Update) -> bool:
-    """False: the resource has ended meanwhile. Raises Conflict when its workflow is gone though it has not."""
+    """False: the resource has ended meanwhile. Raises Conflict when its workflow has ended but the resource has not."""
     await target.ensure_started()
     try:
         async with updating(target.noun, target.id):
@@ -57,7 +57,7 @@ async def send(target: Target, update: Update) -> bool:
         if (await target.reload()).ended:
             return False
         raise Conflict(
-            f"The workflow of {target.noun} {target.id} is gone: somebody ended it in Temporal.",
+            f"The workflow of {target.noun} {target.id} has ended: somebody terminated it in Temporal.",
             remedy=target.if_gone,
             resource=target.id,
         ) from e

@@ -20,7 +20,7 @@ from store.pages import Found, PageRequest, Position
 
 Item = TypeVar("Item")
 
-Limit = Annotated[int, Query(ge=1, le=500, description="At most so many items on this page.")]
+Limit = Annotated[int, Query(ge=1, le=500, description="The maximum number of items on this page.")]
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.")]
 Tags = Annotated[list[str], Query(description="`key:value`; values of one key are ORed, keys are ANDed.")]
 

@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 CALL_S = 5.0
 """To start a workflow or describe a schedule: milliseconds when Temporal is healthy."""
 UPDATE_S = 10.0
-"""A worker answers an update; when none does for so long, the caller gets Unavailable."""
+"""A worker answers an update; when none does for this long, the caller gets Unavailable."""
 
 _UNAVAILABLE = {
     RPCStatusCode.UNAVAILABLE,

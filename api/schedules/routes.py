@@ -1,4 +1,4 @@
-"""Jobs on a timetable. The timetable is a Temporal Schedule whose id is the row's; the row holds the job of each turn.
+"""Jobs on a schedule, which is a Temporal Schedule whose id is the row's; the row holds the job of each turn.
 
 Either side can be restored from the other: the id is derived from project and name, so that applying the schedule again
 finds what is left in Temporal; and what Temporal has lost is created again from the row (``_reconcile``).
@@ -124,7 +124,7 @@ async def _set_paused(ctx: Context, me: Caller, ref: str, project: str | None, p
 
 @router.post("/{ref}/run", status_code=201)
 async def run(ctx: Ctx, me: Me, key: Key, ref: str, project: str | None = None) -> Job:
-    """One job of it now, beside its timetable and its other running jobs."""
+    """Starts one job of the schedule now, in addition to its scheduled and running jobs."""
     async with ctx.db.read() as conn:
         row = await lookup.schedule(conn, me, ref, project)
 
@@ -146,7 +146,7 @@ async def remove(ctx: Ctx, me: Me, ref: str, project: str | None = None) -> Resp
     """Its jobs stay; running ones keep running."""
     async with ctx.db.read() as conn:
         id = (await lookup.schedule(conn, me, ref, project)).id
-    # Temporal first: a deletion that fails halfway leaves a row to delete again, never a timetable without a row.
+    # Temporal first: a deletion that fails halfway leaves a row to delete again, never the opposite.
     await timetable.delete(ctx.temporal, id)
     async with ctx.db.begin() as conn:
         await store.delete_schedule(conn, id)

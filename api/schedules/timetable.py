@@ -1,4 +1,4 @@
-"""The Temporal Schedule of a schedule: its timetable."""
+"""The Temporal Schedule of a schedule."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _WHY_NOT = {
     "uv": "give pip",
     "container": "set the image in the cloud's config",
     "image_uri": "set the image in the cloud's config",
-    "excludes": "give it beside the service's working_dir",
+    "excludes": "set it in the service's config, next to working_dir",
     "py_executable": "nodes run one Python",
 }
 

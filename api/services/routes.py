@@ -158,7 +158,7 @@ async def terminate(
 async def rollback(
     ctx: Ctx, me: Me, key: Key, ref: str, body: ServiceRollback | None = None, project: str | None = None
 ) -> Service:
-    """Aborts the rollout that is under way; without one, restores the version before."""
+    """Aborts the rollout in progress; without one, restores the version before."""
     message = RollbackOrder(actor=me.actor, reason=(body or ServiceRollback()).reason)
 
     async def update(service: ServiceHandle) -> None:
@@ -169,7 +169,7 @@ async def rollback(
 
 @router.post("/{ref}/rollout")
 async def rollout(ctx: Ctx, me: Me, key: Key, ref: str, body: RolloutCommand, project: str | None = None) -> Service:
-    """Pauses, resumes, promotes or aborts the rollout that is under way."""
+    """Pauses, resumes, promotes or aborts the rollout in progress."""
     message = RolloutOrder(actor=me.actor, action=body.action, percent=body.percent)
 
     async def update(service: ServiceHandle) -> None:

@@ -16,7 +16,7 @@ from store.services.rows import ServiceRow, StoredToken, load_service, versions_
 from store.services.traffic import latest_traffic
 
 ENDED_SHOWN = 5
-"""How many versions that have ended are shown beside the others."""
+"""How many versions that have ended are shown with the others."""
 FRESH_S = 15.0
 """A report older than this says nothing about now: its head is silent. Its totals still count."""
 BUCKETS = len(LATENCY_BOUNDS_MS) + 1

@@ -50,7 +50,7 @@ def _run_id(stream: LogStream) -> str:
 
 
 async def cluster_page(ctx: Context, row: ClusterRow, node: str | None) -> LogPage:
-    """The chunks of what a cluster's nodes wrote beside their runs."""
+    """The chunks of what a cluster's nodes wrote outside their runs."""
     async with ctx.db.read() as conn:
         found = await node_streams(conn, row.id, node)
     complete = row.cluster.state.settled and _late(row.cluster.ended_at)
