@@ -36,7 +36,7 @@ DESCRIBE: dict[str, Any] = {
 }
 
 END_MACHINES: dict[str, Any] = {
-    # Terminate, and wait until the cloud says that they are gone; EC2 needs a minute or two for large instances.
+    # Terminate, and wait until the cloud says that they have ended; EC2 needs a minute or two for large instances.
     "start_to_close_timeout": timedelta(minutes=5),
     # Retried for ever: Temporal needs a limit, and a year is one.
     "schedule_to_close_timeout": timedelta(days=365),
@@ -46,7 +46,7 @@ END_MACHINES: dict[str, Any] = {
 
 HAND_OVER: dict[str, Any] = {
     # A few calls. They fail for as long as the machine does not run (EC2: half a minute) or the one before still holds
-    # the disk. A head without its disk is given up by its own deadline, or after this.
+    # the disk. A head without its disk fails at its own deadline, or after this.
     "start_to_close_timeout": timedelta(minutes=1),
     "schedule_to_close_timeout": timedelta(minutes=15),
     "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=5)),
@@ -121,7 +121,7 @@ def longer_boot_s(limits: Limits) -> float:
 
 
 def rewrite_after(failures: int) -> timedelta:
-    """After so many failed writes in a row: write again after 1, 2, 4 … 60 s."""
+    """After that number of failed writes in a row: write again after 1, 2, 4 … 60 s."""
     return timedelta(seconds=min(2 ** (failures - 1), 60))
 
 

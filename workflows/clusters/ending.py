@@ -1,5 +1,5 @@
 """The end of machines, and of the cluster. Machines are ended in batches, by machine id, or by token where a launch's
-answer was lost. Nothing counts as ended until the cloud says that it is gone."""
+answer was lost. Nothing counts as ended until the cloud confirms it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Ending:
             self._s.phase_deadline = None
             reason = self._s.terminate.reason or "termination requested"
             self._progress.enter(ClusterState.TERMINATING, reason, self._s.terminate.actor)
-            self._s.waits_for = "the cloud to confirm that the machines are gone"
+            self._s.waits_for = "the cloud to confirm that the machines have ended"
         for node in self._s.nodes.values():
             if node.live:
                 self._progress.give_up(node, "the cluster ends")

@@ -1,4 +1,4 @@
-"""Nodes that do not come up, or are gone: deadlines of a boot, heads that are silent or that the cloud takes."""
+"""Nodes that do not come up, or that are lost: deadlines of a boot, heads that are silent or that the cloud takes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Healing:
         )
         found = machines[0] if machines else None
         if found is None or found.state in (MachineState.GONE, MachineState.STOPPING):
-            self._nodes.lose(head, (found.reason if found else "") or "its machine is gone", failed=False)
+            self._nodes.lose(head, (found.reason if found else "") or "its machine has ended", failed=False)
         elif head.state != NodeState.RUNNING:
             pass  # it boots: its own deadline limits that
         elif message.silent_s >= policies.HEAD_SILENCE.total_seconds() and not message.mass:

@@ -76,7 +76,7 @@ class Idle:
             self._s.idle_since = workflow.now()  # the next check follows after another idle period
         finally:
             self._leases.fencing = False
-            self._recorder.dirty = True  # notifies those who took a lease in between: they were told to wait
+            self._recorder.dirty = True  # notifies those who took a lease in between: they wait for it
 
     async def _command(
         self, head: NodeEntry, kind: CommandKind, args: dict[str, Any], timeout: timedelta

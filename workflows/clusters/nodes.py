@@ -52,8 +52,8 @@ class Nodes:
         self._progress.touch(node)
 
     def interrupted(self, node: NodeEntry, fact: NodeFact) -> None:
-        """The cloud will take the machine. A worker's replacement is launched at once, beside it. Two heads must never
-        live at once: a head's replacement follows when its machine is gone, see ``Healing``."""
+        """The cloud will take the machine. A worker's replacement is launched at once. Two heads must never
+        live at once: a head's replacement follows when its machine has ended, see ``Healing``."""
         kind, at = str(fact.data.get("kind")), _timestamp(fact.data.get("deadline"))
         if node.taken_at is None:
             node.taken_at = at
@@ -64,7 +64,7 @@ class Nodes:
         self._progress.touch(node)
 
     def lose(self, node: NodeEntry, reason: str, *, failed: bool) -> None:
-        """The node is gone, or useless: its machine is ended in any case, and its slot is filled again.
+        """The node is lost, or useless: its machine is ended in any case, and its slot is filled again.
 
         Args:
             failed: it never ran; its group's next launch waits.

@@ -38,7 +38,7 @@ class ClusterProgress:
             self._recorder.dirty = True
 
     def give_up(self, node: NodeEntry, reason: str) -> None:
-        """Its machine is to be ended, and its slot is free."""
+        """Its machine must end, and its slot is free."""
         node.state, node.reason = NodeState.TERMINATING, reason
         self._s.free_slot(node)
         self.touch(node)

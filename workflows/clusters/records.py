@@ -23,7 +23,7 @@ class ClusterRecords:
         self, request: ClusterInput, state: ClusterData, recorder: Recorder, progress: ClusterProgress, leases: Leases
     ) -> None:
         self.cancelled = False
-        """The API cancelled the request before anything was made."""
+        """The API cancelled the request before anything was created."""
         self._input = request
         self._s = state
         self._recorder = recorder
@@ -65,7 +65,7 @@ class ClusterRecords:
             if not self._s.keeps and not any(n.asked for n in self._s.nodes.values()):
                 self.cancelled = True
                 return
-            # The row is gone for good (the records were restored from an older backup): nobody can reach this cluster.
+            # The row no longer exists (the records were restored from an older backup): nobody can reach this cluster.
             self._progress.terminate("the records do not know this cluster")
         for node in changed:
             node.boot = node.boot or recorded.boot

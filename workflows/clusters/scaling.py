@@ -36,12 +36,12 @@ class Scaling:
     def reconcile(self, now: datetime) -> None:
         if self._s.head is None and self._heads_ended():
             self._launching.request(NodeRole.HEAD, HEAD, now)
-        # Workers boot beside the head and wait for its address; while a lost head is fenced there is none to join.
+        # Workers boot at the same time and wait for its address; while a lost head is fenced there is none to join.
         if self._s.head is not None:
             self._reconcile_workers(now)
 
     def _heads_ended(self) -> bool:
-        """The old head's machine is gone: two heads of one cluster must never live at once."""
+        """The old head's machine has ended: two heads of one cluster must never live at once."""
         return all(n.role != NodeRole.HEAD or n.state == NodeState.TERMINATED for n in self._s.nodes.values())
 
     def _reconcile_workers(self, now: datetime) -> None:

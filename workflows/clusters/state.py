@@ -117,7 +117,7 @@ class ClusterData(Result):
     head_running_at: datetime | None = None
     ray_version: str | None = None
     keeps: bool = False
-    """Retained resources may exist; they are deleted when the machines are gone."""
+    """Retained resources may exist; they are deleted when the machines have ended."""
     kept_in: str | None = None
     """Their zone, once a head has used them: later heads go there; "": the cloud knows."""
     head_losses: list[datetime] = []

@@ -81,7 +81,7 @@ class ClusterWorkflow:
     @workflow.run
     async def run(self, _: ClusterInput) -> str:
         await shield(self._live(), self._terminate)
-        return "withdrawn" if self.records.cancelled else f"{self.s.phase}: {self.s.reason}"
+        return "withdrawn" if self.records.cancelled else f"{self.s.phase}: {self.s.reason}"  # words: ok
 
     async def _live(self) -> None:
         # The records must have the end too: a write that failed is repeated until they have it.
@@ -138,7 +138,7 @@ class ClusterWorkflow:
         subject = self.s.nodes.get(str(fact.data.get("node_id") or fact.node_id))
         reporter = self.s.nodes.get(fact.node_id)
         if subject is None or reporter is None or not reporter.live or not subject.live:
-            return  # of a machine that was given up: its reports no longer count
+            return  # of a machine that must end: its reports no longer count
         reason = str(fact.data.get("reason") or "")
         match fact.kind:
             case FactKind.RAY_READY:

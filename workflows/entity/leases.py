@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
 
 
 async def release_cluster(cluster_id: str, release: Release) -> None:
-    """Gives the lease back; a cluster that was made for its holder then ends by itself. Retries for ever: without it,
+    """Gives the lease back; a cluster created for its holder then ends by itself. Retries for ever: without it,
     the cluster might run for ever."""
     while True:
         try:

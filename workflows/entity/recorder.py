@@ -1,5 +1,5 @@
 """The projection of a workflow's state: events and rows for the records, the page and the search attribute for
-Temporal's UI. While the records are out of reach, nothing is lost: the next write carries it all again."""
+Temporal's UI. While the records are unreachable, nothing is lost: the next write carries it all again."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Recorder:
         return (self.retry_at, "write the records again") if self.retry_at is not None else None
 
     def take(self, revision: int) -> Batch:
-        """All that is to be written, under this revision. Give the batch to ``write``."""
+        """All pending changes, under this revision. Give the batch to ``write``."""
         self.dirty = False
         batch = Batch(self._events, list(self.changed))
         self._events, self.changed = [], {}
@@ -83,7 +83,7 @@ class Recorder:
             workflow.upsert_search_attributes([STATE.value_set(str(state))])
 
     async def write(self, batch: Batch, activity: Awaitable[Recorded]) -> Recorded | None:
-        """Awaits the local activity that writes this batch. None: the records are out of reach, and the batch goes
+        """Awaits the local activity that writes this batch. None: the records are unreachable, and the batch goes
         along with the next write, under a greater revision."""
         try:
             recorded = await activity
@@ -94,7 +94,7 @@ class Recorder:
             self.failures += 1
             wait = policies.rewrite_after(self.failures)
             self.retry_at = workflow.now() + wait
-            workflow.logger.error("records out of reach, next write in %d s", wait.total_seconds())
+            workflow.logger.error("records unreachable, next write in %d s", wait.total_seconds())
             return None
         self.retry_at, self.failures = None, 0
         return recorded

@@ -1,4 +1,4 @@
-"""Background steps of an entity workflow: what takes time runs beside the main loop."""
+"""Background steps of an entity workflow: what takes time runs outside the main loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
 
 
 class RetryLater(Exception):
-    """A step failed and has recorded why; it is to be started again after its back-off."""
+    """A step failed and has recorded why; the main loop starts it again after its back-off."""
 
 
 class Steps:
@@ -27,7 +27,7 @@ class Steps:
     def __init__(
         self, recorder: Recorder, wake: Wakeup, *, retry_after: Callable[[int], timedelta] | None = None
     ) -> None:
-        """``retry_after``: how long a step may not be started again after so many failures in a row. None: the main
+        """``retry_after``: how long a step may not be started again after this many failures in a row. None: the main
         loop may start it again at once."""
         self._recorder = recorder
         self._wake = wake
@@ -55,7 +55,7 @@ class Steps:
             await work()
             self._failed.pop(name, None)
         except CommandAbandoned:
-            pass  # what it was for is gone; the main loop decides by what there is now
+            pass  # what it was for has ended; the main loop decides by the current state
         except (RetryLater, FailureError) as error:
             if isinstance(error, FailureError):  # also of a local activity: see policies.RECORD
                 self._recorder.event("step_failed", f"{name}: {error.cause or error}", level=EventLevel.ERROR)

@@ -138,7 +138,7 @@ class ClusterLease:
                 **policies.LEASE,
             )
         except ActivityError as error:
-            if isinstance(error.cause, ApplicationError) and error.cause.type == "withdrawn":
+            if isinstance(error.cause, ApplicationError) and error.cause.type == "withdrawn":  # words: ok
                 self._s.cancelled = True
                 return None
             return f"cluster {self.cluster_id} gave no lease: {error.cause or error}"

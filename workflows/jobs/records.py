@@ -1,4 +1,4 @@
-"""The job's records. While they are out of reach, the job goes on and writes again in the background."""
+"""The job's records. While they are unreachable, the job keeps running and writes again in the background."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class JobRecords:
 
     async def _rewrite(self) -> None:
         while failures := self._recorder.failures:
-            await workflow.sleep(policies.rewrite_after(failures), summary="records out of reach: write again")
+            await workflow.sleep(policies.rewrite_after(failures), summary="records unreachable: write again")
             async with self._writing:
                 if self._recorder.failures:
                     await self._write()

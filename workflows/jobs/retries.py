@@ -14,7 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.jobs.state import JobData, Outcome
 
 LONG_RUN = timedelta(minutes=10)
-"""A run that ran for so long shows that the infrastructure works: its failures are counted from zero again."""
+"""A run of this length shows that the infrastructure works: its failures are counted from zero again."""
 
 
 class Retries:

@@ -87,7 +87,7 @@ class Runs:
         if run.id in self.reports.ended:
             return self._reported(run)
         if self._host_lost():
-            reason = self._lease.cluster.reason if self._lease.cluster else "the cluster is gone"
+            reason = self._lease.cluster.reason if self._lease.cluster else "the cluster has ended"
             return self._lease.ended() or infrastructure(reason)
         return await self.stop(run)
 
@@ -122,7 +122,7 @@ class Runs:
             if self._over(run):
                 return None
             if not isinstance(error.cause, ApplicationError):
-                await self.stop(run)  # no answer is not a refusal: the run must not start after it was given up
+                await self.stop(run)  # no answer is not a refusal: the run must not start after it counts as failed
             if run.id not in self.reports.ended:
                 # A fence that is being lifted, a head that goes: not the user's fault.
                 why = getattr(error.cause, "message", None) or error.cause or error
@@ -183,7 +183,7 @@ class Runs:
                     abandon=self._host_lost,
                 )
             except CommandAbandoned:
-                pass  # its head is gone, and the run with it
+                pass  # its head has ended, and the run with it
             except ActivityError as error:
                 self._recorder.event("stop_unconfirmed", f"{error.cause or error}", level=EventLevel.WARNING)
         if run.id in self.reports.ended:
@@ -194,7 +194,7 @@ class Runs:
         return stopped(reason or "stopped")
 
     def _host_lost(self) -> bool:
-        """The head that the run was submitted to is gone, or its cluster ends."""
+        """The head that the run was submitted to has ended, or its cluster ends."""
         now, then = self._lease.cluster, self._host
         return now is None or then is None or not now.ready or now.head_generation != then.head_generation
 

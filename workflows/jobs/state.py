@@ -36,7 +36,7 @@ class JobData(Model):
     """Since when the infrastructure fails every run early."""
     terminate: TerminateRequest | None = None
     cancelled: bool = False
-    """The API cancelled the request before anything was made."""
+    """The API cancelled the request before anything was created."""
 
 
 def infrastructure(reason: str) -> Outcome:

@@ -57,7 +57,7 @@ class JobWorkflow:
     @workflow.run
     async def run(self, _: JobInput) -> str:
         await shield(self._live(), self.progress.terminate)
-        return "withdrawn" if self.s.cancelled else f"{self.s.state}: {self.s.reason}"
+        return "withdrawn" if self.s.cancelled else f"{self.s.state}: {self.s.reason}"  # words: ok
 
     async def _live(self) -> None:
         while not self.s.state.settled:

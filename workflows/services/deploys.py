@@ -38,7 +38,7 @@ class Deploys:
         self._transition = transition
         self._rollouts = rollouts
         self.cancelled = False
-        """The API rolled the first deploy back, and so the service: nothing was made."""
+        """The API rolled the first deploy back, and so the service: nothing was created."""
 
     def add(self, request: DeployRequest) -> None:
         if self._s.first_sight(request.id):
@@ -101,7 +101,7 @@ class Deploys:
         self._wake()
 
     def _skip(self, request: DeployRequest, why: str) -> None:
-        """Nothing was made for this deploy, and nothing will be."""
+        """Nothing was created for this deploy, and nothing will be."""
         now = workflow.now()
         for spec in request.versions:
             version = VersionData(

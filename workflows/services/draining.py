@@ -73,7 +73,7 @@ class Draining:
         )
 
     def terminating_for(self, duration: timedelta) -> bool:
-        """The whole service terminates, and has for so long."""
+        """The whole service terminates, and has for this long."""
         return self._s.state == ServiceState.TERMINATING and workflow.now() - self._s.state_since >= duration
 
     async def _drain_and_release(self, version: VersionData) -> None:
@@ -135,7 +135,7 @@ class Draining:
         """The cluster terminates by itself once its lease is given back."""
         # While a step starts the cluster, a release could come before the cluster does.
         await workflow.wait_condition(lambda: version.step_of(slot) not in self._steps.running)
-        if not slot.cluster_id:  # ``made`` does not tell: a start whose answer was lost may have begun all the same
+        if not slot.cluster_id:  # ``made`` is not reliable: a start whose answer was lost may have begun all the same
             return
         await release_cluster(
             slot.cluster_id,

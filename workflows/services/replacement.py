@@ -1,10 +1,10 @@
-"""Replacement of a cluster whose head's machine the cloud will take back (host maintenance, spot).
+"""Replacement of a cluster whose head's machine the cloud will reclaim (host maintenance, spot).
 
-Two heads of one cluster must never live at once, so a cluster can replace its head only when that is gone, and nobody
+Two heads of one cluster must never live at once, so a cluster can replace its head only when that has ended, and nobody
 would answer meanwhile. A service starts first and stops then: a replacement, another cluster of the same version
-(``VersionData.relief``), comes up beside the announced one, gets the version's config and is probed like any other.
+(``VersionData.relief``), comes up next to the announced one, gets the version's config and is probed like any other.
 Only then the two change places: the replacement becomes one of the version's clusters and gets its share; the other
-one leaves the load balancer, is drained and released. Until then the version, and a rollout beside it, use the
+one leaves the load balancer, is drained and released. Until then the version, and a concurrent rollout, use the
 clusters that they have.
 """
 
@@ -57,7 +57,7 @@ class Replacement:
         taken = {s.number for s in version.all_slots}
         number = next(n for n in range(1, len(taken) + 2) if n not in taken)
         version.relief.append(Slot(number=number, relieves=slot.number))
-        self._event(version, "relief", f"cluster {number} starts, to replace cluster {slot.number}")
+        self._event(version, "relief", f"cluster {number} starts, to replace cluster {slot.number}")  # words: ok
 
     def _reconcile_replacement(self, version: VersionData, replacement: Slot) -> None:
         """It takes its slot's place once it is fit, or once the slot has no cluster any more. It is released when the
@@ -67,13 +67,14 @@ class Replacement:
         if slot is None or (recovered and not replacement.fit(version.spec.id)):
             version.relief.remove(replacement)
             self._retire(version, replacement)
-            self._event(version, "relief", f"replacement cluster {replacement.number} is no longer needed")
+            self._event(version, "relief", f"replacement cluster {replacement.number} is no longer needed")  # words: ok
         elif self._allowed(version) and (self._ready(version, replacement) or not slot.cluster_id):
             version.relief.remove(replacement)
             version.slots[version.slots.index(slot)] = replacement
             replacement.relieves = 0
             self._retire(version, slot)
-            self._event(version, "relieved", f"cluster {replacement.number} has replaced cluster {slot.number}")
+            message = f"cluster {replacement.number} has replaced cluster {slot.number}"
+            self._event(version, "relieved", message)  # words: ok
 
     def _ready(self, version: VersionData, replacement: Slot) -> bool:
         """It is fit, and its proxies take the same tokens as those with traffic."""

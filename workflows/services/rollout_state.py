@@ -48,7 +48,7 @@ class RolloutData(Result):
     doing: str = "starting"
     """``starting``, ``shifting``, ``holding``, ``paused``, ``completing``, ``going back``."""
     end: str = ""
-    """Why it is to be rolled back; "" while it is not."""
+    """Why it must be rolled back; "" while it is not."""
     failed: bool = False
     """It is rolled back because the new version is at fault, which is then retained for inspection."""
 
@@ -75,7 +75,7 @@ class RolloutData(Result):
         self.paused, self.paused_at = False, None
 
     def next_step(self) -> int | None:
-        """The next share to shift to; None: it is at its end or where it is to stop."""
+        """The next share to shift to; None: it is at its end or at the share where it must stop."""
         last = 100 if self.stop_at is None else min(self.stop_at, 100)
         if self.percent >= last:
             return None

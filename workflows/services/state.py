@@ -112,7 +112,7 @@ class VersionData(Result):
     state_since: datetime
     slots: list[Slot] = []
     relief: list[Slot] = []
-    """Replacement clusters, each for one whose head's machine the cloud will take back: see ``replacement``. Whether
+    """Replacement clusters, each for one whose head's machine the cloud will reclaim: see ``replacement``. Whether
     the version is fit does not depend on them."""
     leaving: list[Slot] = []
     """Clusters that were replaced: they leave the load balancer, are drained and released."""

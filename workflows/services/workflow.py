@@ -95,7 +95,7 @@ class ServiceWorkflow:
         await shield(self._live(), self._terminate)
         if (next_life := self._deploys.next_life()) is not None:
             workflow.continue_as_new(next_life)
-        return "withdrawn" if self._deploys.cancelled else f"{self.s.state}: {self.s.reason}"
+        return "withdrawn" if self._deploys.cancelled else f"{self.s.state}: {self.s.reason}"  # words: ok
 
     async def _live(self) -> None:
         while not self._deploys.cancelled and (self._recorder.dirty or not self.s.state.settled):
@@ -150,7 +150,7 @@ class ServiceWorkflow:
                 return  # an exception in a handler would stop the workflow; the API has checked it already
             self._serve.observe(fact.cluster_id, status)
 
-    @workflow.signal(description="Its load balancer is gone, or has lost its backends")
+    @workflow.signal(description="Its load balancer has ended, or has lost its backends")
     def endpoint_lost(self, message: EndpointLost) -> None:
         self._endpoint.observe_loss(message)
 

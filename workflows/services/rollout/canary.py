@@ -26,7 +26,7 @@ class Canary:
         self._transition = transition
 
     async def hold(self, r: RolloutData, version: VersionData) -> bool:
-        """Holds a step and watches the canary. False: the rollout is to stop."""
+        """Holds a step and watches the canary. False: the rollout must stop."""
         rules = version.spec.rollout
         hold = timedelta(seconds=rules.hold_s)
         r.holds_until = workflow.now() + hold

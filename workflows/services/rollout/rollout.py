@@ -1,6 +1,6 @@
 """A rollout: the service goes from its current versions to those of a deploy, or back.
 
-It is one coroutine that ``RolloutData`` alone guards: it may stop at any await (a pause, continue-as-new) and goes on
+It is one coroutine that ``RolloutData`` alone guards: it may stop at any await (a pause, continue-as-new) and continues
 from what the state says. Traffic moves only to versions that are fit. Every end but success leads to ``_roll_back``,
 which restores the weights first.
 """

@@ -72,7 +72,7 @@ class SteppedRollout:
         return True
 
     async def _wait_capacities(self, r: RolloutData, version: VersionData) -> bool:
-        """Until all clusters have their target capacity. False: the rollout is to stop."""
+        """Until all clusters have their target capacity. False: the rollout must stop."""
         self._wake()  # the main loop gives it to them
         ok = await self._transition.wait(
             r,

@@ -1,7 +1,7 @@
 """What all kinds of rollouts are made of: wait for fit clusters, set weights, complete, pause, end.
 
-A wait ends as soon as the rollout is to stop (an end, a pause, a terminate), or fails it at its deadline. It then
-returns False, and the rollout's coroutine returns; ``RolloutData`` says where it goes on.
+A wait ends as soon as the rollout must stop (an end, a pause, a terminate), or fails it at its deadline. It then
+returns False, and the rollout's coroutine returns; ``RolloutData`` says where it continues.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Transition:
         self._draining = draining
 
     async def wait(self, r: RolloutData, done: Callable[[], bool], deadline: datetime, late: str) -> bool:
-        """False: the rollout is to stop; by ``late`` if ``deadline`` has passed."""
+        """False: the rollout must stop; by ``late`` if ``deadline`` has passed."""
 
         def stopped() -> bool:
             return bool(r.end) or r.paused or self._s.terminate is not None
