@@ -15,6 +15,7 @@ RUN groupadd --gid 10001 heliostat \
  && useradd --uid 10001 --gid 10001 --create-home heliostat \
  && install --directory --owner heliostat --group heliostat --mode 0700 /var/lib/heliostat
 WORKDIR /opt/heliostat
+COPY LICENSE ./
 COPY --from=build /opt/heliostat/.venv .venv
 COPY pyproject.toml installation.py server.py worker.py ./
 COPY heliostat heliostat

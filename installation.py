@@ -1,5 +1,5 @@
-"""What both processes of the control plane are made of: records, keys, and the clouds by id. With ``server.py``
-and ``worker.py`` the only files that name a concrete cloud."""
+"""What both processes of the control plane share: records, keys, and the clouds by id. Only this file, ``server.py``
+and ``worker.py`` name a concrete cloud."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Installation:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Installation]:
+async def open_installation(settings: Settings) -> AsyncIterator[Installation]:
     """Opens the records and the clouds. The first start makes the first organization and its admin's token, in
     ``<home>/admin.token``; several processes may start at once.
 

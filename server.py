@@ -1,4 +1,4 @@
-"""The API process: joins settings, records and concrete clouds to the application of ``api/``.
+"""The API process: the application of ``api/`` with the settings, the records and the clouds of this installation.
 
     python server.py
 
@@ -17,7 +17,7 @@ import uvloop
 from api.app import create_app
 from clouds.offers import offers
 from heliostat.errors import HeliostatError
-from installation import opened
+from installation import open_installation
 from runtime import telemetry
 from runtime.settings import Settings
 
@@ -27,14 +27,14 @@ log = structlog.get_logger("api")
 async def main() -> None:
     settings = Settings()
     telemetry.setup(settings, "heliostat-api")
-    async with opened(settings) as mine:
-        mine.bundles.keep()
+    async with open_installation(settings) as installation:
+        installation.bundles.keep()
         app = create_app(
             settings,
-            buckets=mine.buckets,
-            bundles=mine.bundles,
-            keys=mine.keys,
-            vendors=mine.vendors,
+            buckets=installation.buckets,
+            bundles=installation.bundles,
+            keys=installation.keys,
+            vendors=installation.vendors,
             offers=offers(settings.home),
         )
         server = uvicorn.Server(
@@ -50,7 +50,7 @@ async def main() -> None:
         )
         await server.serve()
         if not server.started:
-            raise SystemExit(2)  # it has logged why: the port is taken, or the records do not answer
+            raise SystemExit(2)  # uvicorn has logged why: the port is taken, or the records do not answer
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The worker: carries out workflows and activities. Joins settings, records, Temporal and clouds to them,
-listed by hand.
+"""The worker process: runs the workflows and activities, which are listed by hand, with the settings, the records,
+Temporal and the clouds of this installation.
 
     python worker.py
 
@@ -36,10 +36,12 @@ from activities.monitor.loop import MonitorActivities
 from activities.nodes import BootFacts, NodeActivities
 from activities.records import RecordActivities
 from activities.schedules import ScheduleActivities
-from activities.sweep.machines import SweepActivities
+from activities.sweep.machines import MachineSweepActivities
+from activities.sweep.records import RecordSweepActivities
+from activities.sweep.retention import RetentionActivities
 from activities.sweep.services import ServiceSweepActivities
 from heliostat.errors import HeliostatError
-from installation import Installation, opened
+from installation import Installation, open_installation
 from runtime import telemetry
 from runtime.home import free_port
 from runtime.settings import Settings
@@ -69,12 +71,12 @@ imports (SQLAlchemy among them) would cost megabytes and a second each."""
 async def main() -> None:
     settings = Settings()
     telemetry.setup(settings, "heliostat-worker")
-    async with opened(settings) as mine:
+    async with open_installation(settings) as installation:
         sdk_port = settings.sdk_metrics_port or free_port()
         client = await connect(settings, runtime=telemetry.temporal_runtime(f"{settings.metrics_host}:{sdk_port}"))
         await ensure_namespace_ready(client, settings)
         with ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="activity") as threads:
-            await run(make_worker(client, mine, threads, sandboxed=settings.worker_sandbox), settings, sdk_port)
+            await run(make_worker(client, installation, threads, sandboxed=settings.worker_sandbox), settings, sdk_port)
 
 
 async def run(worker: Worker, settings: Settings, sdk_port: int) -> None:
@@ -84,7 +86,7 @@ async def run(worker: Worker, settings: Settings, sdk_port: int) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with worker:
         port = settings.metrics_port or free_port()
-        server, _ = start_http_server(port, addr=settings.metrics_host)  # its answer says that this worker polls
+        server, _ = start_http_server(port, addr=settings.metrics_host)  # its answer means that this worker polls
         log.info("working", queue=settings.task_queue, metrics_port=port, sdk_metrics_port=sdk_port)
         await stop.wait()
         log.info("stopping", grace_s=settings.worker_shutdown_s)
@@ -92,27 +94,36 @@ async def run(worker: Worker, settings: Settings, sdk_port: int) -> None:
     log.info("stopped")
 
 
-def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor, *, sandboxed: bool = True) -> Worker:
+def make_worker(
+    client: Client, installation: Installation, threads: ThreadPoolExecutor, *, sandboxed: bool = True
+) -> Worker:
     """Everything that this installation can do, listed by hand.
 
     Args:
         sandboxed: load each workflow's module anew and refuse it what is not deterministic (``worker_sandbox``).
     """
-    settings, db = mine.settings, mine.db
-    ca = mine.bundles.keep_ca(settings.api_ca_file) if settings.api_ca_file else ""
-    boot = BootFacts(api_url=settings.public_api_url, bundle_sha256=mine.bundles.keep(), ca_sha256=ca)
-    installation = mine.keys.installation_id()
+    settings, db = installation.settings, installation.db
+    ca = installation.bundles.keep_ca(settings.api_ca_file) if settings.api_ca_file else ""
+    boot = BootFacts(api_url=settings.public_api_url, bundle_sha256=installation.bundles.keep(), ca_sha256=ca)
+    installation_id = installation.keys.installation_id()
     commands = CommandActivities(db)
-    endpoints = EndpointActivities(mine.balancers, installation)
+    endpoints = EndpointActivities(installation.balancers, installation_id)
     canaries = CanaryActivities(db)
-    clouds = CloudActivities(db, mine.verifies, mine.machines, mine.balancers, installation)
+    clouds = CloudActivities(db, installation.verifies, installation.machines, installation.balancers, installation_id)
     leases = LeaseActivities(db, client, settings.task_queue)
-    monitor = MonitorActivities(db, client, settings, EndpointWatch(db, client, mine.balancers, installation))
-    nodes = NodeActivities(mine.machines, mine.keys, installation, mine.cloud_names)
+    monitor = MonitorActivities(
+        db, client, settings, EndpointWatch(db, client, installation.balancers, installation_id)
+    )
+    nodes = NodeActivities(installation.machines, installation.keys, installation_id, installation.cloud_names)
     records = RecordActivities(db, boot)
     schedules = ScheduleActivities(db)
-    sweep = SweepActivities(db, client, mine.machines, mine.buckets, settings, installation, mine.cloud_names)
-    service_sweep = ServiceSweepActivities(db, client, mine.balancers, settings, installation)
+    grace_s = settings.newborn_grace_s
+    machine_sweep = MachineSweepActivities(
+        db, client, installation.machines, installation_id, grace_s, installation.cloud_names
+    )
+    record_sweep = RecordSweepActivities(db, client, grace_s)
+    service_sweep = ServiceSweepActivities(db, client, installation.balancers, installation_id, grace_s)
+    retention = RetentionActivities(db, installation.machines, installation.buckets, settings, installation.cloud_names)
     activities: list[Callable[..., Any]] = [
         commands.run_command,
         leases.start_job_cluster,
@@ -138,11 +149,11 @@ def make_worker(client: Client, mine: Installation, threads: ThreadPoolExecutor,
         clouds.verify_cloud,
         clouds.held_by_cloud,
         schedules.accept_scheduled_job,
-        sweep.list_clouds,
-        sweep.sweep_cloud,
-        sweep.settle_orphans,
-        sweep.keep_house,
+        machine_sweep.list_clouds,
+        machine_sweep.sweep_cloud,
+        record_sweep.settle_orphans,
         service_sweep.sweep_services,
+        retention.apply_retention,
     ]
     return Worker(
         client,

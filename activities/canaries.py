@@ -1,5 +1,5 @@
-"""The canary: the new version's traffic beside the running version's, by what the gates in their proxies have counted
-and the heads have reported. One activity looks for the length of a step and costs no history while it does."""
+"""The canary: compares the new version's traffic with the running version's, as the gates in their proxies have counted
+and the heads have reported it. One activity watches for the length of a step, which costs no history."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from heliostat.models.services import LATENCY_BOUNDS_MS, RolloutConfig, quantile
 from store.database import Database
 from store.services.traffic import latest_traffic
 
-LOOK_S = 0.5
-"""Between two looks; heads report once a second."""
+POLL_S = 0.5
+"""Between two polls; heads report once a second."""
 
 UNHEARD_S = 15.0
-"""The canary's heads all silent, or their proxies, for so long: it is not fit, whatever it did before."""
+"""All heads of the canary, or their proxies, silent for so long: it fails, whatever it did before."""
 
 HANG_MIN_S, HANG_MAX_S = 3.0, 30.0
 """A request of the canary that waits for its answer's first byte longer than ``max_latency_ratio`` times the running
@@ -35,10 +35,10 @@ HANG_UNKNOWN_S = 10.0
 
 CHANCE = 3.0
 """Standard deviations of the running version's share of errors, or of slow answers, that the canary's may lie above it
-by chance: it is looked at many times a step."""
+by chance: it is judged many times a step."""
 
 ERRORS_MIN = 2
-"""A single failed answer says nothing of a version: of ten answers it would be a tenth."""
+"""A single failed answer proves nothing about a version: of ten answers it would be a tenth."""
 
 SLOW_MIN = 3
 """The same of slow ones, of which each new replica has a first."""
@@ -52,17 +52,18 @@ class WatchStep(Model):
     rules: RolloutConfig
     hold_s: float
     window_s: float | None = None
-    """What is older is no evidence: the count begins anew each so long. None: one count for the whole hold."""
+    """The count begins anew after each such time, since older answers prove nothing. None: one count for the whole
+    hold."""
 
 
 class StepVerdict(Model):
     breach: str = ""
-    """What went beyond which threshold, for people; "" when nothing did."""
+    """Which threshold was exceeded, and by what; "" when none was."""
     observed: str = ""
 
 
 class LastTraffic(Model):
-    """``at``: of the newest request; ``known`` is False when some head has not told, which counts as busy."""
+    """``at``: of the newest request; ``known`` is False when a head has not reported, which counts as busy."""
 
     known: bool
     at: datetime | None = None
@@ -83,7 +84,7 @@ class Sum(Model):
 
 
 def since(now: ServeTraffic, then: ServeTraffic | None) -> Sum:
-    """What one head's proxy has seen since ``then``; all of it when the proxy has started anew meanwhile."""
+    """The traffic of one head's proxy since ``then``; all of it when the proxy has been restarted meanwhile."""
     buckets = now.buckets or [0] * (len(LATENCY_BOUNDS_MS) + 1)
     if then is None or now.requests < then.requests or sum(buckets) < sum(then.buckets):
         then = ServeTraffic()
@@ -109,8 +110,8 @@ def together(parts: list[Sum]) -> Sum:
 
 
 def judge(rules: RolloutConfig, canary: Sum, running: Sum, ever: Sum) -> str:
-    """What the canary has done that it may not, "" if nothing. ``ever``: the running version since its start, where the
-    step itself tells too little of it."""
+    """The threshold that the canary exceeds, "" if none. ``ever``: the running version since its start, for where the
+    step itself has too little of its traffic."""
     enough = canary.requests >= rules.min_requests
     reference = running if running.requests >= rules.min_requests else ever
     usual = reference.errors / reference.requests if reference.requests else 0.0
@@ -134,7 +135,7 @@ def judge(rules: RolloutConfig, canary: Sum, running: Sum, ever: Sum) -> str:
             if p95 > limit and slow >= SLOW_MIN and slow / answers > usual + chance:
                 return f"p95 {p95:.0f} ms; allowed are {limit:.0f} ms (the running version's is {theirs:.0f} ms)"
     if canary.ongoing and canary.oldest_s > hang_limit_s(rules, ever, bool(canary.requests)):
-        return f"a request waits for its answer since {canary.oldest_s:.0f} s"
+        return f"a request still waits for its answer after {canary.oldest_s:.0f} s"
     return ""
 
 
@@ -158,8 +159,8 @@ class CanaryActivities:
 
     @activity.defn
     async def watch_canary(self, step: WatchStep) -> StepVerdict:
-        """Returns at the breach, at once, or after ``hold_s`` without one; later while the canary has answered nothing
-        yet that it was asked. A worker that takes over goes on from the heartbeat's baseline."""
+        """Returns at once at a breach, or after ``hold_s`` without one; later while the canary has requests and has
+        answered none yet. A worker that takes over continues from the heartbeat's baseline."""
         began, turned, baseline = self._resumed()
         silent_since: float | None = None
         while True:
@@ -181,12 +182,12 @@ class CanaryActivities:
                 silent_since = silent_since or time.time()
                 if time.time() - silent_since > UNHEARD_S:
                     return StepVerdict(
-                        breach=f"nothing was heard of its proxies for {UNHEARD_S:.0f} s", observed=observed
+                        breach=f"its proxies have sent no report for {UNHEARD_S:.0f} s", observed=observed
                     )
             unanswered = canary.ongoing > 0 and canary.requests == 0
             if time.time() - began >= step.hold_s and silent_since is None and not unanswered:
                 return StepVerdict(observed=observed)
-            await asyncio.sleep(min(LOOK_S, max(began + step.hold_s - time.time(), 0.05)))
+            await asyncio.sleep(min(POLL_S, max(began + step.hold_s - time.time(), 0.05)))
 
     def _resumed(self) -> tuple[float, float, dict[str, ServeTraffic] | None]:
         """When it began, when its count began, and from what."""

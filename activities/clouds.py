@@ -1,22 +1,21 @@
-"""Questions to a cloud as a whole, a worker's to ask: whether it is as it must be, and what of ours is there."""
+"""Questions to a cloud as a whole, which only a worker can ask: whether it is set up, and what of ours it holds."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from sqlalchemy import Table, select
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.nodes import as_failure
+from activities.cloud_calls import as_failure
 from clouds.contract.balancer import LoadBalancer
 from clouds.contract.machines import Machines
 from clouds.registry import Verify
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Check, CheckState
+from store.clouds import on_other_clouds
 from store.database import Database
-from store.tables import clusters, services
 
 
 class CloudActivities:
@@ -35,7 +34,7 @@ class CloudActivities:
 
     @activity.defn
     def verify_cloud(self, cloud_id: str) -> list[Check]:
-        """A cloud that can't be looked at at all is one failed check."""
+        """A cloud that can't be inspected at all is one failed check."""
         verify = self._verifies.get(cloud_id)
         if verify is None:
             raise _unknown(cloud_id)
@@ -46,8 +45,8 @@ class CloudActivities:
 
     @activity.defn
     async def held_by_cloud(self, cloud_id: str) -> list[str]:
-        """Ids of machines, and of services with an endpoint, that are there under our tag. What is another cloud's in
-        the same account does not count; what is nobody's does: the sweep ends it while the cloud is registered."""
+        """Ids of machines, and of services with an endpoint, that exist under our tag. Those of another cloud in the
+        same account do not count; those that nobody owns do: the sweep ends them while the cloud is registered."""
         machines = await asyncio.to_thread(self._machines.get, cloud_id)
         balancer = await asyncio.to_thread(self._balancers.get, cloud_id)
         if machines is None or balancer is None:
@@ -57,19 +56,14 @@ class CloudActivities:
             endpoints = await asyncio.to_thread(balancer.list_owned, self._installation_id)
         except CloudError as e:
             raise as_failure(e) from e
-        others = await self._of_others(clusters, (m.cluster_id for m in held if m.cluster_id), cloud_id)
+        others = await on_other_clouds(self._db, "cluster", (m.cluster_id for m in held if m.cluster_id), cloud_id)
         found = [m.machine_id for m in held if m.cluster_id not in others]
-        return found + sorted({*endpoints} - await self._of_others(services, endpoints, cloud_id))
-
-    async def _of_others(self, table: Table, ids: Iterable[str], cloud_id: str) -> set[str]:
-        async with self._db.read() as conn:
-            query = select(table.c.id).where(table.c.id.in_({*ids}), table.c.cloud_id != cloud_id)
-            return set(await conn.scalars(query))
+        return found + sorted({*endpoints} - await on_other_clouds(self._db, "service", endpoints, cloud_id))
 
 
 def _unknown(cloud_id: str) -> ApplicationError:
     return ApplicationError(
-        f"There is no cloud {cloud_id} here: it was deleted, or it is another server's own.",
+        f"There is no cloud {cloud_id} here: it was deleted, or it belongs to another server.",
         type="gone",
         non_retryable=True,
     )

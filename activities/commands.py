@@ -1,5 +1,5 @@
-"""Commands to a cluster's head: written down here, taken by the agent's long poll, answered to the API,
-which completes the activity. The control plane never dials a node."""
+"""Commands to a cluster's head: written to the records here, fetched by the agent's long poll, and answered to the API,
+which completes the activity. The control plane never connects to a node."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from store.database import Database
 
 
 class CommandRequest(Model):
-    """``id`` is stable over retries: the agent carries it out once. ``args`` hold no secret, only references."""
+    """``id`` is stable over retries: the agent executes it once. ``args`` hold no secret, only references."""
 
     id: str
     cluster_id: str
@@ -31,7 +31,7 @@ class CommandActivities:
     @activity.defn
     async def run_command(self, command: CommandRequest) -> dict[str, Any]:
         """Completed asynchronously, by the API, when the agent reports the command's result. Fails with type
-        ``command_failed`` (final) when the agent could not carry it out."""
+        ``command_failed`` (final) when the agent could not execute it."""
         stored = await put_command(
             self._db,
             command.id,

@@ -1,4 +1,4 @@
-"""Endpoints of services: what is said to a cloud's load balancer. Sync, for cloud SDKs are; run on the worker's
+"""Endpoints of services: calls of a cloud's load balancer. Sync, as the clouds' SDKs are; they run on the worker's
 threads.
 
 Undo: ``remove_endpoint``.
@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.nodes import as_failure
+from activities.cloud_calls import as_failure, part_of
 from clouds.contract.balancer import Backend, Endpoint, EndpointSpec, LoadBalancer
 from clouds.contract.errors import BackendsLost, BadConfig, Denied, Gone, Outdated
 from heliostat.errors import CloudError
 from heliostat.models.common import Model
 
 FINAL = (BackendsLost, BadConfig, Denied, Gone, Outdated)
-"""What another try of the same call does not cure."""
+"""Another try of the same call does not cure these."""
 
 
 class EnsureEndpoint(Model):
@@ -48,20 +48,11 @@ class EndpointActivities:
         self._balancers = balancers
         self._installation_id = installation_id
 
-    def _balancer(self, cloud_id: str) -> LoadBalancer:
-        try:
-            return self._balancers[cloud_id]
-        except KeyError:
-            raise ApplicationError(
-                f"This worker does not serve the cloud {cloud_id}: it was deleted, or it is another server's own.",
-                type="unavailable",
-            ) from None
-
     @activity.defn
     def ensure_endpoint(self, endpoint: EnsureEndpoint) -> Endpoint:
-        """Makes it, or heals what of it does not run. Repeatable. Type ``backends_lost``: it is there, and wants to be
-        told its backends."""
-        balancer = self._balancer(endpoint.cloud_id)
+        """Creates it, or repairs what of it does not run. Repeatable. Type ``backends_lost``: it exists, and needs its
+        backends set again."""
+        balancer = part_of(self._balancers, endpoint.cloud_id)
         spec = EndpointSpec(
             service_id=endpoint.service_id,
             service_name=endpoint.service_name,
@@ -75,10 +66,12 @@ class EndpointActivities:
 
     @activity.defn
     def set_backends(self, request: SetBackends) -> None:
-        """Returns when new requests go by these weights. Type ``gone``: make the endpoint first. Type ``outdated``: it
-        has a newer revision, which is the error's first detail; say what is wanted under a greater one."""
+        """Returns when new requests use these weights. Type ``gone``: create the endpoint first. Type ``outdated``: it
+        has a newer revision, which is the error's first detail; set the backends under a greater one."""
         try:
-            self._balancer(request.cloud_id).set_backends(request.service_id, request.revision, request.backends)
+            part_of(self._balancers, request.cloud_id).set_backends(
+                request.service_id, request.revision, request.backends
+            )
         except CloudError as error:
             raise _failure(error) from error
 
@@ -86,7 +79,7 @@ class EndpointActivities:
     def remove_endpoint(self, ref: EndpointRef) -> None:
         """Already gone is done."""
         try:
-            self._balancer(ref.cloud_id).remove(ref.service_id)
+            part_of(self._balancers, ref.cloud_id).remove(ref.service_id)
         except CloudError as error:
             raise _failure(error) from error
 

@@ -1,12 +1,11 @@
-"""What workflows ask of other workflows: leases, liveness, starts. An activity, because a workflow can
-signal another but not send it an update."""
+"""Requests of workflows to other workflows: leases, liveness, starts. Activities, because a workflow can signal another
+workflow but can't send it an update."""
 
 from __future__ import annotations
 
 from temporalio import activity
 from temporalio.client import (
     Client,
-    WorkflowExecutionStatus,
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
@@ -15,14 +14,15 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from heliostat.models.clusters import Cluster, ClusterState
 from heliostat.models.common import Model
-from runtime.messages.clusters import ClusterInput, LeaseAnswer, LeaseRequest, Release, start_cluster
+from runtime.messages.clusters import ClusterHandle, ClusterInput, LeaseAnswer, LeaseRequest, Release
+from runtime.messages.common import WorkflowHandle, reached
 from store import clusters as cluster_records
-from store import outbox
 from store.database import Database
+from store.outbox import Outbox, is_cancelled
 
 
 class MadeCluster(Model):
-    """A job's or service's own cluster, made through the same path as a person's, with its maker's lease on it from the
+    """A job's or service's own cluster, created in the same way as a user's. Its creator holds a lease from the
     start."""
 
     cluster: Cluster
@@ -43,18 +43,18 @@ class LeaseActivities:
     def __init__(self, db: Database, client: Client, task_queue: str) -> None:
         self._db = db
         self._client = client
-        self._task_queue = task_queue
+        self._outbox = Outbox(db, client, task_queue)
 
     @activity.defn
     async def start_service_cluster(self, request: MadeCluster) -> None:
-        """Row first, then the workflow; both repeatable, for the ids are derived."""
+        """Row first, then the workflow; both repeatable, since the ids are derived."""
         await self._start(request)
 
     @activity.defn
     async def start_job_cluster(self, request: MadeCluster) -> bool:
-        """The same for a job. False: the job's acceptance was taken back, nothing was made."""
+        """The same for a job. False: the job's request was cancelled, nothing was made."""
         job_id = request.input.job_id
-        if job_id is not None and await outbox.is_withdrawn(self._db, "job", job_id):
+        if job_id is not None and await is_cancelled(self._db, "job", job_id):
             return False
         await self._start(request)
         return True
@@ -62,28 +62,23 @@ class LeaseActivities:
     async def _start(self, request: MadeCluster) -> None:
         if not await cluster_records.insert_made_cluster(self._db, request.cluster, request.input):
             raise ApplicationError(
-                f"cluster {request.cluster.id} can't be made: another one is called {request.cluster.name}; "
-                "it is tried again, and comes when that one has ended",
+                f"cluster {request.cluster.id} can't be created: another one has the name {request.cluster.name}; "
+                "it is tried again until that one has ended",
                 type="conflict",
             )
-        await start_cluster(self._client, self._task_queue, request.input)
-        await outbox.mark_started(self._db, "cluster", request.cluster.id)
+        await self._outbox.start_cluster(request.input)
 
     @activity.defn
     async def acquire_lease(self, request: AcquireLease) -> LeaseAnswer:
-        """Asks a cluster for a lease; the answer comes at once. A cluster that is gone answers with its end,
-        not with an error."""
-        if request.holder.startswith("job_") and await outbox.is_withdrawn(self._db, "job", request.holder):
-            raise ApplicationError("The acceptance was taken back.", type="withdrawn", non_retryable=True)
-        handle = self._client.get_workflow_handle(request.cluster_id)
+        """Requests a lease of a cluster; the answer comes at once. A cluster that has ended is an answer, not an
+        error."""
+        if request.holder.startswith("job_") and await is_cancelled(self._db, "job", request.holder):
+            raise ApplicationError("The request was cancelled.", type="withdrawn", non_retryable=True)
+        info = activity.info()
         try:
-            answer: LeaseAnswer = await handle.execute_update(
-                "acquire",
-                LeaseRequest(holder=request.holder),
-                id=f"{activity.info().workflow_id}-{activity.info().activity_id}",
-                result_type=LeaseAnswer,
+            return await ClusterHandle(self._client, request.cluster_id).acquire(
+                LeaseRequest(holder=request.holder), key=f"{info.workflow_id}-{info.activity_id}"
             )
-            return answer
         except WorkflowUpdateFailedError as error:
             reason = error.cause.message if isinstance(error.cause, ApplicationError) else str(error.cause or error)
         except WorkflowUpdateRPCTimeoutOrCancelledError as error:
@@ -102,26 +97,10 @@ class LeaseActivities:
 
     @activity.defn
     async def release_lease(self, request: ReleaseLease) -> None:
-        """A cluster that has ended holds no lease any more: done."""
-        handle = self._client.get_workflow_handle(request.cluster_id)
-        try:
-            await handle.signal("release", request.release)
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
+        """A cluster that has ended holds no leases: nothing is left to do."""
+        await reached(ClusterHandle(self._client, request.cluster_id).release(request.release))
 
     @activity.defn
     async def ended_holders(self, holders: list[str]) -> list[str]:
-        """Those of ``holders`` whose workflow no longer runs. Asks each by id (visibility lags behind)."""
-        ended = []
-        for holder in holders:
-            try:
-                description = await self._client.get_workflow_handle(holder).describe()
-            except RPCError as error:
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
-                ended.append(holder)
-                continue
-            if description.status != WorkflowExecutionStatus.RUNNING:
-                ended.append(holder)
-        return ended
+        """Those of ``holders`` whose workflow no longer runs."""
+        return [holder for holder in holders if not await WorkflowHandle(self._client, holder).runs()]

@@ -1,19 +1,19 @@
-"""Machines: one side effect each. Sync, for cloud SDKs are; run on the worker's threads."""
+"""Machines: one side effect each. Sync, as the clouds' SDKs are; they run on the worker's threads."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities.cloud_calls import FINAL, as_failure, part_of
 from clouds.boot.user_data import NodeEnvironment, user_data
-from clouds.contract.errors import BadConfig, Denied, Gone, NoCapacity, QuotaExceeded, Throttled
+from clouds.contract.errors import Gone
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, Machines, MachineSpec, MachineState
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Market
 from heliostat.models.clusters import NodeRole
@@ -22,19 +22,15 @@ from heliostat.models.compute_configs import Architecture
 from runtime.keys import Keys
 from runtime.telemetry import LAUNCHES
 
-FINAL = (NoCapacity, QuotaExceeded, BadConfig, Denied)
-"""What another try of the same request does not cure: the workflow decides what to ask for next."""
-
-
-LOOK_S = 5.0
-"""Between two looks at machines that are being ended, at most."""
+POLL_S = 5.0
+"""Between two polls of machines that are being ended, at most."""
 CONSOLE_TAIL = 4096
-"""Characters of a console that are kept: some sixty lines, of which the last ones tell why."""
+"""Characters of a console that are kept: some sixty lines, of which the last ones show the reason."""
 
 
 class BootFacts(Model):
-    """What a node's first boot depends on beside its own ids; fixed with the node, so that the request of one
-    (slot, generation) is the same bytes after an upgrade of ours."""
+    """What a node's first boot depends on beside its own ids. Fixed with the node, so that the request of one
+    (slot, generation) is the same bytes after an upgrade of Heliostat."""
 
     api_url: str
     bundle_sha256: str
@@ -60,11 +56,11 @@ class LaunchNode(Model):
     accelerator: str | None = None
     cpu_architecture: Architecture | None = None
     advanced: dict[str, Any] = {}
-    keep: Keep | None = None
+    keep: RetainedResources | None = None
 
 
 class HandOver(Model):
-    """See ``Machines.hand_over``."""
+    """See ``Machines.attach_retained``."""
 
     cloud_id: str
     cluster_id: str
@@ -84,16 +80,6 @@ class EndNodes(Model):
     tokens: list[str] = []
 
 
-def as_failure(error: CloudError) -> ApplicationError:
-    """The error's code becomes the failure's type, which workflows decide by."""
-    return ApplicationError(
-        str(error),
-        type=error.code,
-        non_retryable=isinstance(error, FINAL),
-        next_retry_delay=timedelta(seconds=5) if isinstance(error, Throttled) else None,
-    )
-
-
 class NodeActivities:
     """Carries the clouds by id, and what user-data is made of."""
 
@@ -108,15 +94,6 @@ class NodeActivities:
         self._machines = machines
         self._keys = keys
         self._installation_id = installation_id
-
-    def _cloud(self, cloud_id: str) -> Machines:
-        try:
-            return self._machines[cloud_id]
-        except KeyError:
-            raise ApplicationError(
-                f"This worker does not serve the cloud {cloud_id}: it was deleted, or it is another server's own.",
-                type="unavailable",
-            ) from None
 
     @activity.defn
     def launch_node(self, node: LaunchNode) -> Machine:
@@ -158,7 +135,7 @@ class NodeActivities:
         )
         cloud = self._cloud_names.get(node.cloud_id, node.cloud_id)
         try:
-            machine = self._cloud(node.cloud_id).launch(spec)
+            machine = part_of(self._machines, node.cloud_id).launch(spec)
         except CloudError as error:
             LAUNCHES.labels(cloud=cloud, outcome=error.code).inc()
             raise as_failure(error) from error
@@ -170,7 +147,7 @@ class NodeActivities:
         """Gives what the cluster's heads keep to the machine of the new one; without a machine, deletes it. Tried again
         while it is too early."""
         try:
-            self._cloud(what.cloud_id).hand_over(what.cluster_id, what.machine_id)
+            part_of(self._machines, what.cloud_id).attach_retained(what.cluster_id, what.machine_id)
         except CloudError as error:
             final = what.machine_id is not None and isinstance(error, (*FINAL, Gone))  # what costs money is never left
             raise ApplicationError(str(error), type=error.code, non_retryable=final) from error
@@ -178,7 +155,7 @@ class NodeActivities:
     @activity.defn
     def describe_machines(self, refs: MachineRefs) -> list[Machine]:
         try:
-            return self._cloud(refs.cloud_id).describe(refs.machine_ids)
+            return part_of(self._machines, refs.cloud_id).describe(refs.machine_ids)
         except CloudError as error:
             raise as_failure(error) from error
 
@@ -186,14 +163,14 @@ class NodeActivities:
     def console_output(self, refs: MachineRefs) -> str:
         """Tail of the first machine's boot output, for the reason of a node that never registered."""
         try:
-            return self._cloud(refs.cloud_id).console_output(refs.machine_ids[0])[-CONSOLE_TAIL:]
+            return part_of(self._machines, refs.cloud_id).console_output(refs.machine_ids[0])[-CONSOLE_TAIL:]
         except CloudError as error:
             raise as_failure(error) from error
 
     @activity.defn
     def end_machines(self, refs: EndNodes) -> None:
         """Ends machines and returns only when the cloud says that they are gone. Already gone is done."""
-        cloud = self._cloud(refs.cloud_id)
+        cloud = part_of(self._machines, refs.cloud_id)
         wanted = list(refs.machine_ids)
         try:
             for token in refs.tokens:
@@ -209,10 +186,10 @@ class NodeActivities:
                 if activity.is_worker_shutdown():
                     raise ApplicationError("the worker is shutting down", type="worker_shutdown")
                 time.sleep(wait)
-                wait = min(wait * 1.5, LOOK_S)
-                untold = [m.machine_id for m in left if m.state in (MachineState.PENDING, MachineState.RUNNING)]
-                if untold and wait == LOOK_S:  # the cloud did not know them yet when it was asked to end them
-                    cloud.terminate(untold)
+                wait = min(wait * 1.5, POLL_S)
+                unknown = [m.machine_id for m in left if m.state in (MachineState.PENDING, MachineState.RUNNING)]
+                if unknown and wait == POLL_S:  # the cloud did not know them yet when it was asked to end them
+                    cloud.terminate(unknown)
         except CloudError as error:
             # Even "denied" is tried again: an operator may restore the right, and the machine costs money until then.
             raise ApplicationError(str(error), type=error.code) from error

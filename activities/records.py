@@ -1,13 +1,11 @@
-"""The projection: what workflows tell the records. Each write carries the workflow's revision."""
+"""Workflows write their resources to the records. Each write carries the workflow's revision."""
 
 from __future__ import annotations
 
-from sqlalchemy import select
 from temporalio import activity
 
 from activities.nodes import BootFacts
 from clouds.boot.user_data import NodeEnvironment
-from heliostat.models.clouds import AwsConfig, GcpConfig, Provider
 from heliostat.models.clusters import Cluster, Node
 from heliostat.models.common import Event, Model
 from heliostat.models.jobs import Job
@@ -15,9 +13,9 @@ from heliostat.models.services import Service, ServiceVersion
 from runtime.telemetry import CLUSTER_READY_SECONDS, RUNS
 from store import clusters as cluster_records
 from store import jobs as job_records
+from store.clouds import load_config
 from store.database import Database
 from store.services import rows as services
-from store.tables import clouds
 
 
 class ClusterRecord(Model):
@@ -45,7 +43,7 @@ class ServiceRecord(Model):
 
 
 class Recorded(Model):
-    """``wanted`` is False when the API took the acceptance back: the workflow ends without doing anything."""
+    """``wanted`` is False when the API has cancelled the request: the workflow ends without doing anything."""
 
     wanted: bool
     boot: BootFacts | None = None
@@ -71,13 +69,8 @@ class RecordActivities:
 
     async def _environment(self, cloud_id: str) -> NodeEnvironment | None:
         """What the cloud's machines run in, by its config of now; None on the control plane's own machine."""
-        async with self._db.read() as conn:
-            query = select(clouds.c.provider, clouds.c.config).where(clouds.c.id == cloud_id)
-            row = (await conn.execute(query)).first()
-        if row is None or row.config is None:
-            return None
-        config = (AwsConfig if row.provider == Provider.AWS else GcpConfig).model_validate(row.config)
-        return NodeEnvironment.of(Provider(row.provider), config)
+        found = await load_config(self._db, cloud_id)
+        return None if found is None else NodeEnvironment.of(*found)
 
     @activity.defn
     async def record_job(self, record: JobRecord) -> Recorded:
@@ -94,5 +87,5 @@ class RecordActivities:
 
     @activity.defn
     async def claim_deploy(self, deploy_id: str) -> bool:
-        """Before anything is made for it: False when the API has taken its acceptance back."""
+        """Before anything is made for it: False when the API has cancelled its request."""
         return await services.claim_deploy(self._db, deploy_id)

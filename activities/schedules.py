@@ -1,8 +1,7 @@
-"""A schedule's turn: one accepted job, the same as a person's."""
+"""One run of a schedule: an accepted job, the same as a user's."""
 
 from __future__ import annotations
 
-from sqlalchemy import update
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
@@ -11,13 +10,12 @@ from runtime.messages.jobs import JobInput
 from store import jobs as job_records
 from store.database import Database
 from store.schedules import job_of_schedule
-from store.tables import jobs
 
 
 class ScheduledTurn(Model):
     schedule_id: str
     job_id: str
-    """Derived from the turn's workflow run, so that a repeated attempt accepts one job."""
+    """Derived from the run id of the schedule's workflow, so that a repeated attempt accepts one job."""
 
 
 class ScheduleActivities:
@@ -37,8 +35,7 @@ class ScheduleActivities:
         job, arg = found
         job.reason = f"started by schedule {turn.schedule_id}"
         async with self._db.begin() as conn:
-            await job_records.insert_job(conn, job, arg)
-            # The child's start is as durable as this row: were the monitor to start it, the turn could not wait for
-            # it as its child. If the turn is terminated in between, the sweep settles the row.
-            await conn.execute(update(jobs).where(jobs.c.id == job.id).values(started=True))
+            # The child's start is as durable as this row. If the monitor started the job, the schedule's workflow could
+            # not wait for it as its child. If that workflow is terminated in between, the sweep settles the row.
+            await job_records.insert_job(conn, job, arg, started=True)
         return arg

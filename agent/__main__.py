@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 
-if sys.version_info < (3, 11):  # noqa: UP036 - a container image may have any; what follows would only say "UTC"
+if sys.version_info < (3, 11):  # noqa: UP036 - a container image may have any; the imports below would fail unclearly
     print(  # noqa: T201
         f"heliostat: the agent needs Python 3.11 or later; {sys.executable} is {sys.version.split()[0]}. "
         "Use an image of Ray with a newer one (e.g. rayproject/ray:<version>-py311).",
@@ -27,7 +27,7 @@ def main() -> int:
         boot = boots.read(sys.argv[1])
         boot.make_dirs()
     except (OSError, KeyError, ValueError, TypeError) as error:
-        what = f"misses {error}" if isinstance(error, KeyError) else str(error)
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         print(f"agent: the boot file {sys.argv[1]} can't be used: {what}", file=sys.stderr)  # noqa: T201
         return 2
     logging.Formatter.converter = time.gmtime

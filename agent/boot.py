@@ -1,4 +1,4 @@
-"""What this machine is told at its first breath: the boot file and three environment variables."""
+"""The machine's boot data: the boot file and three environment variables."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from agent.constants import Constants, constants
 
 SOCKET_PATH_MAX = 107
 SESSION_SUFFIX = 68
-"""``/session_2026-11-23_06-59-16_754805_1234567/sockets/plasma_store``: what Ray appends to its temp dir."""
+"""``/session_2026-11-23_06-59-16_754805_1234567/sockets/plasma_store``: Ray appends it to its temp dir."""
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Fixed ports of one node. With a block of its own every one of Ray's listeners gets a port of it, so that
-    nodes on one machine do not meet; without one Ray's defaults hold and only these two are named.
-    Worker processes always take free ports of the system's (``--min-worker-port=0``), so 20 ports are enough."""
+    """Fixed ports of one node. With a block of ports each listener of Ray's gets one of them, so that nodes on one
+    machine do not collide; without one Ray has its default ports. With a block, worker processes take free ports of the
+    system (``--min-worker-port=0``), so 20 ports are enough."""
 
     base: int | None
     gcs: int
     dashboard: int
     agent: int
-    """Our own small server: packages, and the autoscaler's node provider."""
+    """The agent's own server: packages, and the autoscaler's node provider."""
     serve_http: int
     serve_grpc: int
-    """Of Serve's proxy on the head of a service's cluster; elsewhere people run Serve as they like."""
+    """Of Serve's proxy on the head of a service's cluster; on other clusters users run Serve themselves."""
 
     @classmethod
     def of(cls, base: int | None) -> Ports:
@@ -65,11 +65,11 @@ class Boot:
     node_dir: Path
     constants: Constants
     provider: str = ""
-    """``aws`` or ``gcp``: whose machine this is; "" on the local cloud."""
+    """``aws`` or ``gcp``; "" on the local cloud."""
     ray_version: str = ""
-    """That Ray on this machine must have; "": whatever is here."""
+    """Required of Ray on this machine; "": any."""
     ca_file: Path | None = None
-    """PEM: whom the API's certificate must be signed by; None: whom the system trusts."""
+    """PEM of the CA that must have signed the API's certificate; None: the system's CAs."""
 
     @property
     def local(self) -> bool:
@@ -78,22 +78,22 @@ class Boot:
 
     @property
     def mark(self) -> str:
-        """In the environment of all that runs on this node, and of nothing else on this machine."""
+        """In the environment of every process of this node, and of no other on this machine."""
         return f"HELIOSTAT_NODE_DIR={self.node_dir}"
 
     @property
     def ray_dir(self) -> Path:
-        """Where Ray's session really lies."""
+        """The real folder of Ray's session."""
         return self.node_dir / "ray"
 
     @property
     def provider_dir(self) -> Path:
-        """On PYTHONPATH of Ray's own processes: our modules that run inside them."""
+        """On the PYTHONPATH of Ray's own processes: the agent's modules that run inside them."""
         return self.node_dir / "provider"
 
     @property
     def temp_dir(self) -> Path:
-        """The name that Ray is given for it: a short link where the path is too long for its sockets."""
+        """``ray_dir`` as Ray gets it: a short link if the path is too long for Ray's sockets."""
         if len(str(self.ray_dir)) + SESSION_SUFFIX <= SOCKET_PATH_MAX:
             return self.ray_dir
         short = hashlib.sha256(str(self.node_dir).encode()).hexdigest()[:12]
@@ -111,7 +111,7 @@ def read(path: str) -> Boot:
     """Raises OSError, KeyError or ValueError; none of them holds the token."""
     file = Path(path)
     if not file.exists() and not file.is_absolute():
-        file = Path.cwd().parent / path  # the stub starts us in the bundle's own folder
+        file = Path.cwd().parent / path  # the stub starts the agent in the bundle's folder
     raw = json.loads(file.read_text())
     base = os.environ.get("HELIOSTAT_PORT_BASE")
     folder = os.environ.get("HELIOSTAT_NODE_DIR") or raw.get("node_dir") or _default_dir()
@@ -138,7 +138,7 @@ def _default_dir() -> str:
 
 
 def main_ip(api_url: str) -> str:
-    """This machine's address on the way to the API. No packet is sent."""
+    """This machine's address on the way to the API. Sends no packet."""
     host = urllib.parse.urlsplit(api_url).hostname or "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

@@ -1,4 +1,4 @@
-"""HTTP to the API: outbound only, keep-alive, one connection a thread."""
+"""HTTP to the API: outbound only, keep-alive, one connection per thread."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 
-class Away(Exception):
-    """The API did not answer, or answered 5xx or 429: the same call again, later."""
+class Unavailable(Exception):
+    """The API did not answer, or answered 5xx or 429: repeat the call later."""
 
 
 class Refused(Exception):
-    """4xx: the same call again would be refused again."""
+    """4xx: the API would refuse the same call again."""
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:
         self.status = status
@@ -49,8 +49,8 @@ class Backoff:
 
 
 class Http:
-    """One keep-alive connection a thread to one origin. Every call that goes through it may be repeated, so a
-    connection that the other side has closed meanwhile is tried once more on a fresh one."""
+    """One keep-alive connection per thread to one origin. Every call through it is repeatable, so a call on a
+    connection that the server has closed is repeated once on a new one."""
 
     def __init__(self, url: str, context: ssl.SSLContext | None = None) -> None:
         parts = urllib.parse.urlsplit(url)
@@ -108,16 +108,16 @@ class Http:
 
 
 class Channel:
-    """Calls below ``<api>/agent/v1`` with this node's token. ``ca_file``: the only one that is trusted, if given."""
+    """Calls below ``<api>/agent/v1`` with this node's token. ``ca_file``: the only trusted CA, if set."""
 
     def __init__(self, api_url: str, ca_file: Path | None = None) -> None:
         self._http = Http(api_url, ssl.create_default_context(cafile=ca_file) if ca_file else None)
         self.token = ""
         self.last_contact = time.monotonic()
-        """When the API last answered an authenticated call of ours as it should."""
+        """Time of the API's last successful answer to an authenticated call."""
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 10.0) -> Any:
-        """The answer's JSON (None for 204). Raises Away, Refused, Gone."""
+        """The answer's JSON (None for 204). Raises Unavailable, Refused, Gone."""
         headers = {"Accept": "application/json"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
@@ -128,19 +128,19 @@ class Channel:
         try:
             status, raw = self._http.request(method, f"{self._http.path}/agent/v1{path}", data, headers, timeout_s)
         except (OSError, http.client.HTTPException) as error:
-            raise Away(f"{method} {path}: {error!r}") from None
+            raise Unavailable(f"{method} {path}: {error!r}") from None
         if status >= 500 or status == 429:
-            raise Away(f"{method} {path}: HTTP {status}")
+            raise Unavailable(f"{method} {path}: HTTP {status}")
         try:
             answer = json.loads(raw) if raw else None
         except ValueError:
-            raise Away(f"{method} {path}: HTTP {status} without JSON") from None  # a proxy's page, not our API
+            raise Unavailable(f"{method} {path}: HTTP {status} without JSON") from None  # a proxy's page, not the API's
         if status == 410:
             raise Gone(str((answer or {}).get("detail") or "the control plane has ended this node"))
         if status >= 400:
             raise Refused(status, answer if isinstance(answer, dict) else {})
         if status >= 300:
-            raise Away(f"{method} {path}: HTTP {status}; the API's address must not redirect")
+            raise Unavailable(f"{method} {path}: HTTP {status}; the API's address must not redirect")
         if self.token:
             self.last_contact = time.monotonic()
         return answer

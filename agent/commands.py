@@ -1,4 +1,4 @@
-"""Takes commands by long poll and carries each out once."""
+"""Gets commands by long poll and executes each once."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from agent.channel import Away, Backoff, Channel, Gone, Refused
+from agent.channel import Backoff, Channel, Gone, Refused, Unavailable
 from agent.constants import Constants
 from agent.journal import Journal
 from agent.packages import PackageFailed
-from agent.runs.submit import Refusal
 
 log = logging.getLogger("agent.commands")
 WAIT_S = 25
 WAIT_WORKING_S = 2
 KEPT = 500
-"""Results that are kept for commands that come again."""
+"""Results kept for commands that come again."""
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 
 
+class CommandRefused(Exception):
+    """The head can't carry out a command. ``retryable``: it has not begun and may come again."""
+
+    def __init__(self, message: str, retryable: bool = False) -> None:
+        self.retryable = retryable
+        super().__init__(message)
+
+
 class Commands:
-    """``handlers``: by command kind. A handler raises Refusal or PackageFailed for what it can't do."""
+    """``handlers``: by command kind. A handler may raise CommandRefused or PackageFailed."""
 
     def __init__(
         self, channel: Channel, journal: Journal, handlers: dict[str, Handler], constants: Constants,
@@ -51,36 +58,37 @@ class Commands:
             began = time.monotonic()
             try:
                 with self._lock:
-                    known = ",".join(sorted(self._working))  # what we carry out already is no news
-                # What ends while we wait would still count as known, and the same id given again would wait too.
+                    known = ",".join(sorted(self._working))  # commands under way are not new
+                # A command that ends during the wait still counts as known, and the same id, sent again, would wait
+                # too.
                 wait = WAIT_WORKING_S if known else WAIT_S
                 answer = self._channel.call("GET", f"/commands?wait={wait}&known={quote(known)}", timeout_s=wait + 15)
-            except Away as error:
+            except Unavailable as error:
                 log.debug("%s", error)
                 stop.wait(backoff.next())
                 continue
             except Refused as error:
-                log.warning("commands can't be had: %s", error)
+                log.warning("commands are unavailable: %s", error)
                 stop.wait(backoff.next())
                 continue
             except Gone as error:
                 self._on_gone(error)
                 return
             backoff.reset()
-            new = [c for c in answer["commands"] if self._begin(c["id"])]
+            new = [c for c in answer["commands"] if self._start(c["id"])]
             for command in new:
-                threading.Thread(target=self._carry_out, args=(command, stop), name="command", daemon=True).start()
+                threading.Thread(target=self._process, args=(command, stop), name="command", daemon=True).start()
             if not new and time.monotonic() - began < 1.0:
-                stop.wait(0.25)  # an API that does not know `known` must not make this a busy loop
+                stop.wait(0.25)  # an API without `known` must not make this a busy loop
 
-    def _begin(self, command_id: str) -> bool:
+    def _start(self, command_id: str) -> bool:
         with self._lock:
             if command_id in self._working:
                 return False
             self._working.add(command_id)
             return True
 
-    def _carry_out(self, command: dict[str, Any], stop: threading.Event) -> None:
+    def _process(self, command: dict[str, Any], stop: threading.Event) -> None:
         command_id = command["id"]
         try:
             result = self._results.get(command_id)
@@ -90,8 +98,8 @@ class Commands:
                     self._journal.append({"command": command_id, "result": result})
                     self._results[command_id] = result
             else:
-                log.info("command %s comes again; answered from the journal", command_id)
-            self._tell(command_id, result, stop)
+                log.info("command %s repeated; its result comes from the journal", command_id)
+            self._send_result(command_id, result, stop)
         except OSError as error:
             log.error("command %s: its result is not on disk: %s", command_id, error)
         finally:
@@ -104,9 +112,11 @@ class Commands:
         handler = self._handlers.get(kind)
         try:
             if handler is None:
-                raise Refusal(f"this agent knows no command {kind!r}; end the cluster's node to get a newer agent")
+                raise CommandRefused(
+                    f"this agent does not support the command {kind!r}; terminate the node to get a newer agent"
+                )
             done = {"ok": True, "result": handler(command.get("args") or {}), "error": "", "retryable": False}
-        except (Refusal, PackageFailed) as error:
+        except (CommandRefused, PackageFailed) as error:
             done = {"ok": False, "result": {}, "error": str(error), "retryable": error.retryable}
         except OSError as error:
             done = {"ok": False, "result": {}, "error": f"{kind}: {error.strerror or error}", "retryable": True}
@@ -114,24 +124,24 @@ class Commands:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{frame.name}, line {frame.lineno}"
             log.error("command %s (%s) failed: %s in %s", command["id"], kind, type(error).__name__, where)
-            done = {"ok": False, "result": {}, "error": f"{kind}: {type(error).__name__} in the agent; its log "
-                    "node/agent.log tells more", "retryable": False}  # fmt: skip
+            done = {"ok": False, "result": {}, "error": f"{kind}: {type(error).__name__} in the agent; "
+                    "see node/agent.log", "retryable": False}  # fmt: skip
         took = time.monotonic() - began
         log.info("command %s %s: ok=%s in %.2f s %s", command["id"], kind, done["ok"], took, done["error"])
         return done
 
-    def _tell(self, command_id: str, result: dict[str, Any], stop: threading.Event) -> None:
+    def _send_result(self, command_id: str, result: dict[str, Any], stop: threading.Event) -> None:
         backoff = Backoff(self._constants.backoff_base_s, self._constants.backoff_cap_s)
         while not stop.is_set():
             try:
                 self._channel.call("POST", f"/commands/{command_id}/result", result)
-            except Away:
+            except Unavailable:
                 stop.wait(backoff.next())
             except Refused as error:
-                if error.status == 401:  # the reporter asks for another token meanwhile
+                if error.status == 401:  # the reporter gets another token meanwhile
                     stop.wait(backoff.next())
                     continue
-                log.error("the result of command %s is not wanted: %s", command_id, error)
+                log.error("the API refuses the result of command %s: %s", command_id, error)
                 return
             except Gone as error:
                 self._on_gone(error)

@@ -1,9 +1,9 @@
-"""The node's first process. It starts the agent proper, takes in orphans, and is the machine's power switch:
-when the agent ends, however it ends, everything below dies at once, job drivers included (Ray starts them in
-sessions of their own, so a process group is not enough).
+"""The node's first process. It starts the agent, reaps orphans, and is the machine's power switch: when the agent ends,
+however it ends, every process below dies at once, job drivers included (Ray starts them in sessions of their own, so a
+process group is not enough).
 
 As PID 1 of a PID namespace it kills the whole namespace. Elsewhere it is a child subreaper and kills its
-descendants and whatever carries this node's directory in its environment. If this process itself is killed, the agent
+descendants and every process with this node's directory in its environment. If this process itself is killed, the agent
 dies with it (and in a namespace the kernel ends the rest; elsewhere Ray's leader has the same arrangement).
 """
 
@@ -33,7 +33,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def die_with_parent() -> None:
-    """The kernel sends us SIGKILL when the *thread* that started us ends; call it in the child."""
+    """The kernel sends this process SIGKILL when the *thread* that started it ends; call it in the child."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -43,14 +43,14 @@ def run(boot: Boot, agent: Callable[[], int]) -> int:
     if me != 1:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
     wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)  # none may be lost between fork and handler
+    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)  # no signal may be lost between fork and handler
     child = os.fork()
     if child == 0:
         code = 1
         try:
             die_with_parent()
             if os.getppid() != me:
-                os._exit(1)  # it died before the line above
+                os._exit(1)  # the parent died before the line above
             signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
             code = agent()
         except BaseException:  # noqa: BLE001 - nothing may return into the parent's stack
@@ -78,7 +78,7 @@ def run(boot: Boot, agent: Callable[[], int]) -> int:
         _kill_namespace()
     else:
         processes.kill_tree(me, boot.mark)
-    _tidy(boot)
+    _remove_session(boot)
     return code if code >= 0 else 128 - code
 
 
@@ -87,15 +87,15 @@ def _kill_namespace() -> None:
         try:
             os.kill(-1, signal.SIGKILL)
         except ProcessLookupError:
-            return  # we are alone
+            return  # no other process is left
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
 
 
-def _tidy(boot: Boot) -> None:
-    """Ray's session directory is of no use without its Ray; its logs have been shipped."""
+def _remove_session(boot: Boot) -> None:
+    """Ray's session directory is useless without its Ray, and its logs have been shipped."""
     if boot.temp_dir != boot.ray_dir:
         boot.temp_dir.unlink(missing_ok=True)
     shutil.rmtree(boot.ray_dir, ignore_errors=True)

@@ -12,7 +12,7 @@ from typing import Any
 class Journal:
     """``append`` returns when the record is on the disk. A torn last line (power cut) is dropped at start.
 
-    Raises OSError when the disk is full or gone; nothing has been recorded then."""
+    Raises OSError when the disk is full or gone; then nothing is recorded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,7 +44,7 @@ class Journal:
             try:
                 written = os.write(self._fd, data)
                 if written < len(data):
-                    raise OSError(28, f"no room for a record in {self.path.name}")
+                    raise OSError(28, f"no space for a record in {self.path.name}")
                 os.fsync(self._fd)
             except OSError:
                 os.ftruncate(self._fd, size)  # half a line would hide every record after it
@@ -70,7 +70,7 @@ class Journal:
 
 
 def write_private(path: Path, text: str) -> None:
-    """A 0600 file, never readable by others even for a moment; replaced atomically."""
+    """A 0600 file that others can never read; replaced atomically."""
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

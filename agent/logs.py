@@ -1,7 +1,7 @@
 """Ships log files to the bucket in chunks, from second 0, through presigned URLs.
 
-A stream is a file that only grows. Its bytes lie on this disk until they are in the bucket, so nothing is lost
-while the control plane is away. A chunk is PUT again, whole, as it grows, up to 1 MiB; then the next begins.
+A stream is a file that only grows. Its bytes stay on this disk until they are in the bucket, so nothing is lost while
+the control plane is unavailable. A chunk is PUT again, whole, as it grows, up to 1 MiB; then the next one starts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.channel import Away, Backoff, Channel, Gone, Http, Refused
+from agent.channel import Backoff, Channel, Gone, Http, Refused, Unavailable
 from agent.constants import Constants
 
 log = logging.getLogger("agent.logs")
@@ -25,7 +25,7 @@ SESSION_LOGS = ("raylet.out", "raylet.err", "gcs_server.out", "gcs_server.err", 
 """Not ``runtime_env_agent.log``: Ray writes users' env values into it."""
 SIGN_MAX = 64
 NAME = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+){0,3}")
-"""What the API signs; one other name would hold up all streams that are asked for with it."""
+"""Names that the API signs; one invalid name would block all streams of the same request."""
 
 
 @dataclass
@@ -33,20 +33,20 @@ class Stream:
     name: str
     path: Path
     limit: int | None = None
-    """Bytes after which nothing more of it is shipped."""
+    """Bytes beyond this are not shipped."""
     shipped: int = 0
     """Bytes of the file that are in the bucket."""
     chunk: int = 0
-    """Where the chunk begins that is growing now."""
-    turns: int = 0
+    """Start of the chunk that grows now."""
+    rotations: int = 0
 
     def size(self) -> int:
         try:
             size = self.path.stat().st_size
         except OSError:
             return 0
-        if size < self.shipped:  # rotated or truncated: what comes now is another stream
-            self.turns += 1
+        if size < self.shipped:  # rotated or truncated: another stream follows
+            self.rotations += 1
             self.shipped = self.chunk = 0
         return size if self.limit is None else min(size, self.limit)
 
@@ -55,7 +55,7 @@ class Stream:
 
     @property
     def label(self) -> str:
-        return f"{self.name}.{self.turns}" if self.turns else self.name
+        return f"{self.name}.{self.rotations}" if self.rotations else self.name
 
 
 class LogShipper:
@@ -65,12 +65,12 @@ class LogShipper:
         self._streams: dict[str, Stream] = {}
         self._lock = threading.Lock()
         self._shipping = threading.Lock()
-        self._poke = threading.Event()
+        self._wake = threading.Event()
         self._buckets: dict[str, Http] = {}
         self._session: Callable[[], Path | None] = lambda: None
         self._worker_files = 0
         self.follow = False
-        """Somebody reads: ship every second."""
+        """Somebody follows the logs: ship every second."""
 
     def add(self, name: str, path: Path, limit: int | None = None) -> None:
         with self._lock:
@@ -80,9 +80,9 @@ class LogShipper:
         """Finds Ray's own log files there as they appear."""
         self._session = logs_dir
 
-    def following(self, follow: bool) -> None:
+    def set_follow(self, follow: bool) -> None:
         if follow and not self.follow:
-            self._poke.set()
+            self._wake.set()
         self.follow = follow
 
     def pending(self) -> int:
@@ -91,26 +91,26 @@ class LogShipper:
         return sum(s.pending() for s in streams)
 
     def run(self, stop: threading.Event) -> None:
-        """Until ``stop``. Raises nothing: a bucket that is away is tried again."""
+        """Until ``stop``. Raises nothing: an unavailable bucket is tried again."""
         backoff = Backoff(self._constants.log_follow_s, self._constants.backoff_cap_s)
         while not stop.is_set():
             try:
                 self._discover()
                 self.ship()
-            except (Away, Refused, Gone, OSError) as error:
+            except (Unavailable, Refused, Gone, OSError) as error:
                 wait = backoff.next()
-                log.warning("logs can't be shipped, again in %.1f s: %s", wait, error)
+                log.warning("shipping logs failed, next attempt in %.1f s: %s", wait, error)
                 stop.wait(wait)
                 continue
             backoff.reset()
-            self._poke.wait(self._constants.log_follow_s if self.follow else self._constants.log_interval_s)
-            self._poke.clear()
+            self._wake.wait(self._constants.log_follow_s if self.follow else self._constants.log_interval_s)
+            self._wake.clear()
 
     def wake(self) -> None:
-        self._poke.set()
+        self._wake.set()
 
     def flush(self, timeout_s: float, name: str | None = None) -> bool:
-        """Ships everything (of one stream) that is in the file now; False if the bucket did not take it in time."""
+        """Ships everything (of one stream) that is in the file now; False if the bucket does not accept it in time."""
         deadline = time.monotonic() + timeout_s
         backoff = Backoff(0.1, 1.0)
         while True:
@@ -118,10 +118,10 @@ class LogShipper:
                 if name is None:
                     self._discover()
                 self.ship(name, deadline)
-            except (Away, Refused, OSError) as error:
+            except (Unavailable, Refused, OSError) as error:
                 left = deadline - time.monotonic()
                 if left <= 0.05:
-                    log.error("%s is not wholly in the bucket: %s", name or "the log", error)
+                    log.error("%s is not complete in the bucket: %s", name or "the log", error)
                     return False
                 time.sleep(min(backoff.next(), left))
             except Gone:
@@ -130,16 +130,16 @@ class LogShipper:
                 return True
 
     def ship(self, name: str | None = None, deadline: float | None = None) -> None:
-        """Brings all streams, or one, up to date. Raises Away, Refused, Gone, OSError."""
-        while self._round(name, deadline):
+        """Ships all new bytes, or those of one stream. Raises Unavailable, Refused, Gone, OSError."""
+        while self._ship_once(name, deadline):
             pass
 
-    def _round(self, name: str | None, deadline: float | None) -> bool:
-        """One chunk of each stream; False when there was nothing to ship. The lock is given up after it, so that the
+    def _ship_once(self, name: str | None, deadline: float | None) -> bool:
+        """One chunk of each stream; False when there was nothing to ship. It releases the lock afterwards, so that the
         end of a run does not wait for megabytes of other logs."""
         left = 30.0 if deadline is None else deadline - time.monotonic()
         if left <= 0 or not self._shipping.acquire(timeout=left):
-            raise Away("out of time")
+            raise Unavailable("out of time")
         try:
             with self._lock:
                 chosen = [s for s in self._streams.values() if name is None or s.name == name]
@@ -168,9 +168,9 @@ class LogShipper:
         try:
             status, _ = bucket.request("PUT", target, data, {}, timeout_s)
         except (OSError, http.client.HTTPException) as error:
-            raise Away(f"the bucket at {parts.netloc}: {error!r}") from None
+            raise Unavailable(f"the bucket at {parts.netloc}: {error!r}") from None
         if status >= 300:
-            raise Away(f"the bucket at {parts.netloc} answered HTTP {status} to {stream.label}")
+            raise Unavailable(f"the bucket at {parts.netloc} answered HTTP {status} to {stream.label}")
         stream.shipped = stream.chunk + len(data)
         if len(data) >= self._constants.log_chunk_bytes:
             stream.chunk = stream.shipped

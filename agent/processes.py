@@ -1,5 +1,4 @@
-"""Looking at and ending processes by what ``/proc`` says of them. Never by name: other nodes and other people's
-Ray run on the same machine."""
+"""Finds and kills processes by ``/proc``. Never by name: other nodes and other users' Ray run on the same machine."""
 
 from __future__ import annotations
 
@@ -50,14 +49,14 @@ def descendants(root: int) -> list[int]:
 
 
 def with_environ(*entries: str) -> Iterator[int]:
-    """Living processes that were started with all of these ``NAME=value`` in their environment (as far as we may
-    read it)."""
+    """Living processes that were started with all of these ``NAME=value`` in their environment (as far as this process
+    may read it)."""
     needles = [b"\0" + entry.encode() + b"\0" for entry in entries]
     for pid in pids():
         try:
             environ = b"\0" + (PROC / str(pid) / "environ").read_bytes()
         except OSError:
-            continue  # gone, or another user's: not ours
+            continue  # it has ended, or is another user's
         if all(needle in environ for needle in needles):
             yield pid
 
@@ -97,9 +96,9 @@ def ancestors(pid: int) -> set[int]:
 
 
 def kill_tree(root: int, entry: str, timeout_s: float = 10.0) -> list[int]:
-    """SIGKILLs all descendants of ``root`` and every process that carries ``entry``, again and again until none is
-    left, for a process may fork while it is looked for. Spares itself and its ancestors: the local cloud's
-    supervisor carries the node's id too. Returns those that are still there after ``timeout_s``."""
+    """Kills all descendants of ``root`` and every process with ``entry`` in its environment, and repeats it until none
+    is left, for processes fork meanwhile. Spares itself and its ancestors: the local cloud's supervisor has the node's
+    id in its environment too. Returns those that are still alive after ``timeout_s``."""
     spared = {root, os.getpid(), *ancestors(os.getpid())}
     deadline = time.monotonic() + timeout_s
     while True:
@@ -112,7 +111,7 @@ def kill_tree(root: int, entry: str, timeout_s: float = 10.0) -> list[int]:
 
 
 def reap(spared: Collection[int] = ()) -> None:
-    """Takes in ended children without waiting; never those in ``spared``, whose owner waits for them."""
+    """Reaps ended children without waiting; never those in ``spared``, whose owner waits for them."""
     for pid in pids():
         stat = _stat(pid)
         if stat is not None and stat[0] == "Z" and int(stat[1]) == os.getpid() and pid not in spared:

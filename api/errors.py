@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from heliostat.errors import HeliostatError, InternalError, InvalidRequest, NotFound, NotHonoured, Unauthenticated
 from heliostat.models.clouds import Provider
 from heliostat.models.common import did_you_mean, new_id
-from heliostat.models.compute_configs import NOT_HONOURED
-from heliostat.models.jobs import NOT_HONOURED_JOB
-from heliostat.models.services import NOT_HONOURED_SERVICE, ServiceDeploy
+from heliostat.models.compute_configs import NOT_SUPPORTED
+from heliostat.models.jobs import NOT_SUPPORTED_JOB
+from heliostat.models.services import NOT_SUPPORTED_SERVICE, ServiceDeploy
 
 log = structlog.get_logger(__name__)
 
@@ -136,15 +136,15 @@ def _dotted(loc: tuple[Any, ...]) -> str:
 def _not_honoured(loc: tuple[Any, ...], body: Any) -> str | None:
     name = str(loc[-1])
     if _model(body) is ServiceDeploy and "compute_config" not in loc[:-1]:
-        return NOT_HONOURED_SERVICE.get(name)
+        return NOT_SUPPORTED_SERVICE.get(name)
     if "required_resources" in loc[:-1]:
-        return NOT_HONOURED["PhysicalResources"].get(name)
+        return NOT_SUPPORTED["PhysicalResources"].get(name)
     if any(p in ("head_node", "worker_nodes") for p in loc):
-        only = NOT_HONOURED["WorkerNodeGroupConfig"] if "worker_nodes" in loc else {}
-        return only.get(name) or NOT_HONOURED["NodeConfig"].get(name)
+        only = NOT_SUPPORTED["WorkerNodeGroupConfig"] if "worker_nodes" in loc else {}
+        return only.get(name) or NOT_SUPPORTED["NodeConfig"].get(name)
     if any(p in ("compute_config", "config") for p in loc[:-1]):
-        return NOT_HONOURED["ComputeConfig"].get(name)
-    return NOT_HONOURED_JOB.get(name)
+        return NOT_SUPPORTED["ComputeConfig"].get(name)
+    return NOT_SUPPORTED_JOB.get(name)
 
 
 def _of_the_meant_union_member(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:

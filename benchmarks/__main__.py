@@ -4,7 +4,7 @@
         [--rollouts 20] [--kills 5] [--broken "hangs,…"] [--out DIR]
 
 Each benchmark starts a stack of its own and ends it. Results go to ``DIR/<name>.json`` (default
-``benchmarks/results``); ``docs/benchmarks.md`` is written anew from all that is there.
+``benchmarks/results``); ``docs/benchmarks.md`` is written again from all results.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from benchmarks import (
 )
 from benchmarks.stack import ROOT
 
-BUSY = "*The machine had been busy when this began (of a row: with the one before it); alone it may do better.*"
+BUSY = "*The machine was busy when this began (in a row of benchmarks: with the one before). Alone it may be faster.*"
 
 ALL: dict[str, ModuleType] = {
     "cluster_start": cluster_start,
@@ -107,9 +107,9 @@ def main() -> int:
 def page(results: Path) -> str:
     """docs/benchmarks.md from all results that there are."""
     parts = [
-        "# Benchmarks\n\nWritten by `python -m benchmarks` (`make bench`); the numbers are in `benchmarks/results/`."
-        " Each figure stands beside the bare thing, measured in the same run in interleaved pairs; spreads are least"
-        " – greatest. `python -m benchmarks NAME` measures one again.\n"
+        "# Benchmarks\n\n`python -m benchmarks` (`make bench`) writes this page; the numbers are in "
+        "`benchmarks/results/`. Each figure is compared with the same work without Heliostat, measured in the same run "
+        "in interleaved pairs. Ranges are minimum – maximum. `python -m benchmarks NAME` runs one benchmark again.\n"
     ]
     for name, module in ALL.items():
         path = results / f"{name}.json"

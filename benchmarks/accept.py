@@ -1,5 +1,5 @@
-"""How long the API takes to accept a job, in an open loop: requests come on time, whether the earlier ones are
-answered or not, and a late start counts as waiting."""
+"""How long the API takes to accept a job, in an open loop: requests are sent on time, whether earlier ones are answered
+or not, and a late start counts as waiting."""
 
 from __future__ import annotations
 

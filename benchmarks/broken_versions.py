@@ -1,7 +1,7 @@
-"""What a broken version costs when it is deployed under load: requests lost, against the share that the canary had when
-it was seen, and the time until all traffic is back. It passes the probe and is broken for everything else, at steps
-5, 10, 20, … with the default hold of 15 s; one that does not start gets no traffic at all. Its share is of the requests
-that were due while it had traffic; *back* is when the last request was due that still came to it."""
+"""What a broken version costs when it is deployed under load: lost requests, compared with the canary's share when the
+failure is detected, and the time until all traffic is back. The version passes the probe and fails everything else, at
+steps 5, 10, 20, … with the default hold of 15 s. One that does not start gets no traffic. Its share counts the requests
+that were due while it had traffic. *Back* is when the last request was due that still reached it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""POST cluster → RUNNING with one worker, against ``ray start`` of the same head and worker by hand."""
+"""From POST of a cluster to RUNNING with one worker, compared with ``ray start`` of the same head and worker by
+hand."""
 
 from __future__ import annotations
 

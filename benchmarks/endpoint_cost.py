@@ -1,7 +1,6 @@
-"""What the endpoint adds to a request: the same GET to the head's proxy directly (with our gate in it) and through the
-service's load balancer, on kept connections, in interleaved pairs; at half of what the proxy can do directly, and
-at saturation by 16 connections. The load, the load balancer and Ray share the machine's cores, so this is an upper
-bound."""
+"""What the endpoint adds to a request. The same GET is sent to the head's proxy (with the gate in it) and through the
+service's load balancer, on kept connections, in interleaved pairs: at half of the proxy's own rate, and at saturation
+by 16 connections. Load, load balancer and Ray share the machine's cores, so this is an upper bound."""
 
 from __future__ import annotations
 
@@ -101,7 +100,7 @@ def show(found: dict[str, Any]) -> str:
         return f"{median(values):.1f} ms ({min(values):.1f} – {max(values):.1f})"
 
     return table(
-        ["", "direct", "through the endpoint", "added, or ratio, of pairs", "goal"],
+        ["", "direct", "through the endpoint", "added, or ratio (of pairs)", "goal"],
         [
             [f"p50 at {found['rate']:.0f}/s", ms(found["direct_p50_ms"]), ms(found["through_p50_ms"]),
              ms(found["added_p50_ms"]), f"≤ {GOAL_P50_MS:g} ms"],

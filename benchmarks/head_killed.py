@@ -1,6 +1,7 @@
-"""A service on two clusters, under load; kill -9 of the machine of one head, again and again. An idempotent request
-whose answer has not begun is sent to the other head and must succeed; what was in flight on the dead one otherwise
-(answers that had begun, POST, websockets) breaks and is counted. Bare Traefik with its retry lost 13 of 3,152 GETs."""
+"""A service on two clusters under load; the machine of one head is killed by ``kill -9``, again and again. An
+idempotent request whose answer has not begun is sent to the other head and must succeed. Other requests in progress
+on the dead head (answers that had begun, POST, websockets) fail and are counted. Bare Traefik with its retry lost 13
+of 3,152 GETs."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def show(found: dict[str, Any]) -> str:
             "kills",
             "requests",
             "idempotent, answer not begun: failed",
-            "others, in flight on the dead head: failed",
+            "others, in progress on the dead head: failed",
             "power cut → both clusters in traffic",
             "goal",
         ],

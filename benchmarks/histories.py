@@ -1,4 +1,4 @@
-"""How many events a history grows by: a whole job on a warm cluster, a cluster at rest, one change."""
+"""The number of events by which a history grows: a whole job on a warm cluster, an idle cluster, one change."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def show(found: dict[str, Any]) -> str:
         ["events", "measured", "goal"],
         [
             ["a whole job on a warm cluster", events(found["job"]), "≤ 30"],
-            ["a cluster at rest for {rest_s} s".format(**found), found["cluster_at_rest"], "0"],
+            ["an idle cluster for {rest_s} s".format(**found), found["cluster_at_rest"], "0"],
             [
                 "four changes of a cluster (a job's lease, busy, idle, release)",
                 events(found["cluster_per_job"]),
                 "≤ 40",
             ],
             [
-                "one change that the head is told of (limits set; it learns them with its next report)",
+                "one change that the head gets (new limits, with its next report)",
                 events(found["per_change"]),
                 "≤ 10",
             ],

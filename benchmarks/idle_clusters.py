@@ -1,4 +1,4 @@
-"""What clusters cost the control plane while nothing happens: reports and long polls of many heads."""
+"""What idle clusters cost the control plane: reports and long polls of many heads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""200 nodes asked for at once: one cluster on a fake cloud whose calls take as long as EC2's do when it is busy. Our
-own share is what is left of the time when the cloud's and the machines' own are taken off: a launch and a boot, since
-all may go side by side; at the end a terminate and a look at the machines. A launch that begins later than it was asked
-for has waited for another's thread."""
+"""A cluster of 200 nodes on a fake cloud whose calls take as long as EC2's do when it is busy. Our own share is the
+time without the cloud's and the machines' own: a launch and a boot, since all of them may run in parallel; at the end
+a terminate and a describe. A launch that starts later than it was requested has waited for a thread."""
 
 from __future__ import annotations
 
@@ -107,8 +106,8 @@ def show(found: dict[str, Any]) -> str:
             ["our own share of that", spread(of("up_own_s")), own],
             ["from terminate until all machines are gone", spread(of("down_s")), "—"],
             ["our own share of that", spread(of("down_own_s")), own],
-            ["a launch waits to be begun, median", spread(of("wait_median_s")), "—"],
-            ["the same, 99 of 100", spread(of("wait_p99_s")), "none waits for another's"],
+            ["a launch waits for its start, median", spread(of("wait_median_s")), "—"],
+            ["the same, p99", spread(of("wait_p99_s")), "no launch waits for another"],
             ["launches", ", ".join(str(row["launches"]) for row in rows), f"{found['nodes']}"],
             ["events of the cluster's history", ", ".join(str(row["events"]) for row in rows), "—"],
         ],

@@ -1,7 +1,7 @@
-"""Whole job lifecycles per second on the fake cloud, against a bare Temporal workflow with as many activities
-on the same server. Ours does beside them what the bare one has not: it is accepted over HTTP and written down, leases
-its cluster (an update and a signal of a second workflow), hears the run's start and end as signals, and shows its state
-in Temporal's visibility."""
+"""Whole job lifecycles per second on the fake cloud, compared with a bare Temporal workflow with as many activities on
+the same server. A job of Heliostat does more than the bare workflow: it is accepted over HTTP and recorded, leases its
+cluster (an update and a signal of a second workflow), gets the run's start and end as signals, and shows its state in
+Temporal's visibility."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""2,000 jobs running at once on the fake cloud: the worker's memory, and a restart of it that must pick all up."""
+"""2,000 jobs that run at once on the fake cloud: the worker's memory, and whether all jobs continue after a restart."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def show(found: dict[str, Any]) -> str:
             "jobs at once",
             "worker's memory",
             "a job",
-            "processor while all run",
-            "all ended after kill -9 of it",
+            "CPU while all run",
+            "all ended after its kill -9",
             "goal",
         ],
         [
@@ -109,7 +109,7 @@ def show(found: dict[str, Any]) -> str:
                 f"{found['kib_per_job']} KiB",
                 cpu,
                 f"{found['all_ended_after_kill_s']} s",
-                f"≤ {GOAL_MIB:,} MiB; all picked up",
+                f"≤ {GOAL_MIB:,} MiB; all jobs continue",
             ]
         ],
     )

@@ -1,5 +1,5 @@
-"""From the moment when a new version answers real requests to the moment when it has all the traffic, by steps 5, 10,
-20, 30, 50, 75, 100 with the least hold of 1 s; under the load of ``rollouts``. By the service's own events."""
+"""From a new version's first answers to real requests until it has all the traffic, by steps 5, 10, 20, 30, 50, 75, 100
+with the shortest hold of 1 s, under the load of ``rollouts``, by the service's own events."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Requests that fail while a service is rolled out again and again under a steady load of fresh and kept connections,
+"""Requests that fail while a service is rolled out again and again, under a steady load of fresh and kept connections,
 GET, POST with 64 KiB, requests of 5 s, streams and websockets (23/s in all). Every answer is compared byte by byte with
-what it must be; nothing is tried again. Steps 5, 10, 20, 30, 50, 75, 100 are held 1 s each."""
+the right one; nothing is retried. The steps 5, 10, 20, 30, 50, 75, 100 are held for 1 s each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def show(found: dict[str, Any]) -> str:
     report = found["report"]
     kinds = ", ".join(f"{name} {kind['ok']:,}" for name, kind in report["kinds"].items())
     return table(
-        ["rollouts in a row", "versions that answered", "requests", "of these right", "failed", "one rollout", "goal"],
+        ["rollouts in a row", "versions that answered", "requests", "right answers", "failed", "one rollout", "goal"],
         [[
             found["rollouts"], found["versions_seen"], f"{report['sent']:,}", kinds, report["failed"],
             spread([row["seconds"] for row in found["rows"]]), "0 failed",

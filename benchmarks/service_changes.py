@@ -1,4 +1,4 @@
-"""Requests that fail, under the load of ``rollouts``, while a service is changed in each other way."""
+"""Requests that fail, under the load of ``rollouts``, while a service changes in every other way."""
 
 from __future__ import annotations
 
@@ -139,5 +139,5 @@ async def _drain_node(dashboard: str, token: str, node_id: str) -> None:
 
 def show(found: dict[str, Any]) -> str:
     rows = [[r["what"], f"{r['seconds']:g} s", f"{r['sent']:,}", r["failed"], "0"] for r in found["rows"]]
-    rows.append(["all, and what was between them", "—", f"{found['sent']:,}", found["failed"], "0"])
+    rows.append(["all, and the time between them", "—", f"{found['sent']:,}", found["failed"], "0"])
     return table(["change", "took", "requests in that time", "failed", "goal"], rows)

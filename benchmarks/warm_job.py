@@ -1,5 +1,6 @@
-"""A job on a warm cluster, POST → SUCCEEDED seen by the client, against ``ray job submit`` of the same entry
-point on the same cluster: the command line that a person would type, and (stricter) Ray's bare HTTP."""
+"""A job on a warm cluster, from POST until the client sees SUCCEEDED. Compared with ``ray job submit`` of the same
+entry point on the same cluster, as a person types it, and with Ray's bare HTTP API, which is the stricter
+comparison."""
 
 from __future__ import annotations
 

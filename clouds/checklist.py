@@ -52,9 +52,9 @@ class Checklist:
         self._add(name, CheckState.SKIPPED, detail, remedy)
 
     def behind(self, failed: str, *names: str) -> None:
-        """Lines that can't be known before another one is put right."""
+        """Lines that cannot be known before another one is corrected."""
         for name in names:
-            self.skip(name, f"Not looked at before `{failed}` is put right.")
+            self.skip(name, f"Not checked before `{failed}` is corrected.")
 
     def ask(self, name: str, what: Callable[[], Answer], *, needed: bool = True) -> Answer | None:
         """The cloud's answer; None when it gave none, which is the line then.
@@ -68,7 +68,7 @@ class Checklist:
             if needed:
                 self.fail(name, e.message, self._granting(e))
             else:
-                self.skip(name, f"It may not be looked at: {e.message}", self._granting(e))
+                self.skip(name, f"It cannot be read: {e.message}", self._granting(e))
         except CloudError as e:
             self.fail(name, e.message, e.remedy)
         return None
@@ -80,7 +80,7 @@ class Checklist:
         """Ours against an answer's ``Date``."""
         ahead = (now - parsedate_to_datetime(date)).total_seconds()
         said = f"This host's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the cloud's."
-        remedy = "Set it right on the control plane's host (NTP): requests that are minutes off are refused."
+        remedy = "Set it right on the control plane's host (NTP): the cloud refuses requests that are minutes off."
         if abs(ahead) > MAX_SKEW_S:
             self.fail(name, said, remedy)
         elif abs(ahead) > SKEW_S:
@@ -89,22 +89,22 @@ class Checklist:
             self.ok(name, f"Within {SKEW_S:.0f} s of the cloud's.")
 
     def api(self, api_url: str) -> None:
-        """Whether machines elsewhere can call the API, as far as its URL tells."""
+        """Whether machines elsewhere can call the API, as far as its URL shows."""
         name, address = "api_url", address_of(api_url)
         scheme, host = urlsplit(api_url).scheme, urlsplit(api_url).hostname or ""
         remedy = "Set HELIOSTAT_API_URL to what machines of the cloud reach."
         if not host:
-            self.fail(name, f"{api_url!r} is no URL.", remedy)
+            self.fail(name, f"{api_url!r} is not a valid URL.", remedy)
         elif host == "localhost" or (
             address is not None and (address.is_loopback or address.is_unspecified or address.is_link_local)
         ):
-            self.fail(name, f"{api_url} is this host alone: no machine of the cloud can call it.", remedy)
+            self.fail(name, f"{api_url} is a loopback address: no machine of the cloud can reach it.", remedy)
         elif address is not None and not address.is_global:
             self.warn(name, f"{api_url} is a private address: machines need a private route to it.", remedy)
         elif scheme != "https":
             self.warn(name, f"{api_url} is not https: tokens and commands can be read on the way.", remedy)
         else:
-            self.ok(name, f"{api_url}; whether machines reach it, `--launch` tells.")
+            self.ok(name, f"{api_url}; `--launch` checks whether machines reach it.")
 
     def bucket_works(self, bucket: Bucket, shown: str) -> None:
         """Writes, reads, lists and deletes a probe. Only if ``bucket`` has not failed before.
@@ -130,7 +130,11 @@ class Checklist:
             if same:
                 self.ok(name)
             elif same is not None:
-                self.fail(name, "What was written is not what is read.", "Does a rule of the bucket's delete at once?")
+                self.fail(
+                    name,
+                    "The object that was read differs from the one written.",
+                    "Does a rule of the bucket's delete at once?",
+                )
         if self._does(delete, lambda: bucket.delete([key])):
             self.ok(delete, "The probe is gone.")
 

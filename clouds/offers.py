@@ -13,27 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from clouds.aws.machines import catalogue as aws
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 from clouds.gcp.machines import catalogue as gcp
-from clouds.shapes import Offer
+from clouds.instance_types import Offer
 from heliostat.models.clouds import Provider
 
 
 def offers(home: Path) -> dict[str, Offer]:
-    """Raises Unavailable for a catalogue that can't be read."""
+    """Raises Unavailable for a catalogue that cannot be read."""
     return {
         Provider.AWS: Offer(aws.of(home), _check_aws),
         Provider.GCP: Offer(gcp.of(home), _check_gcp),
     }
 
 
-def _check_aws(advanced: Mapping[str, Any], keep: Keep | None) -> None:
+def _check_aws(advanced: Mapping[str, Any], keep: RetainedResources | None) -> None:
     from clouds.aws.machines.advanced import check
 
     check(advanced, keep)
 
 
-def _check_gcp(advanced: Mapping[str, Any], keep: Keep | None) -> None:
+def _check_gcp(advanced: Mapping[str, Any], keep: RetainedResources | None) -> None:
     from clouds.gcp.machines.advanced import check
 
     check(advanced, keep)

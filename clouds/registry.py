@@ -50,7 +50,7 @@ class Registered:
     name: str
     organization_id: str
     cloud: Cloud | None
-    """None: its row can't be read, ``why`` says what is wrong with it."""
+    """None: its row cannot be read, ``why`` says what is wrong with it."""
     why: str = ""
 
 
@@ -154,7 +154,7 @@ class Clouds:
         except Exception as e:
             why = str(e) or type(e).__name__
             if self._broken.get(registered.id) != why:
-                log.exception("a cloud can't be used", cloud=registered.name, id=registered.id)
+                log.exception("a cloud cannot be used", cloud=registered.name, id=registered.id)
             self._broken[registered.id] = why
             return _broken(registered, why)
         self._broken.pop(registered.id, None)
@@ -199,15 +199,15 @@ class _View(Mapping[str, T], Generic[T]):
 
 
 class _Refusing:
-    """Any part of a cloud that can't be used: whatever is asked of it is refused."""
+    """Any part of a cloud that cannot be used: whatever is asked of it is refused."""
 
     def __init__(self, registered: Registered, why: str) -> None:
         self._registered, self._why = registered, why
 
     def refuse(self, *_: Any, **__: Any) -> Any:
         raise CloudError(
-            f"Cloud {self._registered.name} can't be used: {self._why}",
-            remedy="The log of the worker and the API has more; correct it there, or register the cloud anew.",
+            f"Cloud {self._registered.name} cannot be used: {self._why}",
+            remedy="See the logs of the worker and the API; correct its config, or register the cloud again.",
             resource=self._registered.id,
         )
 

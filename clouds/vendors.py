@@ -48,7 +48,7 @@ class InstalledVendors:
         self._aws_sessions: dict[tuple[str, str, str], AwsSession] = {}
 
     def open(self, registered: Registered) -> OpenCloud:
-        """Calls nobody. Raises whatever the vendor's classes raise for a config that they can't use."""
+        """Calls nobody. Raises whatever the vendor's classes raise for a config that they cannot use."""
         assert registered.cloud is not None
         config = registered.cloud.config
         if isinstance(config, AwsConfig):

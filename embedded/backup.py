@@ -18,20 +18,11 @@ from pathlib import Path
 
 from heliostat.errors import Conflict, InvalidRequest, NotFound
 from runtime.home import Home
+from store.sqlite import copy_database
 
 _DATABASES = ("records.db", "temporal.db")
 _FILES = ("secret.key", "oidc.key", "admin.token", "stack.json")
 """``stack.json`` for its ports: clusters that live call them."""
-
-
-def copy_database(source: Path, target: Path) -> None:
-    """A consistent copy of a SQLite file that may be in use (SQLite's own online backup), 0600."""
-    os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
-    with contextlib.closing(sqlite3.connect(source, timeout=30)) as old:
-        with contextlib.closing(sqlite3.connect(target)) as new:
-            old.backup(new)
-            # The copy inherits WAL mode; without it, it is one file, complete in itself.
-            new.execute("PRAGMA journal_mode=DELETE")
 
 
 def backup(home: Home, to: Path | None = None) -> Path:
@@ -39,11 +30,11 @@ def backup(home: Home, to: Path | None = None) -> Path:
 
     Raises:
         NotFound: there is nothing to save.
-        InvalidRequest: the archive can't be written where it should.
+        InvalidRequest: the archive cannot be written where it should.
     """
     if not home.records_db.exists():
         raise NotFound(
-            f"{home.path} holds no records.",
+            f"{home.path} has no records.",
             remedy="Set HELIOSTAT_HOME to the stack's home. Records in PostgreSQL are saved by its own tools.",
             resource=str(home.path),
         )
@@ -95,7 +86,7 @@ def restore(home: Home, archive: Path) -> Path | None:
     living = home.processes()
     if lock is None or living:
         raise Conflict(
-            f"The stack of {home.path} runs; a restore would be overwritten by it.",
+            f"The stack of {home.path} is running and would overwrite the restore.",
             remedy="Stop it first: Ctrl-C where it runs, or `make down`.",
             resource=str(home.path),
         )
@@ -123,14 +114,14 @@ def _unpack(archive: Path, into: Path) -> list[Path]:
             members = tar.getmembers()
             known = {*_DATABASES, *_FILES}
             if any(m.name not in known or not m.isfile() for m in members) or "records.db" not in tar.getnames():
-                raise InvalidRequest(f"{archive} is no backup of a Heliostat home.", remedy="Give another archive.")
+                raise InvalidRequest(f"{archive} is not a backup of a Heliostat home.", remedy="Give another archive.")
             for member in members:  # by hand: Debian's 3.11.2 has no extraction filters yet
                 stream = tar.extractfile(member)
                 assert stream is not None  # a file, as checked above
                 with stream, (into / member.name).open("wb") as out:
                     shutil.copyfileobj(stream, out)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise InvalidRequest(f"{archive} can't be read: {error}.", remedy="Give another archive.") from error
+        raise InvalidRequest(f"{archive} cannot be read: {error}.", remedy="Give another archive.") from error
     fresh = [into / m.name for m in members]
     for path in fresh:
         path.chmod(0o600)

@@ -50,7 +50,7 @@ def in_a_fresh_home(work: Work) -> int:
 def _demo(home: Home, work: Work) -> int:
     if home.stack_pid() is not None:
         raise InfrastructureError(
-            f"a stack runs in {home.path} already.",
+            f"a stack already runs in {home.path}.",
             remedy="Unset HELIOSTAT_HOME to run the demo beside it, in a home of its own.",
             resource=str(home.path),
         )
@@ -141,7 +141,7 @@ def _check_clean(home: Home) -> None:
                 left.append(f"pid {entry.name}")
     if left:
         raise InternalError(f"the demo left something behind: {'; '.join(left)}", remedy="Report this.")
-    say("checked: no process of it is left")
+    say("checked: no process is left")
 
 
 def _stack(env: dict[str, str], *command: str) -> int:

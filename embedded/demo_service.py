@@ -48,7 +48,7 @@ def _run(home: Home, env: dict[str, str], up_s: float) -> int:
     say(f"deployed in {time.monotonic() - began:.1f} s (the stack itself started in {up_s:.1f} s)")
     _try(service)
 
-    title("3. Upgrade it under load: every answer is looked at, nothing is tried again")
+    title("3. Upgrade it under load: every answer is checked, no request is retried")
     code, report = _upgrade(env, name, service)
     say("")
     for line in _summary(report):
@@ -107,7 +107,7 @@ def _upgrade(env: dict[str, str], name: str, service: dict[str, Any]) -> tuple[i
             if stop_at and seen["second"] >= stop_at:
                 load.send_signal(signal.SIGINT)
     if deploying is None or not report:
-        raise InfrastructureError("the load ended before its time.")
+        raise InfrastructureError("the load ended early.")
     if deploying.poll() is None:
         end_processes([deploying.pid], grace_s=5)
     said, _ = deploying.communicate(timeout=30)
@@ -164,6 +164,6 @@ def _heliostat(env: dict[str, str], *command: str) -> int:
 
 def _told(env: dict[str, str], name: str, code: int) -> int:
     """What happened to it, for the reader of a demo that failed."""
-    say(f"error: the service did not do as told (exit code {code})")
+    say(f"error: the service demo failed (exit code {code})")
     _heliostat(env, "service", "events", name)
     return code

@@ -111,7 +111,7 @@ def _part(
 
 
 def temporal_argv(layout: Layout) -> list[str]:
-    """The dev server on one SQLite file, on loopback. Its two dear settings are measured (design §4): WAL halves
+    """The dev server on one SQLite file, on loopback. Its two costly settings are measured: WAL halves
     the cost of a commit, and the poll rate takes task dispatch from 37 to 3 ms."""
     return [
         TEMPORAL,
@@ -159,7 +159,7 @@ def set_retention(layout: Layout) -> None:
     )
     if done.returncode:
         raise InfrastructureError(
-            f"Temporal did not take the retention of {hours} h: {done.stderr.strip()}",
+            f"Temporal rejected the retention of {hours} h: {done.stderr.strip()}",
             remedy="Change HELIOSTAT_TEMPORAL_RETENTION_DAYS.",
             resource="temporal",
         )
@@ -181,8 +181,8 @@ def migrate(layout: Layout) -> None:
     )
     if done.returncode:
         raise InfrastructureError(
-            f"the records of {layout.home.path} could not be migrated, and are as they were:\n{done.stderr[-4000:]}",
-            remedy="Go back to the code that they were made by, or report this; a copy is in the home's backups.",
+            f"the records of {layout.home.path} could not be migrated; they are unchanged:\n{done.stderr[-4000:]}",
+            remedy="Go back to the previous version, or report this; a copy is in the home's backups.",
             resource=str(layout.home.path),
         )
     say(done.stdout.strip())

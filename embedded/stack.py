@@ -58,11 +58,11 @@ class Stack:
             nonlocal interrupts
             interrupts += 1
             if interrupts == 1:
-                say("\nStopping the control plane; clusters and their jobs go on.")
+                say("\nStopping the control plane; clusters and their jobs keep running.")
                 stop.set()
             else:
                 say("Killing it.")
-                self._supervisor.hurry()
+                self._supervisor.kill_all()
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -70,10 +70,10 @@ class Stack:
                 loop.add_signal_handler(number, interrupted)
         code = 0
         try:
-            if await _unless(stop, self._start()):
+            if await _until_stopped(stop, self._start()):
                 self._write("ready")
                 say(banner(self.home.state()))
-                await _unless(stop, self._keep())
+                await _until_stopped(stop, self._watch())
         except HeliostatError as error:
             say(f"error: {error}")
             code = error.exit_code
@@ -96,9 +96,9 @@ class Stack:
         await asyncio.gather(
             self._supervisor.start(made["api"], made["worker"]), asyncio.to_thread(set_retention, self.layout)
         )
-        say(f"all is ready ({time.monotonic() - began:.1f} s)")
+        say(f"everything is ready ({time.monotonic() - began:.1f} s)")
 
-    async def _keep(self) -> None:
+    async def _watch(self) -> None:
         await asyncio.gather(self._supervisor.watch(), self._supervisor.limit_logs())
 
     def _pids_changed(self, pids: dict[str, int]) -> None:
@@ -125,7 +125,7 @@ def check_space(home: Home) -> None:
         )
 
 
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+async def _until_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     """Does the work unless told to stop before it is done; True when it was done."""
     task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
@@ -154,13 +154,13 @@ Heliostat {state["version"]} is up.
 
   Try          {cli} job submit --wait -- python -c "print('hello')"
 
-Ctrl-C stops the control plane only: clusters and jobs go on. `make down` ends them too.
+Ctrl-C stops the control plane only: clusters and jobs keep running. `make down` ends them too.
 """
 
 
 def up(settings: Settings, home: Home, *, detach: bool) -> int:
     for name, meant in misspelt(os.environ).items():
-        say(f"warning: there is no setting {name}; {meant} is probably meant")
+        say(f"warning: unknown setting {name}; did you mean {meant}?")
     home.create()
     if detach:
         return _up_detached(home)
@@ -170,7 +170,7 @@ def up(settings: Settings, home: Home, *, detach: bool) -> int:
     with lock:
         orphans = home.processes()
         if orphans:
-            say(f"ending what an earlier stack left behind: {', '.join(sorted(orphans.values()))}")
+            say(f"ending processes of an earlier stack: {', '.join(sorted(orphans.values()))}")
             end_processes(orphans, grace_s=10)
         return asyncio.run(Stack(settings, home).run())
 
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(backup(home, args.file))  # noqa: T201
             case "restore":
                 aside = restore(home, args.file)
-                say(f"restored to {home.path}" + (f"; what stood there is in {aside}" if aside else ""))
+                say(f"restored to {home.path}" + (f"; the previous home is in {aside}" if aside else ""))
         return 0
     except HeliostatError as error:
         say(f"error: {error}")

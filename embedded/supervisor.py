@@ -70,7 +70,7 @@ class Supervisor:
         self._changed = changed
         self._say = say
         self._parts: list[Part] = []
-        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._watchers: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
 
     async def start(self, *parts: Part) -> None:
@@ -83,12 +83,12 @@ class Supervisor:
         for part in parts:
             rotate(part.log)
             self._parts.append(part)
-            self._keepers[part.name] = asyncio.create_task(self._keep(part), name=part.name)
+            self._watchers[part.name] = asyncio.create_task(self._run(part), name=part.name)
         await asyncio.gather(*(self._await_ready(part, began) for part in parts))
 
     async def watch(self) -> None:
-        """Returns only by an exception: a keeper that ended is a fault of ours."""
-        done, _ = await asyncio.wait(self._keepers.values(), return_when=asyncio.FIRST_COMPLETED)
+        """Returns only by an exception: a watcher that ended is a bug."""
+        done, _ = await asyncio.wait(self._watchers.values(), return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
 
@@ -96,8 +96,8 @@ class Supervisor:
         """Ends the parts, last started first, each gracefully while it can; what does not end is killed."""
         self._stopping = True
         for part in reversed(self._parts):
-            self._keepers[part.name].cancel()
-            await asyncio.gather(self._keepers[part.name], return_exceptions=True)
+            self._watchers[part.name].cancel()
+            await asyncio.gather(self._watchers[part.name], return_exceptions=True)
             if part.process is None or part.process.returncode is not None:
                 continue
             self._say(f"stopping {part.name}")
@@ -110,21 +110,21 @@ class Supervisor:
                 await part.process.wait()
             self._tell()
 
-    def hurry(self) -> None:
+    def kill_all(self) -> None:
         """Kills every part: the second Ctrl-C."""
         for part in self._parts:
             if part.pid is not None:
                 os.kill(part.pid, signal.SIGKILL)
 
-    async def _keep(self, part: Part) -> None:
+    async def _run(self, part: Part) -> None:
         """One part's whole life: start, wait for its end, pause, again."""
         pause = 0.2
         while True:
             born = time.monotonic()
             try:
                 part.process = await _spawn(part)
-            except OSError as error:  # its log can't be opened, no process can be made: this may pass
-                self._say(f"{part.name} can't be started: {error}; again in {pause:.1f} s")
+            except OSError as error:  # its log cannot be opened, no process can be made: this may pass
+                self._say(f"{part.name} cannot be started: {error}; again in {pause:.1f} s")
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, MAX_BACKOFF_S)
                 continue
@@ -135,7 +135,7 @@ class Supervisor:
                 pause = 0.2
             if part.ready.is_set():
                 how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-                self._say(f"{part.name} ended {how}; it is started again in {pause:.1f} s ({part.log})")
+                self._say(f"{part.name} ended {how}; it restarts in {pause:.1f} s ({part.log})")
             elif part.deaths >= START_TRIES:
                 return  # _await_ready tells
             await asyncio.sleep(pause)
@@ -146,11 +146,11 @@ class Supervisor:
         while True:
             answers = await part.is_ready()
             spent = time.monotonic() - began
-            if self._keepers[part.name].done():  # whatever answers there, it is not this part
-                self._keepers[part.name].result()
+            if self._watchers[part.name].done():  # whatever answers there, it is not this part
+                self._watchers[part.name].result()
                 raise PartFailed(
                     f"{part.name} does not start: it ended {part.deaths} times. It wrote last:\n{tail(part.log)}",
-                    remedy=f"The whole log is in {part.log}.",
+                    remedy=f"The full log is in {part.log}.",
                     resource=part.name,
                 )
             if answers:
@@ -158,7 +158,7 @@ class Supervisor:
             if spent > part.ready_s:
                 raise PartFailed(
                     f"{part.name} runs but was not ready within {part.ready_s:.0f} s. It wrote last:\n{tail(part.log)}",
-                    remedy=f"The whole log is in {part.log}.",
+                    remedy=f"The full log is in {part.log}.",
                     resource=part.name,
                 )
             if time.monotonic() - last_word > 5:
@@ -199,7 +199,7 @@ async def _spawn(part: Part) -> asyncio.subprocess.Process:
             )
         except FileNotFoundError as error:
             raise PartFailed(
-                f"{part.name} can't be started: there is no {part.argv[0]}.",
+                f"{part.name} cannot be started: not found: {part.argv[0]}.",
                 remedy="Run `make setup`.",
                 resource=part.name,
             ) from error

@@ -1,7 +1,7 @@
 """``down``: ends the jobs, services and clusters of this home's stack, then the stack.
 
 Clusters end the way they always do, by their workflows, confirmed by their cloud; a stopped control plane
-is started for that. Only when it can't be, the local cloud cuts the power of every machine that carries our owner
+is started for that. Only when it cannot be, the local cloud kills every machine that carries our owner
 tag; then nothing runs on this machine any more, and machines elsewhere are named for the next ``up``.
 """
 
@@ -26,7 +26,7 @@ from heliostat.models.services import ServiceState
 from runtime.home import Home, end_processes
 
 STUCK_S = 120.0
-"""Without any progress for so long, ending by workflow is given up for cutting the power."""
+"""Without any progress for so long, ending by workflow is given up, and machines are killed."""
 API_S = 60.0
 REASON = "make down"
 
@@ -41,7 +41,7 @@ def down(home: Home, start: Callable[[], int]) -> int:
     if home.stack_pid() is not None or may_hold_clusters(home):
         try:
             if home.stack_pid() is None:
-                say("Clusters may be left; starting the control plane to end them.")
+                say("Clusters may still run; starting the control plane to end them.")
                 if start() != 0:
                     raise InfrastructureError("the control plane does not start")
             # From this machine: ``api_url`` may be the outside of a proxy.
@@ -52,11 +52,11 @@ def down(home: Home, start: Callable[[], int]) -> int:
             left = str(error)
             say(f"The control plane could not end everything: {error}")
     stop(home)
-    cut = cut_power(home)
+    cut = kill_machines(home)
     if cut:
-        say(f"Cut the power of {len(cut)} machines: {', '.join(cut)}")
+        say(f"Killed {len(cut)} machines: {', '.join(cut)}")
     if left and not cut:
-        say("No machine of this host was left. Machines in other clouds, if any, are ended by the next `up`.")
+        say("No machine is left on this host. The next `up` ends machines in other clouds, if any.")
     say(f"Nothing of {home.path} runs on this machine any more.")
     return 2 if left else 0
 
@@ -117,7 +117,7 @@ def end_resources(api_url: str, token: str) -> None:
             if now != before:
                 before, moved = now, time.monotonic()
             elif time.monotonic() - moved > STUCK_S:
-                raise InfrastructureError(f"nothing has moved for {STUCK_S:.0f} s; {'; '.join(now.values())}")
+                raise InfrastructureError(f"no progress for {STUCK_S:.0f} s; {'; '.join(now.values())}")
             time.sleep(0.2)
 
 
@@ -163,7 +163,7 @@ def may_hold_clusters(home: Home) -> bool:
     return bool(local_machines(home, "list"))
 
 
-def cut_power(home: Home) -> list[str]:
+def kill_machines(home: Home) -> list[str]:
     """Ends every machine of the local cloud that carries our owner tag; returns their ids when they are gone."""
     return local_machines(home, "end")
 
@@ -182,7 +182,7 @@ def local_machines(home: Home, what: str) -> list[str]:
     )
     if done.returncode:
         raise InfrastructureError(
-            f"the machines of {home.path} could not be looked at: {done.stderr.strip()[-2000:]}",
+            f"the machines of {home.path} could not be listed: {done.stderr.strip()[-2000:]}",
             remedy="Run `make down` again.",
             resource=str(home.path),
         )

@@ -60,7 +60,7 @@ _HOME = {
     "heliostat.models.jobs": ["Job", "JobConfig", "JobState", "Run", "RunCause", "RunState"],
     "heliostat.models.plans": ["Plan", "PlannedNodes", "PlannedType"],
     "heliostat.models.schedules": ["OverlapPolicy", "Schedule", "ScheduleConfig", "ScheduleState"],
-    "heliostat.models.services.resource": [
+    "heliostat.models.services": [
         "ApplicationConfig",
         "ProbeConfig",
         "QueryToken",

@@ -1,4 +1,4 @@
-"""What empty records need before anybody can ask for anything."""
+"""What empty records need before the first request."""
 
 from __future__ import annotations
 

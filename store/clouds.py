@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from heliostat.models.clouds import Capabilities, Cloud, Provider
+from heliostat.models.clouds import AwsConfig, Capabilities, Cloud, GcpConfig, Provider
 from heliostat.models.common import new_id, utcnow
 from store.database import Database, insert
 from store.tables import clouds, clusters, jobs, organizations, projects, schedules, services
@@ -70,6 +71,27 @@ def _read(row: Row[Any]) -> CloudRow:
         first = e.errors(include_input=False, include_url=False)[0]
         why = f"its config can't be read ({'.'.join(map(str, first['loc']))}: {first['msg']})"
         return CloudRow(row.organization_id, None, row.id, row.name, why)
+
+
+async def load_config(db: Database, cloud_id: str) -> tuple[Provider, AwsConfig | GcpConfig] | None:
+    """As it is now; None: there is no such cloud, or it is the control plane's own machine."""
+    async with db.read() as conn:
+        query = select(clouds.c.provider, clouds.c.config).where(clouds.c.id == cloud_id)
+        row = (await conn.execute(query)).first()
+    if row is None or row.config is None:
+        return None
+    provider = Provider(row.provider)
+    return provider, (AwsConfig if provider == Provider.AWS else GcpConfig).model_validate(row.config)
+
+
+async def on_other_clouds(
+    db: Database, noun: Literal["cluster", "service"], ids: Iterable[str], cloud_id: str
+) -> set[str]:
+    """Those among ``ids`` that are on another cloud than this one."""
+    table = {"cluster": clusters, "service": services}[noun]
+    async with db.read() as conn:
+        query = select(table.c.id).where(table.c.id.in_({*ids}), table.c.cloud_id != cloud_id)
+        return set(await conn.scalars(query))
 
 
 async def lives_on(conn: AsyncConnection, cloud_id: str, nouns: tuple[str, ...] = NOUNS) -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, null, select
+from sqlalchemy import Row, func, null, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from heliostat.models.clusters import Cluster, Node
+from heliostat.models.clusters import Cluster, ClusterState, Node
 from heliostat.models.common import Event
 from runtime.messages.clusters import ClusterInput
 from store.commands import close_commands
@@ -84,6 +84,14 @@ async def insert_made_cluster(db: Database, cluster: Cluster, arg: ClusterInput)
         if await insert_cluster(conn, cluster, arg):
             return True
         return await conn.scalar(select(clusters.c.id).where(clusters.c.id == cluster.id)) is not None
+
+
+async def count_clusters(db: Database) -> dict[ClusterState, int]:
+    """Those that have not ended, by state."""
+    c = clusters.c
+    async with db.read() as conn:
+        rows = await conn.execute(select(c.state, func.count()).where(c.ended_at.is_(None)).group_by(c.state))
+        return {ClusterState(state): int(number) for state, number in rows}
 
 
 async def load_cluster(db: Database, id: str) -> ClusterRow | None:

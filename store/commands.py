@@ -29,7 +29,7 @@ class OpenCommand:
 async def put_command(
     db: Database, id: str, cluster_id: str, node_id: str, kind: str, args: dict[str, Any], task_token: bytes
 ) -> dict[str, Any] | None:
-    """Gives a command, or tells whom to answer now (the activity was tried again). The result, if it is done
+    """Writes a command, or notes whom to answer now (the activity was tried again). The result, if it is done
     for good; a command that its agent could not even try (not ok, retryable) is opened again instead.
     To a node that has ended none is given."""
     async with db.begin() as conn:
@@ -92,7 +92,7 @@ async def finish_command(db: Database, id: str, node_id: str, result: dict[str, 
 
 
 async def close_commands(conn: AsyncConnection, node_ids: list[str]) -> None:
-    """Of nodes that have ended: nobody will carry them out, and every look of the long polls would find them."""
+    """Of nodes that have ended: nobody will execute them, and every long poll would find them."""
     await conn.execute(
         update(commands)
         .where(commands.c.done.is_(False), commands.c.node_id.in_(node_ids))

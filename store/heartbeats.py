@@ -1,4 +1,4 @@
-"""Which heads are silent, judged by what this API could hear."""
+"""Which heads are silent, judged by the time in which the API could receive their reports."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from store.database import Database
 from store.tables import clusters, hearing, nodes, reports
 
 HEARING_GAP_S = 5.0
-"""The API notes every second or so that it can hear. Not noted for so long: it can't, silence counts for nothing."""
+"""The API notes every second or so that it can receive. Not noted for so long: it can't, and silence means nothing."""
 
 
 @dataclass(frozen=True)
 class SilentHeads:
     heard_since: datetime | None
-    """Since when the API could hear without a gap; None: it can't now."""
+    """Since when the API could receive without a gap; None: it can't now."""
     total: int
     """Heads of running clusters."""
     silent: list[tuple[str, str, datetime]]
@@ -26,8 +26,8 @@ class SilentHeads:
 
 
 async def silent_heads(db: Database, now: datetime, silence_s: float) -> SilentHeads:
-    """Running clusters whose current head has not been heard for ``silence_s``, counted from when we began to hear.
-    Nobody is silent while we can't hear."""
+    """Running clusters whose current head has sent no report for ``silence_s``, counted from when the API could receive
+    at the earliest. Nobody is silent while it can't."""
     current = and_(
         clusters.c.state == ClusterState.RUNNING,
         clusters.c.ended_at.is_(None),
@@ -57,9 +57,9 @@ async def silent_heads(db: Database, now: datetime, silence_s: float) -> SilentH
     return SilentHeads(heard.since, len(newest), silent)
 
 
-async def unheard_heads(db: Database, now: datetime, silence_s: float) -> list[tuple[str, str, datetime]]:
-    """Heads whose machine was launched longer than ``silence_s`` ago and from which no report has come since, while
-    we could hear: (cluster, node, since). A machine may have died before its agent said a word."""
+async def heads_never_heard(db: Database, now: datetime, silence_s: float) -> list[tuple[str, str, datetime]]:
+    """Heads whose machine was launched longer than ``silence_s`` ago and that have sent no report since, while the API
+    could receive: (cluster, node, since). A machine may die before its agent sends anything."""
     launched = (NodeState.LAUNCHED, NodeState.REGISTERED)
     async with db.read() as conn:
         heard = (await conn.execute(select(hearing.c.since, hearing.c.last))).first()

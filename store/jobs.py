@@ -50,8 +50,9 @@ async def write_job(db: Database, job: Job, events: list[Event]) -> bool:
         return True
 
 
-async def insert_job(conn: AsyncConnection, job: Job, arg: JobInput) -> bool:
-    """Insert-or-ignore by id. Both configs must be masked. False: it was there already."""
+async def insert_job(conn: AsyncConnection, job: Job, arg: JobInput, *, started: bool = False) -> bool:
+    """Insert-or-ignore by id. Both configs must be masked. ``started``: its workflow is not the outbox's to start.
+    False: it was there already."""
     row = {
         "id": job.id,
         "project_id": arg.project_id,
@@ -62,6 +63,7 @@ async def insert_job(conn: AsyncConnection, job: Job, arg: JobInput) -> bool:
         "doc": job.model_dump(mode="json"),
         "input": arg.model_dump(mode="json"),
         "schedule_id": job.schedule_id,
+        "started": started,
         "created_at": job.created_at,
     }
     return await insert_new(conn, jobs, row)

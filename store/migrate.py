@@ -12,11 +12,11 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from embedded.backup import copy_database
 from heliostat.errors import Conflict, HeliostatError
 from runtime.home import Home
 from runtime.settings import Settings
 from store.database import Database, known_revisions, latest_revision, migrate
+from store.sqlite import copy_database
 
 
 async def save_first(url: str, home: Home) -> Path | None:

@@ -1,4 +1,5 @@
-"""What is old enough to be forgotten. Only ended things are; each call deletes one batch and may be repeated."""
+"""Deletes what is older than the retention settings allow. Only what has ended; each call deletes one batch, and may be
+repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workflows own, written down for lists and history: rows of clusters, nodes, jobs and their events.
+"""The state that workflows own, written for lists and history: rows of clusters, nodes, jobs and their events.
 
 A write carries its workflow's revision: a smaller one than the row's changes nothing (a late write never
 undoes a newer one), an equal one is a repeat. Every write is one transaction. A row that was withdrawn

@@ -40,7 +40,7 @@ def test_it_needs_the_clients_packages_alone(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     metadata = Parser().parsestr(archive.read(next(n for n in archive.namelist() if n.endswith("/METADATA"))).decode())
     needs = {re.split(r"[^A-Za-z0-9_-]", need)[0] for need in metadata.get_all("Requires-Dist", [])}
-    assert needs == {"httpx", "pydantic", "typer", "rich", "pyyaml"}
+    assert needs == {"httpx", "pydantic", "typer", "rich", "pyyaml", "pathspec"}
     entry_points = archive.read(next(n for n in archive.namelist() if n.endswith("entry_points.txt"))).decode()
     assert "heliostat = heliostat.cli.app:main" in entry_points
 

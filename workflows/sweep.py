@@ -11,8 +11,10 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.sweep.machines import SweepActivities
+    from activities.sweep.machines import MachineSweepActivities
+    from activities.sweep.records import RecordSweepActivities
     from activities.sweep.result import SweepResult
+    from activities.sweep.retention import RetentionActivities
     from activities.sweep.services import ServiceSweep, ServiceSweepActivities
 
 STEP: dict[str, Any] = {
@@ -29,19 +31,19 @@ class SweepWorkflow:
     @workflow.run
     async def run(self) -> SweepResult:
         clouds: list[str] = await workflow.execute_activity_method(
-            SweepActivities.list_clouds, start_to_close_timeout=timedelta(seconds=30), summary="list the clouds"
+            MachineSweepActivities.list_clouds, start_to_close_timeout=timedelta(seconds=30), summary="list the clouds"
         )
         swept = await asyncio.gather(
             *(
                 workflow.execute_activity_method(
-                    SweepActivities.sweep_cloud, cloud, summary=f"machines of {cloud}", **STEP
+                    MachineSweepActivities.sweep_cloud, cloud, summary=f"machines of {cloud}", **STEP
                 )
                 for cloud in clouds
             ),
             return_exceptions=True,  # one cloud that is unreachable must not stop the sweep of the others
         )
         settled: SweepResult = await workflow.execute_activity_method(
-            SweepActivities.settle_orphans, summary="records without a workflow", **STEP
+            RecordSweepActivities.settle_orphans, summary="records without a workflow", **STEP
         )
         services = ServiceSweep()
         if workflow.patched("services"):
@@ -50,7 +52,7 @@ class SweepWorkflow:
             )
         failed = [r for r in swept if isinstance(r, BaseException)]
         try:
-            await workflow.execute_activity_method(SweepActivities.keep_house, summary="retention", **STEP)
+            await workflow.execute_activity_method(RetentionActivities.apply_retention, summary="retention", **STEP)
         except ActivityError as e:
             failed.append(e)
         total = SweepResult(orphaned=settled.orphaned + services.orphaned, endpoints=services.removed)

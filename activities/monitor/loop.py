@@ -7,7 +7,6 @@ import time
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import func, select
 from temporalio import activity
 from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError, RPCStatusCode
@@ -15,34 +14,32 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.monitor.endpoints import EndpointWatch
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
-from heliostat.models.services import ServiceState
-from runtime.messages.clusters import HeadSilent, start_cluster
-from runtime.messages.jobs import start_job
-from runtime.messages.services import GateOrder, deploy_service
+from runtime.messages.clusters import ClusterHandle, HeadSilent
+from runtime.messages.common import SYSTEM, reached
 from runtime.settings import Settings
 from runtime.telemetry import CLUSTERS
-from store import heartbeats, outbox
+from store import heartbeats
+from store.clusters import count_clusters
 from store.database import Database
-from store.services import rows as services
-from store.services import tokens as token_records
-from store.tables import clusters
+from store.outbox import Outbox
+from store.services.tokens import pending_tokens
 
 log = structlog.get_logger(__name__)
 
-UNSTARTED_AFTER_S = 10.0
-"""The API starts a workflow within milliseconds of accepting; one that is not there by now lost its API."""
+PENDING_AFTER_S = 10.0
+"""The API starts a workflow within milliseconds of accepting; what is pending for so long has lost its API."""
+
+TOKENS_S = 10.0
+"""For a service's workflow to take its tokens; without a worker the next round tries again."""
 
 ENDPOINTS_S = 10.0
-"""Between two looks at the endpoints. A load balancer that was killed is back after this, for nobody else starts it;
-its counters are scraped by Prometheus every 15 s by habit."""
-
-TELL_TRIES = 5
-"""Changes of a service's tokens that may come while we tell the one before."""
+"""Between two polls of the endpoints. A load balancer that was killed is back after this, since nobody else starts it.
+Prometheus usually scrapes its counters every 15 s."""
 
 MASS_SHARE = 0.5
 MASS_MIN = 3
-"""More than this share of all heads silent at once, and at least so many: our ears are at fault, or a whole
-network. An alarm, not a mass replacement: only those whose cloud says that their machine is gone count as lost."""
+"""More than this share of all heads silent at once, and at least so many: the API can't receive, or a whole network
+is down. An alarm, not a mass replacement: only heads whose machine is gone by their cloud's word count as lost."""
 
 
 class MonitorActivities:
@@ -54,13 +51,15 @@ class MonitorActivities:
         endpoints: EndpointWatch | None = None,
     ) -> None:
         self._endpoints = endpoints
-        self._looked_at = -ENDPOINTS_S
-        self._look: asyncio.Task[None] | None = None
+        self._polled_at = -ENDPOINTS_S
+        self._poll: asyncio.Task[None] | None = None
         self._db = db
         self._client = client
+        self._outbox = Outbox(db, client, settings.task_queue)
         self._settings = settings
-        self._told: dict[str, datetime] = {}
-        self._alarm = False
+        self._reported: dict[str, datetime] = {}
+        """By silent head: when its workflow got the last message about it."""
+        self._mass_silence = False
 
     @activity.defn
     async def watch(self) -> None:
@@ -75,83 +74,49 @@ class MonitorActivities:
                 except TimeoutError:
                     continue
         finally:
-            CLUSTERS.clear()  # whoever watches next counts them: two workers must not both
-            self._stop_looking()
+            CLUSTERS.clear()  # the next watcher counts them: two workers must not both
+            self._stop_polling()
 
     async def round(self, now: datetime) -> None:
-        """One look at everything; ``now`` is the records' time."""
-        await self._start_forgotten()
-        await self._tell_gates()
+        """Checks everything once; ``now`` is the records' time."""
+        await self._outbox.deliver_accepted(PENDING_AFTER_S)
+        await self._deliver_tokens()
         await self._find_silent(now)
         await self._count()
-        self._look_at_endpoints()
+        self._poll_endpoints()
 
-    async def _start_forgotten(self) -> None:
-        cluster_rows, job_rows = await outbox.unstarted(self._db, UNSTARTED_AFTER_S)
-        for cluster in cluster_rows:
-            log.warning("starting an accepted cluster that nobody started", cluster=cluster.id)
-            await start_cluster(self._client, self._settings.task_queue, cluster.input)
-            await outbox.mark_started(self._db, "cluster", cluster.id)
-        for service, deploy in await services.unstarted_deploys(self._db, UNSTARTED_AFTER_S):
-            log.warning("giving its service a deploy that nobody gave it", service=service.service_id, deploy=deploy.id)
-            # Its workflow says that it has it (``claim_deploy``): a second signal changes nothing.
-            await deploy_service(self._client, self._settings.task_queue, service, deploy)
-        for job in job_rows:
-            log.warning("starting an accepted job that nobody started", job=job.id)
-            await start_job(self._client, self._settings.task_queue, job.input)
-            await outbox.mark_started(self._db, "job", job.id)
-
-    async def _tell_gates(self) -> None:
-        """Tokens that were changed by an API that died before it could say so."""
-        for service_id in await token_records.untold_gates(self._db):
-            for _ in range(TELL_TRIES):
-                if not await self._tell_gate(service_id):
-                    break
-
-    async def _tell_gate(self, service_id: str) -> bool:
-        """Whether the tokens were changed while we told them: an API may have told newer ones meanwhile, and ours, if
-        they arrived last, are to be replaced by those again (``api/services/tokens.py``)."""
-        row = await services.load_service(self._db, service_id)
-        if row is None or row.withdrawn or row.state == ServiceState.TERMINATED:
-            return False
-        # They carry the tokens of when they were accepted, and would undo ours if they came later.
-        for service, deploy in await services.unstarted_deploys(self._db, 0, service_id):
-            await deploy_service(self._client, self._settings.task_queue, service, deploy)
-        try:
-            await self._client.get_workflow_handle(service_id).execute_update(
-                "set_gate", GateOrder(actor="monitor", gate=row.gate), rpc_timeout=timedelta(seconds=10)
-            )
-        except (WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
-            log.warning("tokens not told yet", service=service_id, why=str(error.cause or error))
-            return False
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            return False  # it does not run: its next deploy brings the tokens
-        await token_records.gate_told(self._db, service_id, row.gate)
-        after = await services.load_service(self._db, service_id)
-        return after is not None and after.gate != row.gate
+    async def _deliver_tokens(self) -> None:
+        """Tokens that were changed by an API that died before it could deliver them."""
+        for service_id in await pending_tokens(self._db):
+            try:
+                await self._outbox.deliver_tokens(service_id, SYSTEM, TOKENS_S)
+            except (WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+                log.warning("tokens are still pending", service=service_id, why=str(error.cause or error))
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+                # It does not run: its next deploy brings the tokens.
 
     async def _find_silent(self, now: datetime) -> None:
         found = await heartbeats.silent_heads(self._db, now, self._settings.silence_s)
         mass = len(found.silent) >= MASS_MIN and len(found.silent) > MASS_SHARE * found.total
-        if mass and not self._alarm:
+        if mass and not self._mass_silence:
             log.error(
-                "mass silence: only heads whose machine is gone are replaced while it lasts; look at the network "
+                "mass silence: only heads whose machine is gone are replaced while it lasts; check the network "
                 "between nodes and API",
                 silent=len(found.silent),
                 total=found.total,
             )
-        self._alarm = mass
+        self._mass_silence = mass
         again = timedelta(seconds=self._settings.silence_s)
-        # One that boots is no sign of a deaf control plane: it does not count towards a mass silence.
-        silent = found.silent + await heartbeats.unheard_heads(self._db, now, self._settings.silence_s)
-        self._told = {node: at for node, at in self._told.items() if any(node == n for _, n, _ in silent)}
+        # A head that boots tells nothing about the network: it does not count towards a mass silence.
+        silent = found.silent + await heartbeats.heads_never_heard(self._db, now, self._settings.silence_s)
+        self._reported = {node: at for node, at in self._reported.items() if any(node == n for _, n, _ in silent)}
         for cluster_id, node_id, since in silent:
-            last = self._told.get(node_id)
+            last = self._reported.get(node_id)
             if last is not None and now - last < again:
                 continue
-            self._told[node_id] = now
+            self._reported[node_id] = now
             log.warning("head silent", cluster=cluster_id, node=node_id, since=since.isoformat())
             message = HeadSilent(
                 event_id=f"{node_id}/silent/{now.isoformat()}",
@@ -160,36 +125,28 @@ class MonitorActivities:
                 silent_s=(now - since).total_seconds(),
                 mass=mass,
             )
-            try:
-                await self._client.get_workflow_handle(cluster_id).signal("head_silent", message)
-            except RPCError as error:
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
+            await reached(ClusterHandle(self._client, cluster_id).head_silent(message))
 
-    def _look_at_endpoints(self) -> None:
-        """Beside the rounds: no endpoint may keep us from hearing that a head is silent."""
+    def _poll_endpoints(self) -> None:
+        """Beside the rounds: a slow endpoint must not delay the detection of a silent head."""
         if self._endpoints is None:
             return
-        if self._look is not None and self._look.done():
-            self._look.result()  # what it could not do ends this attempt, as a round's failure does
-            self._look = None
-        if self._look is None and time.monotonic() - self._looked_at >= ENDPOINTS_S:
-            self._looked_at = time.monotonic()
-            self._look = asyncio.create_task(self._endpoints.look())
+        if self._poll is not None and self._poll.done():
+            self._poll.result()  # its failure ends this attempt, as a round's failure does
+            self._poll = None
+        if self._poll is None and time.monotonic() - self._polled_at >= ENDPOINTS_S:
+            self._polled_at = time.monotonic()
+            self._poll = asyncio.create_task(self._endpoints.poll())
 
-    def _stop_looking(self) -> None:
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
+    def _stop_polling(self) -> None:
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
         if self._endpoints is not None:
             self._endpoints.close()
 
     async def _count(self) -> None:
-        async with self._db.read() as conn:
-            rows = await conn.execute(
-                select(clusters.c.state, func.count()).where(clusters.c.ended_at.is_(None)).group_by(clusters.c.state)
-            )
-            counts = {str(state): int(number) for state, number in rows}
+        counts = await count_clusters(self._db)
         for state in ClusterState:
             if not state.settled:
                 CLUSTERS.labels(state=state).set(counts.get(state, 0))

@@ -5,24 +5,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import select
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import Client, WorkflowQueryFailedError
+from temporalio.service import RPCError
 
+from activities.sweep.result import ENDED_BY_HAND, orphaned_event
 from clouds.contract.balancer import LoadBalancer
 from heliostat.errors import CloudError
-from heliostat.models.clusters import ClusterState
-from heliostat.models.common import Event, EventLevel, Model, new_id, utcnow
-from heliostat.models.services import Service, ServiceState, ServiceVersionState
-from runtime.messages.clusters import Release
-from runtime.settings import Settings
+from heliostat.models.common import Model, utcnow
+from heliostat.models.services import ServiceState, ServiceVersionState
+from runtime.messages.clusters import ClusterHandle, Release
+from runtime.messages.common import reached
+from runtime.messages.services import ServiceHandle
+from store import sweeps
 from store.database import Database
 from store.services import rows as records
-from store.tables import clusters, services
 
 log = structlog.get_logger(__name__)
 
@@ -47,14 +47,14 @@ class ServiceSweepActivities:
         db: Database,
         client: Client,
         balancers: Mapping[str, LoadBalancer],
-        settings: Settings,
         installation_id: str,
+        newborn_grace_s: float,
     ) -> None:
         self._db = db
         self._client = client
         self._balancers = balancers
-        self._settings = settings
         self._installation_id = installation_id
+        self._newborn_grace_s = newborn_grace_s
 
     @activity.defn
     async def sweep_services(self) -> ServiceSweep:
@@ -64,18 +64,20 @@ class ServiceSweepActivities:
         for cloud_id, balancer in sorted(self._balancers.items()):
             try:
                 held.append((balancer, await asyncio.to_thread(balancer.list_owned, self._installation_id)))
-            except CloudError as e:  # it must not keep the others' from being looked at
-                log.error("a cloud's endpoints can't be listed", cloud=cloud_id, why=str(e))
+            except CloudError as e:  # it must not stop the sweep of the others
+                log.error("the endpoints of a cloud can't be listed", cloud=cloud_id, why=str(e))
                 result.failed.append(cloud_id)
             activity.heartbeat()
-        clusters_of = await self._old_clusters()
-        for service_id in await self._old_living():
+        before = utcnow() - timedelta(seconds=self._newborn_grace_s)
+        # Listed before their owner is asked, which holds a cluster from before it is made until it has been released.
+        clusters_of = await sweeps.clusters_by_service(self._db, before)
+        for service_id in await sweeps.living_services(self._db, before):
             activity.heartbeat(service_id)
             if not await self._runs(service_id):
                 await self._settle(service_id)
                 result.orphaned.append(service_id)
             else:
-                result.released += await self._settle_unknown(service_id, clusters_of.get(service_id, []))
+                result.released += await self._settle_unknown(service_id, clusters_of.get(service_id, []), before)
         for balancer, found in held:
             result.endpoints += len(found)
             for service_id in found:
@@ -87,47 +89,22 @@ class ServiceSweepActivities:
                 result.removed.append(service_id)
         return result
 
-    async def _old_living(self) -> list[str]:
-        before = utcnow() - timedelta(seconds=self._settings.newborn_grace_s)
-        async with self._db.read() as conn:
-            found = await conn.scalars(
-                select(services.c.id).where(
-                    services.c.ended_at.is_(None), services.c.withdrawn.is_(False), services.c.created_at < before
-                )
-            )
-            return [str(i) for i in found]
+    async def _runs(self, service_id: str) -> bool:
+        """Raises RPCError when Temporal can't be asked: the sweep is tried again."""
+        return await ServiceHandle(self._client, service_id).runs()
 
-    async def _old_clusters(self) -> dict[str, list[str]]:
-        """By service. Listed before their owner is asked, which holds a cluster from before it is made until it has
-        been released: one that ends was."""
-        before = utcnow() - timedelta(seconds=self._settings.newborn_grace_s)
-        found: dict[str, list[str]] = {}
-        async with self._db.read() as conn:
-            for row in await conn.execute(
-                select(clusters.c.id, clusters.c.service_id).where(
-                    clusters.c.service_id.is_not(None),
-                    clusters.c.ended_at.is_(None),
-                    clusters.c.state != ClusterState.TERMINATING,
-                    clusters.c.created_at < before,
-                )
-            ):
-                found.setdefault(row.service_id, []).append(row.id)
-        return found
-
-    async def _settle_unknown(self, service_id: str, cluster_ids: list[str]) -> list[str]:
-        """What a workflow before this one has left: its clusters are released, its versions have ended."""
-        before = utcnow() - timedelta(seconds=self._settings.newborn_grace_s)
+    async def _settle_unknown(self, service_id: str, cluster_ids: list[str], before: datetime) -> list[str]:
+        """What an earlier workflow of the service has left: its clusters are released, its versions have ended."""
         async with self._db.read() as conn:
             living = [v.version for v in await records.versions_of(conn, service_id) if v.ended_at is None]
         old = [v for v in living if v.created_at < before]
         if not cluster_ids and not old:
             return []
-        handle = self._client.get_workflow_handle(service_id)
+        handle = ServiceHandle(self._client, service_id)
         try:
-            owned = await handle.query("owned", rpc_timeout=timedelta(seconds=10))
-            known = Service.model_validate(await handle.query("status", rpc_timeout=timedelta(seconds=10)))
+            owned, known = await handle.owned(), await handle.status()
         except (RPCError, WorkflowQueryFailedError) as error:
-            log.warning("a service could not be asked what it has", service=service_id, why=str(error))
+            log.warning("a service could not be asked what it owns", service=service_id, why=str(error))
             return []  # unknown counts as owned; the next sweep asks again
         reason, now = "the workflow that made it was ended in Temporal by hand", utcnow()
         ended = {"state": ServiceVersionState.TERMINATED, "reason": reason, "state_since": now, "ended_at": now}
@@ -137,35 +114,21 @@ class ServiceSweepActivities:
         unowned = [i for i in cluster_ids if i not in owned]
         for cluster_id in unowned:
             log.error("releasing a cluster that nobody owns", service=service_id, cluster=cluster_id)
-            await self._release(cluster_id, Release(holder=service_id, end=True, reason=reason))
+            await self._release(cluster_id, service_id, reason)
         return unowned
-
-    async def _runs(self, service_id: str) -> bool:
-        """Raises RPCError when Temporal can't be asked: the sweep is tried again."""
-        try:
-            description = await self._client.get_workflow_handle(service_id).describe()
-        except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND:
-                return False
-            raise
-        return description.status in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW)
 
     async def _settle(self, service_id: str) -> None:
         """Its record says so; its clusters are released, each of which ends by itself then."""
         row = await records.load_service(self._db, service_id)
-        # One that waits for its deploy to reach the workflow is the monitor's.
+        # The monitor delivers a pending deploy, which starts the workflow again.
         if row is None or row.state.settled or await records.unstarted_deploys(self._db, 0, service_id):
             return
-        now, reason = utcnow(), "its workflow was ended in Temporal by hand"
+        now = utcnow()
         async with self._db.read() as conn:
-            held = await conn.scalars(
-                select(clusters.c.id).where(clusters.c.service_id == service_id, clusters.c.ended_at.is_(None))
-            )
-            cluster_ids = list(held)
             versions = [v.version for v in await records.versions_of(conn, service_id) if v.ended_at is None]
-        for cluster_id in cluster_ids:
-            await self._release(cluster_id, Release(holder=service_id, end=True, reason=reason))
-        ended = {"reason": reason, "state_since": now, "ended_at": now}
+        for cluster_id in await sweeps.clusters_of_service(self._db, service_id):
+            await self._release(cluster_id, service_id, ENDED_BY_HAND)
+        ended = {"reason": ENDED_BY_HAND, "state_since": now, "ended_at": now}
         service = row.service.model_copy(
             update={
                 **ended,
@@ -177,20 +140,8 @@ class ServiceSweepActivities:
             }
         )
         over = [v.model_copy(update={**ended, "state": ServiceVersionState.TERMINATED, "weight": 0}) for v in versions]
-        story = Event(
-            id=new_id("ev"),
-            resource_id=service_id,
-            at=now,
-            level=EventLevel.ERROR,
-            kind="orphaned",
-            actor="sweep",
-            message=reason,
-        )
-        await records.write_service(self._db, service, over, [story])
+        await records.write_service(self._db, service, over, [orphaned_event(service_id)])
 
-    async def _release(self, cluster_id: str, release: Release) -> None:
-        try:
-            await self._client.get_workflow_handle(cluster_id).signal("release", release)
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
+    async def _release(self, cluster_id: str, service_id: str, reason: str) -> None:
+        release = Release(holder=service_id, end=True, reason=reason)
+        await reached(ClusterHandle(self._client, cluster_id).release(release))

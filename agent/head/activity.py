@@ -1,10 +1,10 @@
-"""Is anybody working on this cluster? Asked on the head, damped, told only when it changes.
+"""Is this cluster busy? Observed on the head, damped, reported only when it changes.
 
-Busy: a run of ours, a package on its way, a connected driver, any of Ray's own jobs that has not ended, a Serve
-application (a serving cluster is INACTIVE in Ray's own eyes, so its ``component_activities`` is not enough).
-A detached actor that outlived its driver does not count: Ray Data, Train and Serve leave such actors behind after
-their last job or application, and nothing tells those from a user's. Who needs one keeps a driver or a lease.
-Unknown: Ray could not be asked; the control plane counts it as busy.
+Busy: a run, a package download, a connected driver, any Ray job that has not ended, a Serve application (Ray reports a
+serving cluster as INACTIVE, so its ``component_activities`` is not enough).
+A detached actor that outlived its driver does not count: Ray Data, Train and Serve leave such actors behind after their
+last job or application, and they look like a user's. Keep a driver or a lease for one.
+Unknown: Ray does not answer; the control plane counts it as busy.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Callable
 from typing import Any
 
 from agent.constants import Constants
-from agent.facts import Facts, now
-from agent.ray_node.api import RayApi, RayAway
+from agent.events import Events, now
+from agent.ray_node.api import RayApi, RayUnavailable
 
 log = logging.getLogger("agent.head.activity")
 BUSY, IDLE, UNKNOWN = "busy", "idle", "unknown"
 
 
 def observe(ray: RayApi, own: Callable[[], str]) -> tuple[str, str]:
-    """Activity and its reason, asked now. ``own``: what the agent itself knows to be under way, "" if nothing; then
-    Ray is not asked at all."""
+    """The current activity and its reason. ``own``: the agent's own work under way, "" if none. While there is some,
+    Ray is not asked."""
     reason = own()
     if reason:
         return BUSY, reason
@@ -40,15 +40,15 @@ def observe(ray: RayApi, own: Callable[[], str]) -> tuple[str, str]:
         for actor in actors:
             if actor.get("class_name") == "JobSupervisor":
                 return BUSY, f"Ray job {str(actor.get('name')).removeprefix('_ray_internal_job_actor_')}"
-    except RayAway as error:
-        return UNKNOWN, f"Ray can't be asked: {error}"
+    except RayUnavailable as error:
+        return UNKNOWN, f"Ray does not answer: {error}"
     return IDLE, "no driver, job or Serve application"
 
 
 class Activity:
-    def __init__(self, ray: RayApi, facts: Facts, constants: Constants, own: Callable[[], str]) -> None:
+    def __init__(self, ray: RayApi, events: Events, constants: Constants, own: Callable[[], str]) -> None:
         self._ray = ray
-        self._facts = facts
+        self._events = events
         self._constants = constants
         self._own = own
         self._lock = threading.Lock()
@@ -56,15 +56,15 @@ class Activity:
         """The last observation, how often in a row, and since when."""
         self.state, self.reason, self.since = UNKNOWN, "Ray is starting", now()
 
-    def run(self, stop: threading.Event, poke: threading.Event) -> None:
-        """Until ``stop``; looks at once when ``poke`` is set (a run began)."""
+    def run(self, stop: threading.Event, wake: threading.Event) -> None:
+        """Until ``stop``; refreshes at once when ``wake`` is set (a run has started)."""
         while not stop.is_set():
-            self.look()
-            poke.wait(self._constants.activity_s)
-            poke.clear()
+            self.refresh()
+            wake.wait(self._constants.activity_s)
+            wake.clear()
 
-    def look(self) -> tuple[str, str]:
-        """Asks afresh; the answer is undamped, what is told is damped."""
+    def refresh(self) -> tuple[str, str]:
+        """Asks Ray. The result is undamped, the reported state is damped."""
         state, reason = observe(self._ray, self._own)
         with self._lock:
             last, times, since = self._seen
@@ -77,7 +77,7 @@ class Activity:
         self.reason = reason
         if state != self.state:
             self.state, self.since = state, since
-            self._facts.add("activity", activity=state, since=since, reason=reason[:300])
+            self._events.add("activity", activity=state, since=since, reason=reason[:300])
 
     def snapshot(self) -> dict[str, Any]:
         with self._lock:

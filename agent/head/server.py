@@ -1,9 +1,9 @@
 """The agent's own small HTTP server on the head's address: packages for this cluster's nodes, and the node
-provider of Ray's autoscaler, which runs in a process of Ray's. It answers from memory and disk alone, so it
-works while the control plane is away.
+provider of Ray's autoscaler, which runs in a process of Ray's. It answers from memory and disk, so it works
+while the control plane is unavailable.
 
-A package's name is the hash of its content, which only those who hold the content can know; everything else
-needs the token of the 0600 file that the provider reads.
+A package's name is the hash of its content, so only who has the content knows it. Everything else needs the token in
+the 0600 file that the provider reads.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Server:
 
     def __init__(
         self, ip: str, port: int, token: str, packages: Packages, scaling: Scaling | None,
-        before_an_end: Callable[[], None] = lambda: None,
+        before_terminate: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         class Handler(_Handler):
             pass
 
         Handler.token, Handler.packages, Handler.scaling = token, packages, scaling
-        Handler.before_an_end = staticmethod(before_an_end)
+        Handler.before_terminate = staticmethod(before_terminate)
         self._http = _Http((ip, port), Handler)
         self.address = f"{ip}:{self._http.server_address[1]}"
         threading.Thread(target=self._http.serve_forever, args=(0.2,), name="server", daemon=True).start()
@@ -50,7 +50,7 @@ class _Http(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a connection from %s broke", client_address)
+        log.debug("the connection from %s broke", client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -59,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
     token: str
     packages: Packages
     scaling: Scaling | None
-    before_an_end: Callable[[], None]
+    before_terminate: Callable[[], None]
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)
@@ -100,8 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _provider(self, body: dict[str, Any] | None) -> None:
-        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self.token.encode()):
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(token.encode(), self.token.encode()):
             return self._answer(401, {"detail": "wrong token"})
         if self.scaling is None:
             return self._answer(404, {"detail": "this cluster has no worker groups"})
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.scaling.create(str(body["group"]), int(body["count"]), str(body.get("request") or ""))
             return self._answer(200, {})
         if body is not None and self.path == "/terminate":
-            self.before_an_end()
+            self.before_terminate()
             self.scaling.terminate([str(i) for i in body["ids"]])
             return self._answer(200, {})
         return self._answer(404, {"detail": "no such path"})

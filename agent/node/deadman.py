@@ -1,4 +1,4 @@
-"""The dead-man switch: this machine ends itself when nobody needs it and nobody can be asked."""
+"""The dead-man switch: this machine ends itself when nobody needs it and the control plane is unreachable."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 UNKNOWN_FACTOR = 2
-"""Work that can't be seen (Ray does not answer) keeps the machine for so many periods, not for ever."""
+"""While Ray does not answer there may be work: that keeps the machine for this many periods, not for ever."""
 
 
 class DeadMan:
-    """``check`` returns why the machine must end now, "" while it may go on."""
+    """``check`` returns why the machine must end now; "": it need not."""
 
     def __init__(self, deadman_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._deadman_s = deadman_s
@@ -19,7 +19,7 @@ class DeadMan:
         self._last_work = clock()
         self._last_known = clock()
         self.maximum_uptime_at: str | None = None
-        """ISO 8601, as the control plane says it."""
+        """ISO 8601, from the control plane."""
 
     def check(self, last_contact: float, activity: str) -> str:
         """``last_contact``: on this object's clock; ``activity``: busy, idle or unknown."""

@@ -1,4 +1,4 @@
-"""Ray's own HTTP API on this head (dashboard, Jobs, State, Serve). Nothing else speaks to Ray."""
+"""Ray's own HTTP API on this head (dashboard, Jobs, State, Serve). Only the agent calls it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SERVE = "/api/serve/applications/"
 ALIVE_ACTORS = "/api/v0/actors?limit=1000&filter_keys=state&filter_predicates=!%3D&filter_values=DEAD"
 
 
-class RayAway(Exception):
-    """Ray's dashboard did not answer, or not with what was asked."""
+class RayUnavailable(Exception):
+    """Ray's dashboard did not answer, or not as expected."""
 
 
 class RayRefused(Exception):
-    """Ray answered that it can't do this."""
+    """Ray answered with an error."""
 
     def __init__(self, status: int, text: str) -> None:
         self.status = status
@@ -34,25 +34,25 @@ class RayApi:
         try:
             status, raw = self._http.request(method, path, data, self._headers, timeout_s)
         except (OSError, http.client.HTTPException) as error:
-            raise RayAway(f"{method} {path.split('?')[0]}: {error!r}") from None
+            raise RayUnavailable(f"{method} {path.split('?')[0]}: {error!r}") from None
         if status != 200:
             raise RayRefused(status, raw.decode(errors="replace"))
         try:
             return json.loads(raw) if raw else None
         except ValueError:
-            raise RayAway(f"{method} {path.split('?')[0]}: not JSON") from None
+            raise RayUnavailable(f"{method} {path.split('?')[0]}: not JSON") from None
 
     def version(self) -> str:
-        """Ray's version; raises RayAway while it starts."""
+        """Ray's version; raises RayUnavailable while it starts."""
         try:
             return str(self._call("GET", "/api/version", timeout_s=5)["ray_version"])
         except RayRefused as error:
-            raise RayAway(f"/api/version: HTTP {error.status}") from None
+            raise RayUnavailable(f"/api/version: HTTP {error.status}") from None
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
     def submit(self, spec: dict[str, Any]) -> None:
-        """Ray's own endpoint is not idempotent: it answers 500 for an id that it has already. That is success."""
+        """Ray's endpoint is not idempotent: it answers 500 for an id that it already has. That is success."""
         try:
             self._call("POST", "/api/jobs/", spec, timeout_s=60)
         except RayRefused as error:
@@ -60,22 +60,22 @@ class RayApi:
                 raise
 
     def job(self, submission_id: str) -> dict[str, Any] | None:
-        """Ray's record of the job; None: it does not know it."""
+        """Ray's record of the job; None: Ray has none."""
         try:
             record = self._call("GET", f"/api/jobs/{submission_id}")
         except RayRefused as error:
             if error.status == 404:
                 return None
-            raise RayAway(f"/api/jobs/{submission_id}: HTTP {error.status}") from None
+            raise RayUnavailable(f"/api/jobs/{submission_id}: HTTP {error.status}") from None
         return record if isinstance(record, dict) else None
 
     def stop(self, submission_id: str) -> None:
-        """Asks; the end is seen by ``job``. Already ended is success."""
+        """Requests it; ``job`` shows the end. A job that has ended already is success."""
         try:
             self._call("POST", f"/api/jobs/{submission_id}/stop", {})
         except RayRefused as error:
             if error.status != 404:
-                raise RayAway(f"/api/jobs/{submission_id}/stop: HTTP {error.status}") from None
+                raise RayUnavailable(f"/api/jobs/{submission_id}/stop: HTTP {error.status}") from None
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -84,7 +84,7 @@ class RayApi:
             answer = self._call("GET", path, timeout_s=15)
             return list(answer["data"]["result"]["result"])
         except (RayRefused, KeyError, TypeError) as error:
-            raise RayAway(f"{path.split('?')[0]}: {str(error)[:200]}") from None
+            raise RayUnavailable(f"{path.split('?')[0]}: {str(error)[:200]}") from None
 
     def nodes(self) -> list[dict[str, Any]]:
         """All nodes, dead ones included: ``node_id node_name is_head_node state state_message resources_total``."""
@@ -99,12 +99,12 @@ class RayApi:
         try:
             driver = self._call("GET", "/api/component_activities")["driver"]
         except (RayRefused, KeyError, TypeError) as error:
-            raise RayAway(f"/api/component_activities: {str(error)[:200]}") from None
+            raise RayUnavailable(f"/api/component_activities: {str(error)[:200]}") from None
         if driver["is_active"] == "INACTIVE":
             return ""
         if driver["is_active"] == "ACTIVE":
             return str(driver.get("reason") or "a driver is connected")
-        raise RayAway(f"/api/component_activities: {str(driver)[:200]}")
+        raise RayUnavailable(f"/api/component_activities: {str(driver)[:200]}")
 
     # -- Serve --------------------------------------------------------------------------------------------------
 
@@ -112,16 +112,16 @@ class RayApi:
         return sorted(self.serve_details()["applications"])
 
     def serve_details(self, timeout_s: float = 15.0) -> dict[str, Any]:
-        """Ray's ``ServeInstanceDetails``; without applications when Serve does not run. Holds the env values that were
-        deployed."""
+        """Ray's ``ServeInstanceDetails``; without applications when Serve does not run. Holds the deployed env
+        values."""
         try:
             answer = self._call("GET", SERVE, timeout_s=timeout_s)
             dict(answer["applications"])
         except (RayRefused, KeyError, TypeError, ValueError) as error:
-            raise RayAway(f"{SERVE}: {str(error)[:200]}") from None
+            raise RayUnavailable(f"{SERVE}: {str(error)[:200]}") from None
         return dict(answer)
 
     def serve_deploy(self, config: dict[str, Any], timeout_s: float) -> None:
-        """Replaces all of Serve's applications; Ray starts Serve with the first one. Asynchronous: what becomes of it
-        is in ``serve_details`` from this call's end on. Raises RayRefused, whose text may hold env values."""
+        """Replaces all of Serve's applications; Ray starts Serve with the first one. Asynchronous: ``serve_details``
+        has the status from this call's end on. Raises RayRefused, whose text may hold env values."""
         self._call("PUT", SERVE, config, timeout_s=timeout_s)

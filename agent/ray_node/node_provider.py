@@ -1,5 +1,6 @@
-"""Ray's node provider (external, v1 interface, which autoscaler v2 wraps): asks the agent beside it and nothing
-else. The agent copies this one file to a folder of its own on the head's PYTHONPATH; it imports nothing of ours.
+"""Ray's node provider (external, v1 interface, which autoscaler v2 wraps): asks only the agent on
+this machine. The agent copies this one file to a folder of its own on the head's PYTHONPATH, so it imports nothing of
+the agent's.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class HeliostatNodeProvider(NodeProvider):  # type: ignore[misc]
         return dict(self._nodes.get(node_id, {}).get("tags", {}))
 
     def set_node_tags(self, node_id: str, tags: dict[str, str]) -> None:
-        """Kept until the next listing only: the control plane says what a node is, not Ray."""
+        """Kept until the next listing only: the control plane decides what a node is, not Ray."""
         self._nodes.get(node_id, {}).get("tags", {}).update(tags)
 
     def internal_ip(self, node_id: str) -> str:
@@ -61,7 +62,7 @@ class HeliostatNodeProvider(NodeProvider):  # type: ignore[misc]
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
         group = tags["ray-user-node-type"]
-        logger.info("asking the agent for %d of %s", count, group)
+        logger.info("requesting %d of %s from the agent", count, group)
         self._call("POST", "/create", {"group": group, "count": count, "request": tags.get("ray-launch-request", "")})
         return {}
 

@@ -17,27 +17,46 @@ from typing import Any
 
 from agent import processes
 from agent.boot import Boot
+from agent.gate_install import gate_environment, install_gate
 from agent.init import die_with_parent
 from agent.journal import write_private
-from agent.serve.proxy import gate_environment, install_gate
 
-log = logging.getLogger("agent.ray")
+log = logging.getLogger("agent.ray_node.process")
 
 PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE",
              "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HELIOSTAT_MACHINE_ID")  # fmt: skip
 PASSED_ON_PREFIXES = ("PIP_", "UV_", "NVIDIA_", "CUDA_")
-"""What users' programs and Ray's pip need of the machine. Nothing else gets through: the control plane's own
-secrets may be in the environment that we were started with (the local cloud)."""
+"""What users' programs and Ray's pip need of the machine's environment. Nothing else passes: on the local cloud the
+environment of the agent may hold the control plane's own secrets."""
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 
 class RayFailed(Exception):
-    """Ray can't be started here; says why and what to do."""
+    """Ray can't run on this node; says why and what to do."""
+
+
+def installed_version() -> str:
+    """As ``importlib.metadata`` says it, which takes 0.1 s to import: the file's name is enough."""
+    for folder in sys.path:
+        for found in Path(folder or ".").glob("ray-[0-9]*.dist-info"):
+            return found.name.removeprefix("ray-").removesuffix(".dist-info")
+    return ""
+
+
+def check_version(boot: Boot) -> None:
+    """Raises RayFailed: nodes of two versions form no cluster, and the control plane supports one."""
+    found, required = installed_version(), boot.ray_version
+    if required and found != required:
+        has = f"has Ray {found}" if found else "has no Ray"
+        raise RayFailed(
+            f"this machine's Python ({sys.executable}) {has}; the control plane requires Ray {required}: change "
+            "the cloud's container_image or python, or its machines' image"
+        )
 
 
 def environment(boot: Boot, group: str, head_address: str, autoscaling: bool, service: bool = False) -> dict[str, str]:
-    """The whole environment of Ray and of all that runs in it. ``head_address``: "" on the head itself.
-    ``service``: Serve's proxies get our gate."""
+    """The whole environment of Ray and of all its processes. ``head_address``: "" on the head itself. ``service``:
+    Serve's proxies get the gate."""
     env = {k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)}
     for name in PROXIES:
         for spelled in (name, name.upper()):
@@ -54,27 +73,27 @@ def environment(boot: Boot, group: str, head_address: str, autoscaling: bool, se
     env.setdefault("LANG", "C.UTF-8")
     env |= {
         "HELIOSTAT_NODE_ID": boot.node_id,
-        "HELIOSTAT_NODE_DIR": str(boot.node_dir),  # by which all of this node's processes are found
+        "HELIOSTAT_NODE_DIR": str(boot.node_dir),  # marks all of this node's processes
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path(boot)),
         "RAY_CLOUD_INSTANCE_ID": boot.node_id,
         "RAY_NODE_TYPE_NAME": group,
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(boot.constants.drain_s),
-        # A dead node is known in 3 s instead of 13 to 65: its connection breaks, so the checks fail at once. One that
-        # only does not answer (a machine that is starting Serve and much else) gets 20 s: at 2 s busy heads died.
+        # Ray detects a dead node in 3 s instead of 13 to 65: its connection breaks, so the checks fail at once. A node
+        # that only does not answer (while it starts Serve, for example) has 20 s: at 2 s busy heads died.
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "6000",
         "RAY_health_check_failure_threshold": "3",
         "RAY_health_check_initial_delay_ms": "1000",
-        # Of a machine that has lost its power no connection is closed: who waits for its answer would wait for 300 s
-        # and 120 s more. Ray's servers take a ping every 20 s (a call of 90 s was kept, 2.60).
+        # A machine that has lost its power closes no connection: its peers would wait for 300 s and 120 s more. Ray's
+        # servers take a ping every 20 s (a call of 90 s was kept, 2.60).
         "RAY_grpc_client_keepalive_time_ms": "20000",
         "RAY_grpc_client_keepalive_timeout_ms": "10000",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Else a program's log says every second that nothing can be added, as long as a group is at its maximum.
+        # Else Ray writes into a program's log every second that it can't add nodes, while a group is at its maximum.
         "RAY_SCHEDULER_EVENTS": "0",
-        # pip tries a network's errors again itself; a requirement that does not exist would be told after three
-        # copies of the whole environment instead of one.
+        # pip itself retries network errors; a requirement that does not exist would fail after three copies of the
+        # whole environment instead of one.
         "RUNTIME_ENV_RETRY_TIMES": "1",
     } | boot.ports.environment()
     if autoscaling:
@@ -92,7 +111,7 @@ def token_path(boot: Boot) -> Path:
 
 
 def ray_executable() -> str:
-    """Of the interpreter that runs us, else of the PATH. Raises RayFailed."""
+    """Beside the agent's interpreter, else on the PATH. Raises RayFailed."""
     beside = Path(sys.executable).parent / "ray"
     found = str(beside) if beside.exists() else shutil.which("ray")
     if not found:
@@ -104,7 +123,7 @@ def ray_executable() -> str:
 
 
 def arguments(boot: Boot, config: dict[str, Any], head_address: str, autoscaling_config: Path | None) -> list[str]:
-    """``ray start`` for this node; none of it is secret, for everybody on the machine can read it."""
+    """``ray start`` for this node. It holds no secret, for everybody on the machine can read it."""
     head = config["role"] == "head"
     resources = dict(config.get("resources") or {})
     args = [ray_executable(), "start", "--block", "--disable-usage-stats"]
@@ -113,7 +132,7 @@ def arguments(boot: Boot, config: dict[str, Any], head_address: str, autoscaling
         args += ["--head", f"--port={boot.ports.gcs}", f"--dashboard-host={boot.ip}"]
         args += [f"--dashboard-port={boot.ports.dashboard}"]
         if any(int(g.get("max_nodes") or 0) > 0 for g in config.get("groups") or []):
-            resources["CPU"] = 0  # the head takes no user work when there may be workers
+            resources["CPU"] = 0  # with worker groups the head runs no user work
             resources.pop("GPU", None)
             args.append("--num-gpus=0")
         if autoscaling_config is not None:
@@ -148,7 +167,7 @@ def accepts(address: str, timeout_s: float = 1.0) -> bool:
 
 
 class RayNode:
-    """One ``ray start --block`` and all below it. Start it from the main thread: it dies with the thread that
+    """One ``ray start --block`` and all processes below it. Start it from the main thread: it dies with the thread that
     started it (``die_with_parent``)."""
 
     def __init__(self, boot: Boot, config: dict[str, Any]) -> None:
@@ -156,13 +175,14 @@ class RayNode:
         self._config = config
         self._leader: subprocess.Popen[bytes] | None = None
         self._raylet: int | None = None
-        self._looked_at = 0.0
+        self._checked_at = 0.0
         self._head_address = ""
+        self._output: Path | None = None
 
     def start(self, output: Path, head_address: str = "", autoscaling_config: Path | None = None) -> None:
         """Returns at once. Raises RayFailed."""
         boot = self._boot
-        self._head_address = head_address
+        self._head_address, self._output = head_address, output
         write_private(token_path(boot), self._config["ray_token"])
         args = arguments(boot, self._config, head_address, autoscaling_config)
         service = bool(self._config.get("service_id"))
@@ -193,17 +213,27 @@ class RayNode:
         if code is not None:
             return f"`ray start` ended with exit code {code}; see node/agent.log of this node"
         # `ray start --block` stays when its raylet ends with exit code 0, as a drained one does.
-        if time.monotonic() - self._looked_at >= 1.0:
-            self._looked_at = time.monotonic()
+        if time.monotonic() - self._checked_at >= 1.0:
+            self._checked_at = time.monotonic()
             if self._raylet is None:
                 self._raylet = processes.named_child(self._leader.pid, "raylet")
             elif not processes.alive(self._raylet):
                 return DRAINED
         return ""
 
+    def explain(self, ended: str) -> str:
+        """``ended`` with Ray's own words, as far as it printed any."""
+        try:
+            tail = self._output.read_bytes()[-6000:] if self._output else b""
+        except OSError:
+            return ended
+        lines = tail.decode(errors="replace").splitlines()
+        errors = [line.strip() for line in lines if "Error" in line or "exited unexpectedly" in line]
+        return f"{ended}: {errors[-1][:400]}" if errors else ended
+
     def drain(self, reason: str, left_s: int | None) -> str:
-        """Tells Ray that this node will be gone in ``left_s`` seconds (None: some time): it gets no new work, what it
-        does goes on, and once it is idle its raylet ends. Why not, or "". Takes seconds."""
+        """Has Ray drain this node, which ends in ``left_s`` seconds (None: unknown): it gets no new work, its current
+        work goes on, and once it is idle its raylet ends. Returns why Ray did not, or "". Takes seconds."""
         found = re.search(r"--node_id=([0-9a-f]+)", processes.command(self._raylet)) if self._raylet else None
         if found is None:
             return "its raylet does not run"
@@ -219,8 +249,8 @@ class RayNode:
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return "`ray drain-node` took too long"
-        said = done.stdout.decode(errors="replace").strip().splitlines()
-        return "" if done.returncode == 0 else said[-1][:300] if said else f"exit code {done.returncode}"
+        output = done.stdout.decode(errors="replace").strip().splitlines()
+        return "" if done.returncode == 0 else output[-1][:300] if output else f"exit code {done.returncode}"
 
     def stop(self, timeout_s: float) -> None:
         """SIGTERM to the leader alone (to the whole group it breaks Ray's drain), then SIGKILL to what is left."""
@@ -232,14 +262,14 @@ class RayNode:
             try:
                 leader.wait(timeout_s)
             except subprocess.TimeoutExpired:
-                log.warning("Ray did not end within %.0f s of SIGTERM; it is killed", timeout_s)
+                log.warning("Ray did not end within %.0f s of SIGTERM; killing it", timeout_s)
         left = processes.kill_tree(leader.pid, self._boot.mark)
         if leader.poll() is None:
             leader.kill()
             leader.wait()
         if left:
-            log.error("processes of this node's Ray that would not die: %s", left)
+            log.error("processes of this node's Ray survive SIGKILL: %s", left)
         self._leader = None
 
 
-DRAINED = "Ray's raylet on this node has ended by itself: drained, or its head is gone"
+DRAINED = "Ray's raylet on this node has ended: drained, or its head is gone"

@@ -1,6 +1,6 @@
-"""``python -m agent.ray_node.validate_config <file> [<provider folder>]``: reads an autoscaling config as Ray's monitor
-will, for a config that the monitor can't read kills the whole head a few seconds after it looked ready. Exit 0, or
-1 with the reason as the last line of stderr. A process of its own, because it imports ray."""
+"""``python -m agent.ray_node.validate_config <file> [<provider folder>]``: reads an autoscaling config like Ray's
+monitor. An invalid one would end the monitor, and with it the whole head, a few seconds after it looked ready. Exit
+code 0, or 1 with the reason as the last line of stderr. A process of its own, because it imports ray."""
 
 from __future__ import annotations
 

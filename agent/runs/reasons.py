@@ -1,5 +1,5 @@
-"""Ray's word on why a run failed holds the end of its log, or a traceback of Ray's own. A person needs one line of it;
-the whole is in the run's log, and has no business in a workflow's history."""
+"""The reason of a failed run in one line. Ray's message holds the end of the run's log, or a traceback of Ray's own.
+The whole message is in the run's log and does not belong in a workflow's history."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import signal
 MAX_CHARS = 500
 
 _EXIT = re.compile(r"Job entrypoint command failed with exit code (-?\d+)(.*)", re.DOTALL)
-_RAYS_OWN = re.compile(r"Running entrypoint for job |.*\bINFO job_manager\.py:\d+ -- ")
+_OF_RAY = re.compile(r"Running entrypoint for job |.*\bINFO job_manager\.py:\d+ -- ")
 _ENTRYPOINT_MISSING = 127
 _NOT_EXECUTABLE = 126
 _BY_SHELL = (134, 137, 139, 143)
-"""How a shell says that its program was aborted, killed, crashed or terminated."""
+"""Exit codes of a shell whose program was aborted, killed, crashed or terminated by a signal."""
 
 
-def short(message: str) -> str:
+def summarize(message: str) -> str:
     """One line, at most ``MAX_CHARS`` characters."""
     found = _EXIT.match(message.strip())
     if found:
         text = _exit(int(found[1]), found[2])
     elif "runtime_env setup failed" in message or "runtime environment" in message:
-        text = f"the runtime environment could not be made: {_runtime_env(message)}"
+        text = f"the runtime environment could not be created: {_runtime_env(message)}"
     else:
         text = _last(message.splitlines())
     return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…"
 
 
 def _exit(code: int, rest: str) -> str:
-    lines = [line for line in rest.partition("\n")[2].splitlines() if not _RAYS_OWN.match(line)]
+    lines = [line for line in rest.partition("\n")[2].splitlines() if not _OF_RAY.match(line)]
     if code == _ENTRYPOINT_MISSING:
-        why = next((line for line in reversed(lines) if "not found" in line), "")
-        return "the entry point was not found (exit code 127)" + (f": {why.strip()}" if why else "")
+        reason = next((line for line in reversed(lines) if "not found" in line), "")
+        return "the entry point was not found (exit code 127)" + (f": {reason.strip()}" if reason else "")
     if code == _NOT_EXECUTABLE:
         return f"the entry point can't be executed (exit code 126): {_last(lines)}".rstrip(": ")
     if code < 0 or code in _BY_SHELL:
@@ -47,14 +47,14 @@ def _exit(code: int, rest: str) -> str:
 
 
 def _runtime_env(message: str) -> str:
-    """pip's own errors if there are any, else the last word of the traceback."""
+    """pip's own errors, if any, else the last line of the traceback."""
     errors = [m[1].strip() for m in re.finditer(r"^\s*ERROR: (.+)$", message, re.MULTILINE)]
     if errors:
         return "; ".join(dict.fromkeys(errors))
     missing = re.search(r"No module named (\w+)\s*$", message)
     if missing:
         return f"the node's Python has no module {missing[1]}"
-    # An exception's line begins at the margin; what it carries (a command's output) is indented below it.
+    # An exception's line starts at the margin; its details (a command's output) are indented below it.
     return _last([line for line in message.splitlines() if line and not line[0].isspace()])
 
 

@@ -1,8 +1,8 @@
-"""Runs on this head: given to Ray's Jobs API once, watched on localhost, ended for certain.
+"""Runs on this head: submitted to Ray's Jobs API once, watched on localhost, ended for certain.
 
-The entry point runs on the head (it asks for no resources, so Ray puts it there): its log and its processes are
-on this machine. A run's processes end with it: what its driver left behind in sessions of its own is killed,
-Ray's workers excepted, which Ray ends itself when the job ends (a detached actor may live on).
+The entry point runs on the head (it requests no resources, so Ray places it there): its log and its processes are on
+this machine. A run's processes end with it: processes that its driver left in sessions of their own are killed. Ray's
+workers are not, for Ray ends them itself when the job ends (a detached actor may live on).
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from agent import processes
+from agent.commands import CommandRefused
 from agent.constants import Constants
-from agent.facts import Facts
+from agent.events import Events
 from agent.journal import Journal
 from agent.logs import LogShipper
 from agent.packages import Packages
-from agent.ray_node.api import RayApi, RayAway
-from agent.runs.reasons import short
-from agent.runs.submit import Refusal, give, job_spec
+from agent.ray_node.api import RayApi, RayUnavailable
+from agent.runs.reasons import summarize
+from agent.runs.submit import job_spec, submit_to_ray
 
 log = logging.getLogger("agent.runs.runner")
 MASK = "********"
@@ -33,16 +34,14 @@ ERRORS = {
     "JOB_ENTRYPOINT_COMMAND_ERROR": "entrypoint",
     "JOB_ENTRYPOINT_COMMAND_START_ERROR": "entrypoint",
 }
-"""Ray's ``error_type`` → ours; every other one is ``supervisor``."""
+"""Ray's ``error_type`` → the protocol's; every other one is ``supervisor``."""
 
+MAX_FAILED_POLLS = 20
+"""Then the agent fails, and with it the node: the cluster replaces it, and the job runs again."""
 
-MAX_FAILED_LOOKS = 20
-"""Then the agent fails, and with it the node: its cluster heals, and the job runs again."""
-
-
-DIE_S = 10.0
-"""For so long the end of a run waits for its processes to die by SIGKILL: milliseconds, but each needs a moment of a
-processor for it, which a busy machine gives late, and one that hangs in the kernel has none."""
+KILL_WAIT_S = 10.0
+"""The end of a run waits this long for its processes to die by SIGKILL. That takes milliseconds, but longer on a busy
+machine, and a process that hangs in the kernel never dies."""
 
 
 @dataclass
@@ -50,18 +49,18 @@ class Run:
     id: str
     timeout_s: float | None
     secrets: list[str] = field(repr=False)
-    """Values that must not get into a message."""
-    given: bool = False
+    """Values that no message may contain."""
+    submitted: bool = False
     """Ray has it."""
     accepted_at: float = field(default_factory=time.monotonic)
     running_at: float | None = None
     timed_out: bool = False
-    stop_asked_at: float | None = None
-    next_look: float = 0.0
+    stop_requested_at: float | None = None
+    next_poll: float = 0.0
     next_scan: float = 0.0
     empty_scans: int = 0
-    failed_looks: int = 0
-    """In a row, by a fault of ours or an answer of Ray's that we don't understand."""
+    failed_polls: int = 0
+    """In a row, by an error of the agent's or an unexpected answer of Ray's."""
     ended: threading.Event = field(default_factory=threading.Event)
     result: dict[str, Any] | None = None
 
@@ -73,11 +72,11 @@ class Run:
 
 class Runs:
     def __init__(
-        self, ray: RayApi, facts: Facts, logs: LogShipper, packages: Packages, journal: Journal, constants: Constants,
+        self, ray: RayApi, events: Events, logs: LogShipper, packages: Packages, journal: Journal, constants: Constants,
         logs_dir: Path, mark: str,
     ) -> None:  # fmt: skip
         self._ray = ray
-        self._facts = facts
+        self._events = events
         self._logs = logs
         self._packages = packages
         self._journal = journal
@@ -87,26 +86,26 @@ class Runs:
         self._lock = threading.Lock()
         self._submitting: dict[str, threading.Lock] = {}
         self._active: dict[str, Run] = {}
-        self._over: dict[str, dict[str, Any]] = {}
-        """Runs that will never start on this node (again): their result, or status UNKNOWN."""
+        self._finished: dict[str, dict[str, Any]] = {}
+        """Runs that never start on this node again: their result, or status UNKNOWN."""
         self._wake = threading.Event()
-        self.began: Callable[[], None] = lambda: None
-        """Called when a run has begun: activity is looked at again."""
+        self.on_started: Callable[[], None] = lambda: None
+        """Called when a run has started: activity is refreshed."""
         self.fenced = False
         for record in journal.records:
             if "fence" in record:
                 self.fenced = bool(record["fence"])
             elif record.get("accepted"):
-                self._over[record["run"]] = {"status": "UNKNOWN", "exit_code": None}  # an earlier Ray's
+                self._finished[record["run"]] = {"status": "UNKNOWN", "exit_code": None}  # an earlier Ray's
             elif "result" in record:
-                self._over[record["run"]] = record["result"]
+                self._finished[record["run"]] = record["result"]
 
     def busy(self) -> str:
-        """What is under way, "" when nothing is."""
+        """The work under way; "": none."""
         with self._lock:
             if self._active:
                 return f"run {next(iter(self._active))}" + (" and others" if len(self._active) > 1 else "")
-        return "a package is being fetched" if self._packages.downloading else ""
+        return "downloading a package" if self._packages.downloading else ""
 
     def fence(self, on: bool) -> None:
         with self._lock:
@@ -116,129 +115,130 @@ class Runs:
     # -- submit -------------------------------------------------------------------------------------------------
 
     def submit(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Gives the run to Ray; repeatable. Raises Refusal."""
+        """Submits the run to Ray; repeatable. Raises CommandRefused."""
         run_id = str(args["run_id"])
         with self._lock:
-            gate = self._submitting.setdefault(run_id, threading.Lock())
-        with gate:
+            lock = self._submitting.setdefault(run_id, threading.Lock())
+        with lock:
             with self._lock:
                 if run_id in self._active:
                     return {"accepted": True}
-                self._may_start(run_id)
+                self._check_may_start(run_id)
             spec = job_spec(run_id, args, self._packages)
             timeout = args.get("timeout_s")
             secrets = [str(v) for v in (args.get("env_vars") or {}).values() if len(str(v)) >= 4]
             run = Run(run_id, float(timeout) if timeout else None, secrets)
             with self._lock:
-                self._may_start(run_id)  # packages take time: it may have been fenced or stopped meanwhile
+                self._check_may_start(run_id)  # packages take time: a fence or a stop may have come meanwhile
                 self._active[run_id] = run
             try:
                 self._journal.append({"run": run_id, "accepted": True})
                 self._logs.add(f"runs/{run_id}.log", self._logs_dir / f"job-driver-{run_id}.log")
-                give(self._ray, run_id, spec, run.mask)
-            except (Refusal, OSError):
+                submit_to_ray(self._ray, run_id, spec, run.mask)
+            except (CommandRefused, OSError):
                 with self._lock:
                     del self._active[run_id]
                 run.result = {"status": "UNKNOWN", "exit_code": None}
                 run.ended.set()  # a stop may wait for it
                 raise
-            run.given = True
-            self.began()
+            run.submitted = True
+            self.on_started()
             self._wake.set()
         return {"accepted": True}
 
-    def _may_start(self, run_id: str) -> None:
-        """Under the lock. Raises Refusal."""
-        if run_id in self._over:
-            status = self._over[run_id]["status"]
-            raise Refusal(f"run {run_id} has ended or was stopped on this head (status {status}); start a new run")
+    def _check_may_start(self, run_id: str) -> None:
+        """Under the lock. Raises CommandRefused."""
+        if run_id in self._finished:
+            status = self._finished[run_id]["status"]
+            raise CommandRefused(
+                f"run {run_id} has ended or was stopped on this head (status {status}); start a new run"
+            )
         if self.fenced:
-            raise Refusal("fenced")
+            raise CommandRefused("fenced")
 
     # -- watch --------------------------------------------------------------------------------------------------
 
     def watch(self, stop: threading.Event) -> None:
-        """Looks after all runs until ``stop``."""
+        """Polls all runs until ``stop``."""
         while not stop.is_set():
             with self._lock:
-                runs = [r for r in self._active.values() if r.given]
+                runs = [r for r in self._active.values() if r.submitted]
             if not runs:
                 self._wake.wait(1.0)
                 self._wake.clear()
                 continue
             now = time.monotonic()
             for run in runs:
-                if now >= run.next_look:
+                if now >= run.next_poll:
                     try:
-                        self._look(run)
-                        run.failed_looks = 0
-                    except RayAway as error:
-                        log.warning("run %s can't be looked at: %s", run.id, error)
-                        run.next_look = time.monotonic() + self._constants.run_poll_old_s
+                        self._poll(run)
+                        run.failed_polls = 0
+                    except RayUnavailable as error:
+                        log.warning("run %s can't be polled: %s", run.id, error)
+                        run.next_poll = time.monotonic() + self._constants.run_poll_old_s
                     except Exception:
-                        # Not at once: the other runs and the node would go down with it. Not for ever: a run that
-                        # nobody sees ends never, while a lost head is healed.
-                        run.failed_looks += 1
-                        if run.failed_looks >= MAX_FAILED_LOOKS:
+                        # It is not raised at once, for the other runs and the node would fail with it. It is raised in
+                        # the end, for a run that can't be polled never ends, while a lost head is replaced.
+                        run.failed_polls += 1
+                        if run.failed_polls >= MAX_FAILED_POLLS:
                             raise
-                        log.exception("run %s can't be looked at (%d times in a row)", run.id, run.failed_looks)
-                        run.next_look = time.monotonic() + self._constants.run_poll_old_s
-            soonest = min((r.next_look for r in runs), default=now)
+                        log.exception("run %s can't be polled (%d times in a row)", run.id, run.failed_polls)
+                        run.next_poll = time.monotonic() + self._constants.run_poll_old_s
+            soonest = min((r.next_poll for r in runs), default=now)
             self._wake.wait(max(0.01, soonest - time.monotonic()))
             self._wake.clear()
 
-    def _look(self, run: Run) -> None:
+    def _poll(self, run: Run) -> None:
         constants, at = self._constants, time.monotonic()
         age = at - (run.running_at or run.accepted_at)
-        young = age < constants.run_young_s or run.stop_asked_at is not None
+        young = age < constants.run_young_s or run.stop_requested_at is not None
         slow = constants.run_poll_old_s if age > constants.run_old_s else constants.run_poll_s
-        run.next_look = at + (constants.run_poll_young_s if young else slow)
+        run.next_poll = at + (constants.run_poll_young_s if young else slow)
         record = self._ray.job(run.id)
         if record is None:
-            if run.stop_asked_at is not None:
+            if run.stop_requested_at is not None:
                 self._end(run, "STOPPED", None, "stopped before Ray had it", "")
             elif age > constants.stop_kill_s:
-                self._end(run, "FAILED", None, "Ray does not know this run any more", "driver_lost")
+                self._end(run, "FAILED", None, "Ray no longer has this run", "driver_lost")
             return
         status = record["status"]
-        ran = status == "RUNNING" or record.get("driver_exit_code") is not None  # a short one is over already
+        ran = status == "RUNNING" or record.get("driver_exit_code") is not None  # a short one has ended already
         if ran and run.running_at is None:
             run.running_at = at
-            self._facts.add("run_running", run_id=run.id)
+            self._events.add("run_running", run_id=run.id)
         if status in TERMINAL:
             error = ""
             if status == "FAILED":
                 error = ERRORS.get(str(record.get("error_type")), "supervisor")
-            self._end(
-                run, status, record.get("driver_exit_code"), short(run.mask(str(record.get("message") or ""))), error
-            )
+            message = summarize(run.mask(str(record.get("message") or "")))
+            self._end(run, status, record.get("driver_exit_code"), message, error)
             return
-        if run.timeout_s and run.running_at and at - run.running_at >= run.timeout_s and run.stop_asked_at is None:
-            log.info("run %s has run for %.0f s: its time is over", run.id, run.timeout_s)
+        if run.timeout_s and run.running_at and at - run.running_at >= run.timeout_s and run.stop_requested_at is None:
+            log.info("run %s has reached its timeout of %.0f s", run.id, run.timeout_s)
             run.timed_out = True
-            run.stop_asked_at = at
-            run.next_look = at + constants.run_poll_young_s
+            run.stop_requested_at = at
+            run.next_poll = at + constants.run_poll_young_s
             self._ray.stop(run.id)
-        elif run.stop_asked_at is not None:
-            self._press(run, at)
+        elif run.stop_requested_at is not None:
+            self._enforce_stop(run, at)
         elif status == "RUNNING":
             self._check_driver(run, at)
 
-    def _press(self, run: Run, at: float) -> None:
-        """A stop was asked for. A run that was still pending is asked again (Ray drops a stop before its supervisor
-        exists); one that won't end is killed."""
-        asked = run.stop_asked_at or at
-        if at - asked > self._constants.stop_kill_s:
-            log.warning("run %s did not end within %.0f s of its stop; killed", run.id, at - asked)
+    def _enforce_stop(self, run: Run, at: float) -> None:
+        """After a stop request. Repeats it while the run is pending, for Ray drops a stop before the run's supervisor
+        exists. Kills a run that does not end."""
+        requested_at = run.stop_requested_at or at
+        if at - requested_at > self._constants.stop_kill_s:
+            log.warning("run %s did not end within %.0f s of its stop; killing it", run.id, at - requested_at)
             processes.kill(list(self._processes(run.id)))
-            if at - asked > 2 * self._constants.stop_kill_s:
+            if at - requested_at > 2 * self._constants.stop_kill_s:
                 self._end(run, "STOPPED", None, "killed: Ray did not end it", "")
         elif at >= run.next_scan:
             run.next_scan = at + 1.0
             self._ray.stop(run.id)
 
     def _check_driver(self, run: Run, at: float) -> None:
-        """A run that Ray calls RUNNING while no process of it is left is over: Ray's own watch can miss it."""
+        """A run without processes has ended, even if Ray calls it RUNNING: Ray can miss the end."""
         if at < run.next_scan:
             return
         run.next_scan = at + self._constants.driver_scan_s
@@ -247,25 +247,25 @@ class Runs:
             return
         run.empty_scans += 1
         if run.empty_scans >= self._constants.driver_lost_scans:
-            self._end(run, "FAILED", None, "Ray calls it running, but no process of it is left", "driver_lost")
+            self._end(run, "FAILED", None, "Ray calls it RUNNING, but it has no process left", "driver_lost")
 
     def _end(self, run: Run, status: str, exit_code: int | None, message: str, error: str) -> None:
-        """The order matters: nothing of the run is left, its log is in the bucket, then its end is told."""
-        self._kill_leftovers(run.id)
+        """In this order: no process of the run is left, its log is in the bucket, its end is reported."""
+        self._kill_remaining(run.id)
         if not self._logs.flush(self._constants.run_log_flush_s, f"runs/{run.id}.log"):
-            log.error("run %s: its log is not wholly in the bucket yet; its end is told all the same", run.id)
+            log.error("run %s: its log is not complete in the bucket yet; reporting its end all the same", run.id)
         if run.timed_out and status != "SUCCEEDED":
             status, message, error = "FAILED", f"ran longer than its timeout_s of {run.timeout_s:g} s", ""
         else:
-            run.timed_out = False  # it ended by itself in the same moment
+            run.timed_out = False  # it ended by itself at the same moment
         message = run.mask(message)[-self._constants.message_max_chars :]
         run.result = {"status": status, "exit_code": exit_code}
         with self._lock:
             self._journal.append({"run": run.id, "result": run.result})
-            self._over[run.id] = run.result
+            self._finished[run.id] = run.result
             self._active.pop(run.id, None)
             self._submitting.pop(run.id, None)
-        self._facts.add(
+        self._events.add(
             "run_ended", run_id=run.id, status=status, exit_code=exit_code, message=message, error=error,
             timed_out=run.timed_out,
         )  # fmt: skip
@@ -274,8 +274,8 @@ class Runs:
     def _processes(self, run_id: str) -> Iterator[int]:
         return processes.with_environ(self._mark, f"HELIOSTAT_RUN_ID={run_id}")
 
-    def _kill_leftovers(self, run_id: str) -> None:
-        deadline = time.monotonic() + DIE_S
+    def _kill_remaining(self, run_id: str) -> None:
+        deadline = time.monotonic() + KILL_WAIT_S
         while True:
             left = [
                 pid for pid in self._processes(run_id)
@@ -287,39 +287,40 @@ class Runs:
                 break
             processes.kill(left)
             time.sleep(0.02)
-        log.error("run %s: processes that would not die: %s", run_id, left)
+        log.error("run %s: processes survive SIGKILL: %s", run_id, left)
 
     # -- stop ---------------------------------------------------------------------------------------------------
 
     def stop(self, run_id: str) -> dict[str, Any]:
-        """Ends it and returns ``{status, exit_code}`` once nothing of it is left; it never starts afterwards."""
+        """Ends it and returns ``{status, exit_code}`` once none of its processes is left; it never starts
+        afterwards."""
         with self._lock:
             run = self._active.get(run_id)
             if run is None:
-                if run_id not in self._over:
-                    # Also while its packages are on their way: the submission finds this before it goes on.
-                    self._over[run_id] = {"status": "UNKNOWN", "exit_code": None}
-                    self._journal.append({"run": run_id, "result": self._over[run_id]})
-                return dict(self._over[run_id])
-            gate = self._submitting.setdefault(run_id, threading.Lock())
-        with gate:  # Ray has it from here on, or has refused it
-            if run.stop_asked_at is None:
-                run.stop_asked_at = time.monotonic()
-            run.next_look = 0.0
+                if run_id not in self._finished:
+                    # Also during the download of its packages: the submission checks this before it goes on.
+                    self._finished[run_id] = {"status": "UNKNOWN", "exit_code": None}
+                    self._journal.append({"run": run_id, "result": self._finished[run_id]})
+                return dict(self._finished[run_id])
+            lock = self._submitting.setdefault(run_id, threading.Lock())
+        with lock:  # Ray has it from here on, or has refused it
+            if run.stop_requested_at is None:
+                run.stop_requested_at = time.monotonic()
+            run.next_poll = 0.0
         if run.ended.is_set():
-            return self._never(run_id, run)
+            return self._final_result(run_id, run)
         try:
             self._ray.stop(run_id)
-        except RayAway as error:
-            log.warning("run %s: the stop is asked for again: %s", run_id, error)
+        except RayUnavailable as error:
+            log.warning("run %s: the stop request failed and is repeated: %s", run_id, error)
         self._wake.set()
         run.ended.wait()
-        return self._never(run_id, run)
+        return self._final_result(run_id, run)
 
-    def _never(self, run_id: str, run: Run) -> dict[str, Any]:
-        """It ended while it was stopped: by itself, or Ray refused it, then it must not be given again."""
+    def _final_result(self, run_id: str, run: Run) -> dict[str, Any]:
+        """It ended during the stop, by itself or because Ray refused it. It must not be submitted again."""
         with self._lock:
-            if run_id not in self._over:
-                self._over[run_id] = dict(run.result or {})
-                self._journal.append({"run": run_id, "result": self._over[run_id]})
-            return dict(self._over[run_id])
+            if run_id not in self._finished:
+                self._finished[run_id] = dict(run.result or {})
+                self._journal.append({"run": run_id, "result": self._finished[run_id]})
+            return dict(self._finished[run_id])

@@ -1,4 +1,4 @@
-"""What is given to Serve: the config of a ``serve_deploy`` command, completed."""
+"""The config for Serve: that of a ``serve_deploy`` command, completed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.boot import Boot
+from agent.gate_install import GRPC_GUARD
 from agent.journal import write_private
 from agent.packages import Packages
-from agent.serve.proxy import GRPC_GUARD
 
 KEEP_ALIVE_S = 90
-"""Longer than load balancers keep idle connections (60 s as a rule): the one who sends closes, so that no request runs
-into a connection that is just being closed."""
+"""Longer than load balancers keep idle connections (60 s as a rule): the sender closes them, so no request meets a
+connection that is just closing."""
 SURGE = {"max_surge_percent": 100}
-"""A replica is stopped when the one in its place is ready. Serve's default is to stop first: with one replica and
-broken code nothing would be left (research/peers.md §7.2)."""
+"""A replica stops when its replacement is ready. Serve's default is to stop first: with one replica and broken code
+none would be left."""
 
 GRPC_MODULE = "heliostat_grpc"
 
@@ -27,16 +27,16 @@ Names = dict[str, set[str]]
 
 @dataclass
 class Deploy:
-    """One config on its way through Serve. ``config`` holds env values: it is never written anywhere."""
+    """One config for Serve. ``config`` holds env values: no file and no log may contain it."""
 
     version_id: str
     id: str
     config: dict[str, Any] = field(repr=False)
     secrets: list[str] = field(repr=False)
     surge: Names = field(default_factory=dict)
-    """Deployments that get SURGE where the config does not say otherwise."""
+    """Deployments that get SURGE unless the config sets its own."""
     before: dict[str, float] = field(default_factory=dict)
-    """``last_deployed_time_s`` by application before Serve was given it: an answer with the same one is old."""
+    """``last_deployed_time_s`` by application before the submission: a status with the same one is stale."""
 
     @property
     def applications(self) -> list[str]:
@@ -46,8 +46,8 @@ class Deploy:
     def grpc(self) -> bool:
         return bool(self.config["grpc_options"]["grpc_servicer_functions"])
 
-    def hide(self, secrets: list[str]) -> None:
-        """Masks these as well: what ran before may still be spoken of."""
+    def add_secrets(self, secrets: list[str]) -> None:
+        """Masks these as well: messages may still be about what ran before."""
         self.secrets = sorted({*self.secrets, *secrets}, key=len, reverse=True)
 
     def same(self, other: Deploy | None) -> bool:
@@ -67,8 +67,8 @@ class Deploy:
         return config
 
 
-def completed(boot: Boot, args: dict[str, Any], packages: Packages) -> Deploy:
-    """Fetches packages. Raises PackageFailed, and KeyError for a config that is none."""
+def complete_config(boot: Boot, args: dict[str, Any], packages: Packages) -> Deploy:
+    """Fetches packages. Raises PackageFailed, and KeyError for an invalid config."""
     given = dict(args["config"])
     shared = given.pop("runtime_env", None) or {}
     applications = [_application(app, shared, packages) for app in given["applications"]]
@@ -78,7 +78,7 @@ def completed(boot: Boot, args: dict[str, Any], packages: Packages) -> Deploy:
     config = given | {
         "applications": applications,
         "proxy_location": "HeadOnly",
-        # All options by name: Serve never changes them while it runs, and what would be changed must be seen.
+        # All options, for ``immutable_changes``: Serve never changes them while it runs.
         "http_options": {"request_timeout_s": None, "keep_alive_timeout_s": KEEP_ALIVE_S}
         | (given.get("http_options") or {}) | {"host": boot.ip, "port": boot.ports.serve_http},
         "grpc_options": {"request_timeout_s": None} | (given.get("grpc_options") or {})
@@ -103,7 +103,7 @@ def _application(app: dict[str, Any], shared: dict[str, Any], packages: Packages
 
 
 def _archives(applications: list[dict[str, Any]], packages: Packages) -> list[str]:
-    """The applications' code that lies on this head."""
+    """The applications' packages on this head."""
     envs = [app.get("runtime_env") or {} for app in applications]
     uris = [u for env in envs for u in (env.get("working_dir"), *(env.get("py_modules") or []))]
     found = [packages.local(str(u)) for u in uris if u]
@@ -111,8 +111,8 @@ def _archives(applications: list[dict[str, Any]], packages: Packages) -> list[st
 
 
 def servicers(boot: Boot, functions: list[str], archives: list[str]) -> list[str]:
-    """Import paths of the same functions for Serve's proxy, which runs without the applications' code: a module of ours
-    finds them in the packages (Python reads zips), after all that the environment has. Raises OSError."""
+    """Import paths of the same functions for Serve's proxy, which runs without the applications' code: a generated
+    module finds them in the environment, then in the packages (Python reads zips). Raises OSError."""
     names = {function: re.sub(r"\W", "_", function) for function in functions}
     lines = ["import sys", "from ray._common.utils import import_attr", f"sys.path += {archives!r}"]
     lines += [f"{name} = import_attr({function!r})" for function, name in names.items()]
@@ -131,9 +131,9 @@ def secrets(config: dict[str, Any]) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def fixed(details: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """Names of the proxy's options that ``config`` wants otherwise than the running Serve has them. It would take the
-    config and ignore them. ``details``: Serve's, as of ``RayApi.serve_details``."""
+def immutable_changes(details: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Names of the proxy's options that ``config`` would change in the running Serve, which ignores such changes.
+    ``details``: of ``RayApi.serve_details``."""
     return [
         f"{part}.{name}"
         for part in ("http_options", "grpc_options")
@@ -142,8 +142,8 @@ def fixed(details: dict[str, Any], config: dict[str, Any]) -> list[str]:
     ]
 
 
-def refusal(text: str) -> str:
-    """Pydantic's words on a config, or a traceback, in one line: ``where: what``. What was given is left out."""
+def refusal_reason(text: str) -> str:
+    """Pydantic's errors, or a traceback, in one line: ``where: what``, without the values."""
     found = re.findall(r"^(\S+)\n  (.+?)(?: \[type=[^\n]*)?$", text, re.MULTILINE)
     if found and "validation error" in text.partition("\n")[0]:
         return "; ".join(f"{where}: {what}" for where, what in found)[:500]

@@ -1,4 +1,4 @@
-"""Real requests by which a deploy shows that it is healthy: through the load balancer, back to this very head."""
+"""Probes: real requests that show whether a deploy is healthy, through the load balancer and back to this head."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.constants import Constants
-from agent.serve import probe_grpc as serve_probe_grpc
-from agent.serve.status import masked, words
+from agent.serve import probe_grpc
+from agent.serve.status import mask, summarize_message
 
 VERSION_HEADER = "X-Heliostat-Version"
 BACKEND_HEADER = "X-Heliostat-Backend"
-GATES_OWN = "urn:heliostat:error:"
-"""In every answer that a gate gives by itself. That to our own token comes from a gate of another head."""
+GATE_ERROR_TYPE = "urn:heliostat:error:"
+"""In every answer that a gate gives itself. In an answer to this agent's token it means the gate of another head."""
 BODY_MAX = 65_536
 BODY_S = 2.0
-"""So much of an answer is read, for so long: a stream that never ends has answered well enough by then."""
+"""A probe reads this much of an answer, for this long: an endless stream has answered by then."""
 
 
-class Bad(Exception):
-    """Not the answer that was wanted; says why."""
+class UnexpectedAnswer(Exception):
+    """Says what is wrong with an answer."""
 
 
 @dataclass
@@ -38,23 +38,23 @@ class Target:
     status: int | None = None
     """HTTP's, or gRPC's."""
     ms: float = 0
-    message: str = "not asked yet"
-    asked: bool = False
+    message: str = "not probed yet"
+    probed: bool = False
 
-    def said(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return {"status": self.status, "ms": round(self.ms, 1), "message": self.message}
 
 
 class Prober:
-    """One ``serve_probe`` command. ``look``: (the version deployed here, healthy, failed, message) as of Serve.
-    ``secrets``: of what is deployed here now; they and the token are masked in what an application says."""
+    """One ``serve_probe`` command. ``health``: (the version deployed here, healthy, failed, message) as of Serve.
+    ``secrets``: of the current deploy; they and the token are masked in an application's answers."""
 
     def __init__(
         self,
         args: dict[str, Any],
         token: str,
         constants: Constants,
-        look: Callable[[], tuple[str, bool, bool, str]],
+        health: Callable[[], tuple[str, bool, bool, str]],
         secrets: Callable[[], list[str]],
     ) -> None:
         self._url = str(args["url"])
@@ -63,21 +63,21 @@ class Prober:
         self._give_up_s = float(args["give_up_s"])
         self._targets = [Target(str(p["application"]), p) for p in args.get("probes") or []]
         self._constants = constants
-        self._look = look
+        self._health = health
         self._secrets: Callable[[], list[str]] = lambda: [token, *secrets()]
 
     def run(self) -> dict[str, Any]:
-        """The command's result. Requests count only once Serve itself says that this version is healthy: before, during
-        an update in place, it is the old replicas that answer."""
+        """The command's result. Requests count only once Serve calls this version healthy: before, during an in-place
+        update, the old replicas answer."""
         deadline = time.monotonic() + self._give_up_s
-        if any(t.probe.get("grpc") for t in self._targets) and (why := serve_probe_grpc.missing()):
-            return self._result(False, why)
+        if any(t.probe.get("grpc") for t in self._targets) and (reason := probe_grpc.unavailable()):
+            return self._result(False, reason)
         while True:
-            version, healthy, failed, why = self._look()
+            version, healthy, failed, reason = self._health()
             if version != self._version:
-                return self._result(False, f"this head has been given version {version or 'none'} meanwhile")
+                return self._result(False, f"this head now has version {version or 'none'}")
             if failed:
-                return self._result(False, f"Serve has given it up: {why}")
+                return self._result(False, f"Serve has given the version up: {reason}")
             if healthy:
                 for target in self._targets:
                     left = deadline - time.monotonic()
@@ -85,18 +85,18 @@ class Prober:
                         self._try(target, left)
                 waiting = [t for t in self._targets if t.good < self._constants.serve_probes_good]
                 if not waiting:
-                    alone = "" if self._targets else "by Serve's status alone: no application is probed"
-                    return self._result(True, alone)
-                why = "; ".join(f"application {t.application}: {t.message}" for t in waiting)
+                    message = "" if self._targets else "by Serve's status only: the service has no probes"
+                    return self._result(True, message)
+                reason = "; ".join(f"application {t.application}: {t.message}" for t in waiting)
             if time.monotonic() >= deadline:
-                return self._result(False, f"not healthy within {self._give_up_s:g} s: {why}")
+                return self._result(False, f"not healthy within {self._give_up_s:g} s: {reason}")
             time.sleep(self._constants.serve_probe_pause_s)
 
     def _result(self, healthy: bool, message: str) -> dict[str, Any]:
         return {
             "healthy": healthy,
             "message": message,
-            "applications": {t.application: t.said() for t in self._targets},
+            "applications": {t.application: t.result() for t in self._targets},
         }
 
     def _try(self, target: Target, left_s: float) -> None:
@@ -109,25 +109,25 @@ class Prober:
             (self._call if target.probe.get("grpc") else self._send)(target, timeout)
         except TimeoutError:
             target.good = 0
-            if timeout < allowed and target.asked:
-                target.status = before  # cut off by the end of our time: what was seen before says more
+            if timeout < allowed and target.probed:
+                target.status = before  # cut off by the deadline: the result before says more
                 return
             target.message = f"no answer within {timeout:.3g} s"
-        except (OSError, http.client.HTTPException, ValueError) as error:  # the last: a header that can't be sent
-            target.good, target.message = 0, f"the request failed: {masked(repr(error), self._secrets())[:500]}"
-        except Bad as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: an invalid header
+            target.good, target.message = 0, f"the request failed: {mask(repr(error), self._secrets())[:500]}"
+        except UnexpectedAnswer as error:
             target.good, target.message = 0, str(error)
         else:
             target.good, target.message = target.good + 1, ""
-        target.asked = True
+        target.probed = True
         target.ms = (time.monotonic() - began) * 1000
 
-    def _said(self, text: str) -> str:
-        """The beginning of an answer. Masked before it is cut: of a secret that is cut, the rest would stand there."""
-        return words(text, self._secrets())[:200]
+    def _excerpt(self, text: str) -> str:
+        """The beginning of an answer. Masked before the cut, which could leave a part of a secret."""
+        return summarize_message(text, self._secrets())[:200]
 
     def _send(self, target: Target, timeout_s: float) -> None:
-        """Over a connection of its own, as a new client. Raises Bad, OSError or HTTPException."""
+        """Over a connection of its own, as a new client. Raises UnexpectedAnswer, OSError or HTTPException."""
         probe, parts = target.probe, urllib.parse.urlsplit(self._url)
         connection = _connection(parts, timeout_s)
         try:
@@ -140,39 +140,42 @@ class Prober:
             text = _read(answer, connection, time.monotonic() + BODY_S)
             version = answer.headers.get(VERSION_HEADER)
             if version != self._version:
-                from_where = f"version {version}" if version else "something that is not this service's proxy"
-                raise Bad(f"HTTP {answer.status} came from {from_where}: {self._said(text)}")
-            if answer.headers.get_content_type() == "application/problem+json" and (not text or GATES_OWN in text):
-                raise Bad(f"HTTP {answer.status} came from a gate that is not this head's, or not open yet")
+                from_where = f"version {version}" if version else "another server than this service's proxy"
+                raise UnexpectedAnswer(f"HTTP {answer.status} came from {from_where}: {self._excerpt(text)}")
+            is_problem = answer.headers.get_content_type() == "application/problem+json"
+            if is_problem and (not text or GATE_ERROR_TYPE in text):
+                raise UnexpectedAnswer(
+                    f"HTTP {answer.status} came from another head's gate, or this head's gate is not open yet"
+                )
             expected = [int(s) for s in probe.get("expected_status") or []]
             if expected and answer.status not in expected:
-                wanted = " or ".join(map(str, expected))
-                raise Bad(f"HTTP {answer.status} instead of {wanted}: {self._said(text)}")
+                statuses = " or ".join(map(str, expected))
+                raise UnexpectedAnswer(f"HTTP {answer.status} instead of {statuses}: {self._excerpt(text)}")
             if not expected and answer.status >= 500:
-                raise Bad(f"HTTP {answer.status}: {self._said(text)}")
+                raise UnexpectedAnswer(f"HTTP {answer.status}: {self._excerpt(text)}")
         finally:
             connection.close()
 
     def _call(self, target: Target, timeout_s: float) -> None:
-        """The same by gRPC. Raises Bad or OSError."""
+        """The same by gRPC. Raises UnexpectedAnswer or OSError."""
         parts = urllib.parse.urlsplit(self._url)
         context = _tls(parts.hostname or "") if parts.scheme == "https" else None
-        answer = serve_probe_grpc.ask(parts, self._headers, timeout_s, context)
+        answer = probe_grpc.ask(parts, self._headers, timeout_s, context)
         target.status = answer.number
-        said = f"gRPC {answer.code}"
+        status = f"gRPC {answer.code}"
         if answer.version != self._version:
-            from_where = f"version {answer.version}" if answer.version else "something that is not this service's proxy"
-            raise Bad(f"{said} came from {from_where}: {self._said(answer.details)}")
+            from_where = f"version {answer.version}" if answer.version else "another server than this service's proxy"
+            raise UnexpectedAnswer(f"{status} came from {from_where}: {self._excerpt(answer.details)}")
         if answer.code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            raise Bad(f"{said} came from a gate that is not this head's, or not open yet")
+            raise UnexpectedAnswer(f"{status} came from another head's gate, or this head's gate is not open yet")
         if answer.code != "OK":
-            raise Bad(f"{said}: {self._said(answer.details)}")
+            raise UnexpectedAnswer(f"{status}: {self._excerpt(answer.details)}")
         if not answer.body:
-            raise Bad("Serve's gRPC proxy knows no application yet")
+            raise UnexpectedAnswer("Serve's gRPC proxy has no application yet")
 
 
 def _connection(parts: urllib.parse.SplitResult, timeout_s: float) -> http.client.HTTPConnection:
-    """No proxy of the environment's: the load balancer is on this network."""
+    """Without the environment's proxy: the load balancer is on this network."""
     host = parts.hostname or ""
     if parts.scheme != "https":
         return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
@@ -180,8 +183,8 @@ def _connection(parts: urllib.parse.SplitResult, timeout_s: float) -> http.clien
 
 
 def _tls(host: str) -> ssl.SSLContext:
-    """For an address instead of a name the certificate is not checked: none is made out to it but the endpoint's own,
-    generated one, and the token that is sent opens this head's gate alone. A name's certificate is checked as ever."""
+    """The certificate of an IP address is not checked: only the endpoint's own, generated one can have it as its name,
+    and the probe's token opens only this head's gate. A host name's certificate is checked as usual."""
     context = ssl.create_default_context()
     if _is_address(host):
         context.check_hostname = False
@@ -198,7 +201,7 @@ def _is_address(host: str) -> bool:
 
 
 def _read(answer: http.client.HTTPResponse, connection: http.client.HTTPConnection, deadline: float) -> str:
-    """The body, or as much of it as came until ``deadline``: who streams has answered. Raises when it breaks off."""
+    """The body, or its part until ``deadline``: a stream has answered by then. Raises when it breaks off."""
     found = b""
     while len(found) < BODY_MAX and (left := deadline - time.monotonic()) > 0:
         if connection.sock is not None:

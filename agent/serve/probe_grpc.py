@@ -1,7 +1,7 @@
 """A real gRPC call through the load balancer, for a probe: Serve's own method that lists the applications. It proves
-the route, the gate and Serve's gRPC server; what an application's methods are called and take, nobody has told us.
+the route, the gate and Serve's gRPC server. The methods of the applications are unknown to the agent.
 
-gRPC is no part of the standard library, but of what Ray Serve is installed with: it is imported when it is needed.
+Ray Serve needs grpc, so it is installed here; this module imports it only when needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ METHOD = "/ray.serve.RayServeAPIService/ListApplications"
 VERSION_METADATA = "x-heliostat-version"
 OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a connection of its own, as a new client
-    ("grpc.enable_http_proxy", 0),  # none of the environment's: the load balancer is on this network
+    ("grpc.enable_http_proxy", 0),  # not the environment's proxy: the load balancer is on this network
     ("grpc.enable_retries", 0),
 ]
 
@@ -26,27 +26,29 @@ OPTIONS = [
 @dataclass
 class Answer:
     code: str
-    """gRPC's name of it, e.g. ``OK`` or ``UNAVAILABLE``."""
+    """gRPC's name of the status code, for example ``OK`` or ``UNAVAILABLE``."""
     number: int
     details: str
     version: str | None
-    """That the gate says; None: no gate of ours answered."""
+    """From the gate; None: no gate of Heliostat's answered."""
     body: bytes = b""
 
 
-def missing() -> str:
-    """Why no gRPC call can be made here, "" if it can."""
+def unavailable() -> str:
+    """Why this head can't make gRPC calls; "": it can."""
     try:
         import grpc  # type: ignore[import-untyped]  # noqa: F401
     except ImportError as error:
-        return f"gRPC can't be probed: Ray's Python on this head has no module grpc, which ray[serve] needs ({error})"
+        return (
+            f"gRPC can't be probed: Ray's Python on this head lacks the module grpc, which ray[serve] needs ({error})"
+        )
     return ""
 
 
 def ask(
     url: urllib.parse.SplitResult, metadata: dict[str, str], timeout_s: float, context: ssl.SSLContext | None
 ) -> Answer:
-    """One call, over a connection of its own.
+    """One call, over a new connection.
 
     Args:
         url: the endpoint's; its path has no meaning to gRPC.
@@ -70,8 +72,8 @@ def ask(
 
 
 def _version(call: Any) -> str | None:
-    told = {str(name): value for name, value in call.trailing_metadata() or ()}
-    value = told.get(VERSION_METADATA)
+    metadata = {str(name): value for name, value in call.trailing_metadata() or ()}
+    value = metadata.get(VERSION_METADATA)
     return None if value is None else str(value)
 
 
@@ -84,16 +86,16 @@ def _channel(url: urllib.parse.SplitResult, timeout_s: float, context: ssl.SSLCo
     if context is None:
         channel = grpc.insecure_channel(target, options=OPTIONS)
     else:
-        certificate, name = _shown(host, port, timeout_s, context)
+        certificate, name = _certificate(host, port, timeout_s, context)
         options = [*OPTIONS, ("grpc.ssl_target_name_override", name)]
         channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(certificate.encode()), options=options)
     with channel:
         yield channel
 
 
-def _shown(host: str, port: int, timeout_s: float, context: ssl.SSLContext) -> tuple[str, str]:
-    """The certificate that is shown there, checked as ``context`` says, in PEM, and a name that it is made out to.
-    gRPC always checks, by roots of its own: so it is given this very one as its only root."""
+def _certificate(host: str, port: int, timeout_s: float, context: ssl.SSLContext) -> tuple[str, str]:
+    """The server's certificate in PEM, checked by ``context``, and one of its names. gRPC always checks certificates,
+    by roots of its own, so it gets this one as its only root."""
     with (
         socket.create_connection((host, port), timeout_s) as raw,
         context.wrap_socket(raw, server_hostname=host) as tls,
@@ -108,5 +110,5 @@ def _shown(host: str, port: int, timeout_s: float, context: ssl.SSLContext) -> t
         read: dict[str, Any] = dict(tls.getpeercert() or {})
     names = [str(name) for kind in ("DNS", "IP Address") for k, name in read.get("subjectAltName", ()) if k == kind]
     if not names:
-        raise ssl.SSLError("the certificate that is shown is made out to nobody")
+        raise ssl.SSLError("the server's certificate has no name")
     return pem, names[0].replace("*", "any")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import takewhile
@@ -23,7 +24,9 @@ from heliostat.errors import InvalidRequest, Unavailable
 from heliostat.models.agents import SUPPORTED_PROTOCOLS, Fact, FactKind, ReportAnswer, ReportRequest, ServeStatus
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import utcnow
-from runtime.messages.clusters import NodeFact
+from runtime.messages.clusters import ClusterHandle, NodeFact
+from runtime.messages.jobs import JobHandle
+from runtime.messages.services import ServiceHandle
 from runtime.settings import Settings
 from runtime.telemetry import REPORTS
 from store.database import Database, insert
@@ -248,9 +251,6 @@ class Facts:
             return False
         first = facts[0]
         run_id = str(first.data["run_id"]) if first.kind in RUN_FACTS else ""
-        target, signal = (run_id.rpartition("-")[0], "run_fact") if run_id else (node.cluster_id, "fact")
-        if first.kind == FactKind.SERVE:
-            target, signal = (await self.fleet.view(node.cluster_id)).service_id or "", "serve_fact"
         if first.kind == FactKind.RUN_ENDED:
             # Before the workflow knows: who sees the job settled must find its log complete.
             await self._complete_log(node, run_id)
@@ -265,12 +265,19 @@ class Facts:
             )
             for fact in facts
         ]
-        handle, limit = self.temporal.get_workflow_handle(target), timedelta(seconds=SIGNAL_S)
-        call = (
-            handle.signal(signal, messages[0], rpc_timeout=limit)
-            if len(messages) == 1
-            else handle.signal("facts", messages, rpc_timeout=limit)
-        )
+        call: Awaitable[None]
+        if run_id:
+            call = JobHandle(self.temporal, run_id.rpartition("-")[0]).run_fact(messages[0], timeout_s=SIGNAL_S)
+        elif first.kind == FactKind.SERVE:
+            service_id = (await self.fleet.view(node.cluster_id)).service_id or ""
+            call = ServiceHandle(self.temporal, service_id).serve_fact(messages[0], timeout_s=SIGNAL_S)
+        else:
+            cluster = ClusterHandle(self.temporal, node.cluster_id)
+            call = (
+                cluster.fact(messages[0], timeout_s=SIGNAL_S)
+                if len(messages) == 1
+                else cluster.facts(messages, timeout_s=SIGNAL_S)
+            )
         try:
             await told(call, SIGNAL_S)  # False: nobody is left whom it concerns
         except InvalidRequest as e:

@@ -8,7 +8,6 @@ import hmac
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -29,7 +28,7 @@ from heliostat.errors import InvalidRequest, NotFound, Unauthenticated, Unavaila
 from heliostat.models.agents import NodeConfigAnswer, RegisterRequest
 from heliostat.models.clusters import Cluster, NodeRole, NodeState
 from runtime.keys import Keys
-from runtime.messages.clusters import NodeRegistered
+from runtime.messages.clusters import ClusterHandle, NodeRegistered
 from store.database import Database
 from store.tables import clusters, nodes
 
@@ -177,16 +176,16 @@ class Registrations:
             raise gone(body.node_id)
 
     async def _run(self, cluster_id: str) -> None:
-        handle = self._temporal.get_workflow_handle(cluster_id)
+        cluster = ClusterHandle(self._temporal, cluster_id)
         while waiting := self._waiting.pop(cluster_id, []):
             batches = [waiting[i : i + REGISTRATIONS_MAX] for i in range(0, len(waiting), REGISTRATIONS_MAX)]
             while batches:
                 batch = batches.pop(0)
                 messages = [message for message, _ in batch]
                 call = (
-                    handle.signal("node_registered", messages[0], rpc_timeout=timedelta(seconds=SIGNAL_S))
+                    cluster.node_registered(messages[0], timeout_s=SIGNAL_S)
                     if len(messages) == 1
-                    else handle.signal("nodes_registered", messages, rpc_timeout=timedelta(seconds=SIGNAL_S))
+                    else cluster.nodes_registered(messages, timeout_s=SIGNAL_S)
                 )
                 try:
                     heard = await told(call, SIGNAL_S)

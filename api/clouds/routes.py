@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Annotated, Any
 
 import structlog
@@ -12,7 +11,6 @@ from fastapi import APIRouter, Depends, Request
 from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from temporalio.client import WorkflowFailureError
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import TimeoutError
 
 from api.kit import lookup
@@ -26,7 +24,6 @@ from heliostat.errors import Conflict, InternalError, InvalidRequest, NotFound, 
 from heliostat.models.clouds import (
     AwsCloudCreate,
     AwsConfig,
-    Check,
     CheckState,
     Cloud,
     CloudCreate,
@@ -39,6 +36,7 @@ from heliostat.models.clouds import (
 )
 from heliostat.models.common import Page, new_id, utcnow
 from runtime.keys import Keys
+from runtime.messages.clouds import held_by_cloud, verify_cloud
 from store.clouds import lives_on
 from store.tables import clouds, organizations
 
@@ -239,7 +237,8 @@ async def _held(state: Any, cloud: Cloud) -> list[str]:
     if cloud.config is None:
         return []  # of a server that is there no more: nobody can be asked
     try:
-        held: list[str] = await _asked(state, cloud, "HeldByCloudWorkflow", list[str])
+        async with calling(ASK_S + 3):
+            return await held_by_cloud(state.temporal, state.settings.task_queue, cloud.id, cloud.name, ASK_S)
     except WorkflowFailureError as e:
         raise Conflict(
             f"Cloud {cloud.name} does not tell whether it holds anything of ours: {_why(e)}",
@@ -247,7 +246,6 @@ async def _held(state: Any, cloud: Cloud) -> list[str]:
             "there is then yours to end.",
             resource=cloud.id,
         ) from e
-    return held
 
 
 @router.post("/{ref}/verify")
@@ -258,7 +256,8 @@ async def verify(request: Request, me: Me, ref: str) -> Verification:
     async with state.db.read() as conn:
         cloud = await lookup.cloud(conn, me, ref)
     try:
-        checks: list[Check] = await _asked(state, cloud, "VerifyCloudWorkflow", list[Check])
+        async with calling(ASK_S + 3):
+            checks = await verify_cloud(state.temporal, state.settings.task_queue, cloud.id, cloud.name, ASK_S)
     except WorkflowFailureError as e:
         raise InternalError(
             f"Cloud {cloud.name} could not be verified: {_why(e)}",
@@ -266,22 +265,6 @@ async def verify(request: Request, me: Me, ref: str) -> Verification:
             resource=cloud.id,
         ) from e
     return Verification(cloud_id=cloud.id, ok=all(c.state is not CheckState.FAILED for c in checks), checks=checks)
-
-
-async def _asked(state: Any, cloud: Cloud, workflow: str, answer: Any) -> Any:
-    """A worker's answer about the cloud; who asks the same meanwhile gets the same. Raises WorkflowFailureError."""
-    async with calling(ASK_S + 3):
-        return await state.temporal.execute_workflow(
-            workflow,
-            cloud.id,
-            id=f"{workflow}-{cloud.id}",
-            task_queue=state.settings.task_queue,
-            result_type=answer,
-            execution_timeout=timedelta(seconds=ASK_S),
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=f"cloud {cloud.name}",
-        )
 
 
 def _why(error: WorkflowFailureError) -> str:

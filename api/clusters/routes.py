@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.compute_configs.resolve import resolve_compute_config
-from api.kit import lookup, temporal
+from api.kit import lookup
 from api.kit.acceptance import first_event, start, start_again
 from api.kit.auth import Caller, Me
 from api.kit.checks import check_tags
@@ -19,6 +20,7 @@ from api.kit.events import events_of
 from api.kit.idempotency import Order, Ordered, claim, earlier, told_once
 from api.kit.limits import limits
 from api.kit.pagination import Cursor, Limit, Tags, page, state_filter, tag_filter
+from api.kit.temporal import UPDATE_S, updating
 from api.storage.logs import cluster_page, follow_clusters
 from heliostat.errors import Conflict, HeliostatError, NotFound
 from heliostat.models.clusters import (
@@ -31,7 +33,7 @@ from heliostat.models.clusters import (
 )
 from heliostat.models.common import Event, Page, new_id, utcnow
 from heliostat.models.jobs import LogPage
-from runtime.messages.clusters import ClusterInput, LimitsUpdate, start_cluster
+from runtime.messages.clusters import ClusterHandle, ClusterInput, LimitsUpdate, start_cluster
 from runtime.messages.common import TerminateRequest
 from store.clusters import insert_cluster, load_cluster
 from store.tables import clusters, nodes
@@ -175,14 +177,22 @@ async def terminate(
 ) -> Cluster:
     """Asks for its end, at any moment; answers at once. Ended already is fine."""
     message = TerminateRequest(actor=me.actor, reason=(body or ClusterTerminate()).reason)
-    return await _tell(request, me, ref, project, "terminate", message, order, ended_is_fine=True)
+
+    async def send(cluster: ClusterHandle) -> None:
+        await cluster.terminate(message, key=order.key, timeout_s=UPDATE_S)
+
+    return await _tell(request, me, ref, project, send, order, ended_is_fine=True)
 
 
 @router.patch("/{ref}/limits")
 async def set_limits(request: Request, me: Me, ref: str, body: ScaleLimits, project: str | None = None) -> Cluster:
     """New minimum and maximum of one worker group, for this cluster only."""
     message = LimitsUpdate(actor=me.actor, **body.model_dump())
-    return await _tell(request, me, ref, project, "set_limits", message, None)
+
+    async def send(cluster: ClusterHandle) -> None:
+        await cluster.set_limits(message, timeout_s=UPDATE_S)
+
+    return await _tell(request, me, ref, project, send, None)
 
 
 async def _tell(
@@ -190,8 +200,7 @@ async def _tell(
     me: Caller,
     ref: str,
     project: str | None,
-    update: str,
-    message: TerminateRequest | LimitsUpdate,
+    send: Callable[[ClusterHandle], Awaitable[None]],
     order: Order | None,
     *,
     ended_is_fine: bool = False,
@@ -208,7 +217,8 @@ async def _tell(
         if not row.started:
             await start_again(state, "cluster", id, start_cluster(state.temporal, state.settings.task_queue, row.input))
         try:
-            await temporal.update(state.temporal, id, update, message, order.key if order else None, "cluster")
+            async with updating("cluster", id):
+                await send(ClusterHandle(state.temporal, id))
         except NotFound as e:
             await _only_ended(state, id, e)
         row = await load_cluster(state.db, id)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from clouds.contract.errors import BadConfig
-from clouds.contract.retained import Keep
-from clouds.shapes import Offer, Shape, accelerators, is_accelerator, nearest
+from clouds.contract.retained import RetainedResources
+from clouds.instance_types import InstanceType, Offer, accelerators, is_accelerator, nearest
 from heliostat.errors import InvalidRequest
 from heliostat.models.clouds import Cloud
 from heliostat.models.compute_configs import (
@@ -127,7 +127,7 @@ def _node(
     if offer is None:
         _has_no_types(path, node, advanced, cloud)
         return node
-    keep = Keep.of(node, had=False) if isinstance(node, HeadNodeConfig) else None
+    keep = RetainedResources.of(node, had=False) if isinstance(node, HeadNodeConfig) else None
     try:
         offer.check_advanced(advanced, keep)
     except BadConfig as e:
@@ -158,7 +158,7 @@ def _has_no_types(path: str, node: NodeConfig, advanced: Mapping[str, Any], clou
             _refuse(f"{path}.{field}", f"Cloud {cloud.name} has no instance types to choose among.", remedy)
 
 
-def _known(path: str, field: str, name: str, node: NodeConfig, cloud: Cloud, offer: Offer) -> Shape:
+def _known(path: str, field: str, name: str, node: NodeConfig, cloud: Cloud, offer: Offer) -> InstanceType:
     shape = offer.catalogue.types.get(name)
     if shape is None:
         remedy = nearest(name, cloud.capabilities.instance_types or offer.catalogue.types)
@@ -181,7 +181,7 @@ def _known(path: str, field: str, name: str, node: NodeConfig, cloud: Cloud, off
     return shape
 
 
-def _picked(path: str, who: str, node: NodeConfig, cloud: Cloud, offer: Offer) -> list[Shape]:
+def _picked(path: str, who: str, node: NodeConfig, cloud: Cloud, offer: Offer) -> list[InstanceType]:
     """The best few that have what is asked for; the cloud's own default where nothing is."""
     cpu, memory, gpu = _asked(node)
     need = node.required_resources
@@ -211,7 +211,7 @@ def _picked(path: str, who: str, node: NodeConfig, cloud: Cloud, offer: Offer) -
     )
 
 
-def _allowed(fit: Sequence[Shape], names: list[str] | None) -> list[Shape]:
+def _allowed(fit: Sequence[InstanceType], names: list[str] | None) -> list[InstanceType]:
     return [s for s in fit if names is None or s.name in names]
 
 

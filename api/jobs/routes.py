@@ -10,19 +10,20 @@ from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.jobs.submit import _repeated, accept, check, check_packages
-from api.kit import lookup, temporal
+from api.kit import lookup
 from api.kit.acceptance import start_again
 from api.kit.auth import Caller, Me
 from api.kit.dry_run import PLANNED, DryRun, answer, plan
 from api.kit.events import events_of
 from api.kit.idempotency import Ordered, earlier, told_once
 from api.kit.pagination import Cursor, Limit, Tags, page, state_filter, tag_filter
+from api.kit.temporal import UPDATE_S, updating
 from api.storage.logs import follow_clusters, job_page
 from heliostat.errors import Conflict, NotFound
 from heliostat.models.common import Event, Page
 from heliostat.models.jobs import Job, JobConfig, JobState, JobTerminate, LogPage
 from runtime.messages.common import TerminateRequest
-from runtime.messages.jobs import start_job
+from runtime.messages.jobs import JobHandle, start_job
 from store.jobs import load_job
 from store.tables import clusters, jobs
 
@@ -122,7 +123,8 @@ async def terminate(
         await start_again(state, "job", id, start_job(state.temporal, state.settings.task_queue, row.input))
     message = TerminateRequest(actor=me.actor, reason=(body or JobTerminate()).reason)
     try:
-        await temporal.update(state.temporal, id, "terminate", message, order.key, "job")
+        async with updating("job", id):
+            await JobHandle(state.temporal, id).terminate(message, key=order.key, timeout_s=UPDATE_S)
     except NotFound as e:
         row = await load_job(state.db, id)
         if row is None or not row.job.state.settled:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Query
 from fastapi.responses import JSONResponse
 
-from clouds.shapes import Offer
+from clouds.instance_types import Offer
 from heliostat.models.clouds import Cloud, Market
 from heliostat.models.compute_configs import ComputeConfig, NodeConfig
 from heliostat.models.plans import Plan, PlannedNodes, PlannedType

@@ -1,28 +1,24 @@
-"""Saying something to a workflow, with our errors: nothing here hangs, and "away" is always Unavailable."""
+"""Calls to Temporal, with our errors: nothing here hangs, and "away" is always Unavailable."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
-from uuid import uuid4
 
 import structlog
-from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
+from temporalio.client import WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from heliostat.errors import BY_CODE, Conflict, HeliostatError, InternalError, NotFound, Unavailable
-from heliostat.models.common import Model
 
 log = structlog.get_logger(__name__)
 
 CALL_S = 5.0
 """Starting a workflow, or asking about a schedule: milliseconds when Temporal is well."""
 UPDATE_S = 10.0
-"""An update is answered by a worker; without one for so long, the caller is told to try again."""
+"""An update is answered by a worker; without one for so long, the caller shall try again."""
 
 _AWAY = {
     RPCStatusCode.UNAVAILABLE,
@@ -32,8 +28,6 @@ _AWAY = {
     RPCStatusCode.ABORTED,
     RPCStatusCode.FAILED_PRECONDITION,  # its last workflow task failed (a slow machine is enough) and is tried again
 }
-_AGAIN_S = 0.2
-"""Between tries of an update over which a workflow task failed; ``UPDATE_S`` bounds them."""
 
 
 @asynccontextmanager
@@ -65,22 +59,13 @@ def _away(cause: Exception) -> Unavailable:
     return Unavailable("Temporal does not answer.", remedy="Try again; if it goes on, see that it and a worker run.")
 
 
-async def update(client: Client, id: str, name: str, message: Model, key: str | None, noun: str) -> None:
-    """Executes an update of workflow ``id``. Raises NotFound when it is not running, the error that the workflow
-    answered with, or Unavailable. ``key``: an Idempotency-Key; a repeat under it is carried out once."""
-    update_id = hashlib.sha256(f"{name}/{key}".encode()).hexdigest() if key else uuid4().hex
+@asynccontextmanager
+async def updating(noun: str, id: str) -> AsyncIterator[None]:
+    """Bounds an update of the workflow of ``noun`` ``id``, which is sent inside with ``timeout_s=UPDATE_S``. Raises
+    NotFound when it is not running, the error that the workflow answered with, or Unavailable."""
     try:
         async with calling(UPDATE_S + 2):
-            while True:
-                try:
-                    await client.get_workflow_handle(id).execute_update(
-                        name, message, id=update_id, rpc_timeout=timedelta(seconds=UPDATE_S)
-                    )
-                    return
-                except RPCError as e:
-                    if e.status != RPCStatusCode.FAILED_PRECONDITION:
-                        raise
-                await asyncio.sleep(_AGAIN_S)
+            yield
     except WorkflowUpdateFailedError as e:
         raise _answered(e, id, noun) from e
 

@@ -18,6 +18,7 @@ from api.compute_configs.resolve import resolve_compute_config
 from api.kit.acceptance import start, start_again
 from api.kit.auth import Caller, Project
 from api.kit.idempotency import Order, claim, earlier
+from api.kit.temporal import calling
 from api.services.checks import check_config
 from api.services.rows import New, write
 from api.services.view import answer
@@ -26,6 +27,7 @@ from heliostat.errors import HeliostatError, InvalidRequest, NotFound
 from heliostat.models.common import new_id
 from heliostat.models.services import Service, ServiceConfig, ServiceDeploy
 from runtime.messages.services import DeployRequest, deploy_service
+from store.outbox import Outbox
 from store.services import rows as store
 from store.services.deploys import withdraw_deploy
 from store.tables import service_deploys
@@ -69,10 +71,9 @@ async def deploy(state: Any, me: Caller, order: Order, body: ServiceDeploy) -> S
 
 
 async def deliver(state: Any, service_id: str) -> None:
-    """Tells the workflow of deploys that it may not have: their request may still be under way, or its process died."""
-    for arg, request in await store.unstarted_deploys(state.db, 0, service_id):
-        starting = deploy_service(state.temporal, state.settings.task_queue, arg, request)
-        await start_again(state, "deploy", request.id, starting)
+    """Delivers deploys that the workflow may not have: their request may still be under way, or its process died."""
+    async with calling():
+        await Outbox(state.db, state.temporal, state.settings.task_queue).deliver_deploys(service_id)
 
 
 async def _repeated(state: Any, deploy_id: str) -> Service:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -9,18 +10,19 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.kit import lookup, temporal
+from api.kit import lookup
 from api.kit.auth import Caller, Me
 from api.kit.events import events_of
 from api.kit.idempotency import Order, Ordered, told_once
 from api.kit.pagination import Cursor, Limit, Tags, page, state_filter, tag_filter
+from api.kit.temporal import UPDATE_S, updating
 from api.services import tokens as service_tokens
 from api.services.deploys import deliver, deploy
 from api.services.tokens import only_ended
 from api.services.view import answer, clusters_of, shown
 from api.storage.logs import follow_clusters, service_page
 from heliostat.errors import Conflict, NotFound
-from heliostat.models.common import Event, Model, Page
+from heliostat.models.common import Event, Page
 from heliostat.models.jobs import LogPage
 from heliostat.models.services import (
     RolloutCommand,
@@ -32,7 +34,7 @@ from heliostat.models.services import (
     ServiceVersion,
 )
 from runtime.messages.common import TerminateRequest
-from runtime.messages.services import RollbackOrder, RolloutOrder
+from runtime.messages.services import RollbackOrder, RolloutOrder, ServiceHandle
 from store.services.deploys import delete_service
 from store.services.rows import VersionRow, lock_service, stored_service, version_row
 from store.tables import service_versions, services
@@ -159,7 +161,11 @@ async def terminate(
 ) -> Service:
     """Asks for its end, at any moment; answers at once. Terminated already is fine."""
     message = TerminateRequest(actor=me.actor, reason=(body or ServiceTerminate()).reason)
-    return await _tell(request, me, ref, project, "terminate", message, order, ended_is_fine=True)
+
+    async def send(service: ServiceHandle) -> None:
+        await service.terminate(message, key=order.key, timeout_s=UPDATE_S)
+
+    return await _tell(request, me, ref, project, send, order, ended_is_fine=True)
 
 
 @router.post("/{ref}/rollback")
@@ -168,7 +174,11 @@ async def rollback(
 ) -> Service:
     """Abandons the rollout that is under way; without one, brings the version before back."""
     message = RollbackOrder(actor=me.actor, reason=(body or ServiceRollback()).reason)
-    return await _tell(request, me, ref, project, "rollback", message, order)
+
+    async def send(service: ServiceHandle) -> None:
+        await service.rollback(message, key=order.key, timeout_s=UPDATE_S)
+
+    return await _tell(request, me, ref, project, send, order)
 
 
 @router.post("/{ref}/rollout")
@@ -177,7 +187,11 @@ async def rollout(
 ) -> Service:
     """Pauses, resumes, promotes or aborts the rollout that is under way."""
     message = RolloutOrder(actor=me.actor, action=body.action, percent=body.percent)
-    return await _tell(request, me, ref, project, "rollout", message, order)
+
+    async def send(service: ServiceHandle) -> None:
+        await service.rollout(message, key=order.key, timeout_s=UPDATE_S)
+
+    return await _tell(request, me, ref, project, send, order)
 
 
 async def _tell(
@@ -185,8 +199,7 @@ async def _tell(
     me: Caller,
     ref: str,
     project: str | None,
-    update: str,
-    message: Model,
+    send: Callable[[ServiceHandle], Awaitable[None]],
     order: Order,
     *,
     ended_is_fine: bool = False,
@@ -198,7 +211,8 @@ async def _tell(
     if row.state != ServiceState.TERMINATED:
         await deliver(state, row.id)
         try:
-            await temporal.update(state.temporal, row.id, update, message, order.key, "service")
+            async with updating("service", row.id):
+                await send(ServiceHandle(state.temporal, row.id))
         except NotFound as e:
             await only_ended(state, row.id, e)
             if not ended_is_fine:

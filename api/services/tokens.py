@@ -1,10 +1,9 @@
 """Tokens that requests to a service carry: one, or two while one takes the other's place.
 
-The rows are the truth. A change is written there first, as *untold*; then the workflow is told the whole set, which it
-has its proxies go by; then the row is *told*. A process that dies in between leaves an untold change, which whoever
-comes next tells again: the same call repeated, any other call about the service's tokens, or this API when it starts.
-Telling is repeatable, for it is always the whole set. A deleted token stays in the row until its deletion is told.
-A deploy carries the tokens too, those of when it was accepted: so deploys that may be on their way are delivered first.
+The rows are the truth. A change is written there first, as *pending*; then the workflow gets the whole set, which its
+proxies then use; then the row is *acknowledged* (``store/outbox.py``). A process that dies in between leaves a pending
+change, which is delivered by the same call repeated, by any other call about the service's tokens, by the monitor, or
+by this API when it starts. A deleted token stays in the row until the workflow has acknowledged its deletion.
 """
 
 from __future__ import annotations
@@ -15,27 +14,26 @@ import structlog
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import delete
 
-from api.kit import lookup, temporal
+from api.kit import lookup
 from api.kit.auth import Me
 from api.kit.idempotency import Order, Ordered, claim, earlier
+from api.kit.temporal import UPDATE_S, updating
 from api.services.checks import check_state
-from api.services.deploys import deliver
 from api.services.rows import new_token
 from api.services.view import opened
 from heliostat.errors import Conflict, HeliostatError, NotFound, Unavailable
 from heliostat.models.services import QueryToken, ServiceState
-from runtime.messages.services import GateOrder
+from runtime.messages.common import SYSTEM
 from store.encrypted_values import write_sealed
+from store.outbox import Outbox
 from store.services.rows import load_service, lock_service
-from store.services.tokens import gate_told, untold_gates, write_tokens
+from store.services.tokens import pending_tokens, write_tokens
 from store.tables import sealed, services
 
 log = structlog.get_logger(__name__)
 router = APIRouter()
 
 MAX_TOKENS = 2
-TELL_TRIES = 5
-"""Changes that may come while we tell the one before."""
 
 
 @router.post("/{ref}/tokens", status_code=201)
@@ -132,37 +130,26 @@ async def _remove(state: Any, service_id: str, token_id: str | None) -> None:
 
 
 async def tell(state: Any, service_id: str, actor: str) -> None:
-    """Has the service's workflow go by the tokens of the row. A terminated service's next deploy tells them.
-
-    Several may tell at once, and the one with older tokens may be last: so whoever has told looks again.
+    """Makes the service's workflow use the tokens of the row (``Outbox.deliver_tokens``).
 
     Raises:
-        Unavailable: Temporal is away; the change stands, and is told later.
+        Unavailable: Temporal does not answer; the change stands, and is delivered later.
         Conflict: the service has no workflow.
     """
-    for turn in range(TELL_TRIES):
-        row = await load_service(state.db, service_id)
-        if row is None or row.withdrawn or row.state == ServiceState.TERMINATED:
-            return
-        if turn == 0 and all(t.told and not t.deleted for t in row.tokens):
-            return
-        try:
-            await deliver(state, service_id)
-            message = GateOrder(actor=actor, gate=row.gate)
-            await temporal.update(state.temporal, service_id, "set_gate", message, None, "service")
-        except Unavailable as e:
-            e.message = f"The change is noted, but the service's proxies do not know it yet: {e.message}"
-            raise
-        except NotFound as e:
-            await only_ended(state, service_id, e)
-            return
-        await gate_told(state.db, service_id, row.gate)
-        after = await load_service(state.db, service_id)
-        if after is None or after.gate == row.gate:
-            return
-    raise Unavailable(
-        f"The tokens of service {service_id} change all the time.", remedy="Try again.", resource=service_id
-    )
+    outbox = Outbox(state.db, state.temporal, state.settings.task_queue)
+    try:
+        async with updating("service", service_id):
+            delivered = await outbox.deliver_tokens(service_id, actor, UPDATE_S)
+    except Unavailable as e:
+        e.message = f"The change is noted, but the service's proxies do not know it yet: {e.message}"
+        raise
+    except NotFound as e:
+        await only_ended(state, service_id, e)
+        return
+    if not delivered:
+        raise Unavailable(
+            f"The tokens of service {service_id} change all the time.", remedy="Try again.", resource=service_id
+        )
 
 
 async def only_ended(state: Any, id: str, error: HeliostatError) -> None:
@@ -178,9 +165,9 @@ async def only_ended(state: Any, id: str, error: HeliostatError) -> None:
 
 
 async def reconcile_all(state: Any) -> None:
-    """At start: tells what a process before this one has written and not told."""
-    for service_id in await untold_gates(state.db):
+    """At start: delivers what a process before this one has left pending."""
+    for service_id in await pending_tokens(state.db):
         try:
-            await tell(state, service_id, service_id)
+            await tell(state, service_id, SYSTEM)
         except HeliostatError as e:
-            log.warning("tokens not told", resource=service_id, why=str(e))
+            log.warning("tokens are still pending", resource=service_id, why=str(e))

@@ -37,7 +37,7 @@ class AwsBucket:
       refused (403). Other bytes are 400 (BadDigest).
     - Another ``size`` is 403 (the length is signed), and a body without a length 501.
     - A URL is for one method: a GET's is none for HEAD.
-    - It ends with the credentials that signed it: one hour at most, 55 minutes at least if so much was asked for.
+    - It ends with the credentials that signed it: one hour at most, 55 minutes at least if that much was requested.
     - A full disk does not exist. One PUT takes 5 GiB at most.
     """
 
@@ -57,7 +57,11 @@ class AwsBucket:
         try:
             body: bytes = self._read("GetObject", key)["Body"].read()
         except Gone:
-            raise Gone(f"Object {key} does not exist.", remedy="It may have been pruned.", resource=key) from None
+            raise Gone(
+                f"Object {key} does not exist.",
+                remedy="It may have been deleted by the retention policy.",
+                resource=key,
+            ) from None
         except BotoCoreError as e:  # the connection broke while the object came
             raise translated(e, "s3", "GetObject", key, self._session.role_arn) from e
         return body

@@ -147,13 +147,13 @@ class Bundles(Mapping[str, bytes]):
 
     def keep_ca(self, pem: Path) -> str:
         """Puts the certificates that nodes are to trust there; gives the file's sha256. Raises BadConfig for a file
-        that can't be read or holds none."""
+        that cannot be read or holds none."""
         try:
             data = pem.read_bytes()
             ssl.create_default_context(cadata=data.decode())
         except (OSError, ValueError) as e:  # ssl.SSLError is an OSError
             raise BadConfig(
-                f"The certificates for nodes in {pem} can't be used: {e}.",
+                f"The certificates for nodes in {pem} cannot be used: {e}.",
                 remedy="Name a PEM file with the CA of the API's certificate, or the certificate itself.",
                 field="HELIOSTAT_API_CA_FILE",
             ) from e

@@ -10,13 +10,13 @@ from heliostat.models.common import Model, Result
 
 
 class EndpointSpec(Model):
-    """One service's endpoint. The same service always gives the same bytes, but for ``grpc``."""
+    """One service's endpoint. The same service always gives the same bytes, except for ``grpc``."""
 
     service_id: str
     service_name: str
     installation_id: str
     grpc: bool = False
-    """Some application of it speaks gRPC: requests of content type ``application/grpc`` go to the gRPC addresses."""
+    """One of its applications speaks gRPC: requests of content type ``application/grpc`` go to the gRPC addresses."""
 
 
 class Endpoint(Result):
@@ -44,7 +44,7 @@ class Backend(Model):
 
 
 class BackendCounters(Result):
-    """Since the load balancer's start; a smaller number than before means that it has started anew. An attempt that is
+    """Since the load balancer's start; a smaller number than before means that it has restarted. An attempt that is
     retried on another backend counts at both."""
 
     backend_id: str
@@ -67,7 +67,7 @@ class LoadBalancer(Protocol):
     """
 
     def ensure(self, spec: EndpointSpec, *, make: bool = True) -> Endpoint:
-        """Makes the endpoint, or mends it: starts what of it does not run, writes anew what is missing or garbled,
+        """Makes the endpoint, or repairs it: starts what does not run, rewrites what is missing or corrupt,
         takes a renewed certificate. Its URL stays the same for the service's life. Without backends it answers 503.
 
         Args:
@@ -78,10 +78,10 @@ class LoadBalancer(Protocol):
         ...
 
     def set_backends(self, service_id: str, revision: int, backends: list[Backend]) -> None:
-        """Replaces all backends and weights at once; returns when new requests go by them. Requests that are under way
-        are not touched. The last call's repeat (same revision, same backends) is done. Raises Outdated, and changes
-        nothing, for a smaller revision than the last one's and for other backends under the same one; Gone when there
-        is no such endpoint."""
+        """Replaces all backends and weights at once; returns when new requests use them. Requests in flight are not
+        touched. Repeating the last call (same revision, same backends) is safe. Raises Outdated, and changes nothing,
+        for a smaller revision than the last one's and for other backends under the same one; Gone when the endpoint
+        does not exist."""
         ...
 
     def counters(self, service_id: str) -> list[BackendCounters]:

@@ -36,7 +36,7 @@ class Bucket(Protocol):
         ...
 
     def presign_get(self, key: str, expires_in_s: int) -> str:
-        """URL that anyone may GET (Range honoured) until it expires."""
+        """URL that anyone may GET (with Range) until it expires."""
         ...
 
     def presign_put(self, key: str, expires_in_s: int, *, size: int | None = None, sha256: str | None = None) -> str:

@@ -32,28 +32,36 @@ class Throttled(CloudError):
 
 
 class BadConfig(CloudError):
-    """The cloud refuses this request for good: nothing but another request helps."""
+    """The cloud refuses this request for good: only another request helps."""
 
     code = "bad_config"
     status = 422
 
+    @classmethod
+    def same_token(cls, machine_id: str, node_id: str) -> BadConfig:
+        return cls(
+            f"Machine {machine_id} was launched under the same token with another request.",
+            remedy="Use a new generation of the node for another request.",
+            resource=node_id,
+        )
+
 
 class Denied(CloudError):
-    """Our right is missing: the operator must grant it."""
+    """A permission of the control plane is missing: the operator must grant it."""
 
     code = "denied"
 
 
 class Gone(CloudError):
-    """The thing does not exist any more. Deletes treat this as done and never raise it."""
+    """The resource no longer exists. Deletes treat this as done and never raise it."""
 
     code = "gone"
     status = 404
 
 
 class Outdated(CloudError):
-    """The thing goes by a newer revision than the one given, or by another word of the same one: nothing was changed.
-    ``details["revision"]`` is the one that it goes by; only a greater one changes it."""
+    """The resource has a newer revision than the one given, or other content under the same one: nothing was changed.
+    ``details["revision"]`` is the current one; only a greater one changes it."""
 
     code = "outdated"
     status = 409
@@ -61,16 +69,16 @@ class Outdated(CloudError):
     @classmethod
     def backends(cls, service_id: str, given: int, has: int) -> Outdated:
         return cls(
-            f"The load balancer of service {service_id} has backends of revision {has}: those of revision {given} are "
-            f"{'others' if given == has else 'older'}, and were not taken.",
-            remedy=f"Give what is wanted now under a revision above {has}.",
+            f"The load balancer of service {service_id} has backends of revision {has} and rejects those of revision "
+            f"{given}, which are {'different' if given == has else 'older'}.",
+            remedy=f"Set the backends under a revision above {has}.",
             resource=service_id,
             details={"revision": has},
         )
 
 
 class BackendsLost(CloudError):
-    """The endpoint no longer knows which backends it should have: say them anew by ``set_backends``, under whatever
-    revision. It goes on by what it has, as long as that runs."""
+    """The endpoint no longer knows which backends it should have: call ``set_backends`` again, under any revision. What
+    runs keeps its routes."""
 
     code = "backends_lost"

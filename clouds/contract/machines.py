@@ -8,14 +8,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 from heliostat.models.clouds import Capabilities, Market
 from heliostat.models.clusters import NodeRole
 from heliostat.models.common import Model, Result
 from heliostat.models.compute_configs import Architecture
 
 OWNER_TAG = "heliostat-installation"
-"""Every thing that we make carries this tag with our installation's id; the sweep touches nothing else."""
+"""Every resource that Heliostat creates carries this tag with the installation's id; the sweep touches nothing else."""
 CLUSTER_TAG = "heliostat-cluster"
 NODE_TAG = "heliostat-node"
 
@@ -28,7 +28,8 @@ class MachineState(StrEnum):
 
 
 class MachineSpec(Model):
-    """One machine to launch. The same (slot, generation) of a cluster always gives the same bytes."""
+    """One machine to launch. The same (slot, generation) of a cluster always gives the same bytes. Names of fields are
+    part of ``digest``, which machines carry as a tag: they never change."""
 
     token: str
     """Idempotency token: uuid5(cluster id, slot, generation)."""
@@ -47,17 +48,17 @@ class MachineSpec(Model):
     """What the machine runs at first boot (``clouds.boot.user_data``); holds no presigned URL."""
     tags: dict[str, str] = {}
     accelerator: str | None = None
-    """Which GPUs, where no instance type is named (``clouds.shapes.is_accelerator``)."""
+    """Which GPUs, where no instance type is named (``clouds.instance_types.is_accelerator``)."""
     cpu_architecture: Architecture | None = None
     """Where no instance type is named; None: x86_64."""
     advanced: dict[str, Any] = {}
-    """Fields of the vendor's own launch request, put over ours."""
-    keep: Keep | None = None
-    """Of a head: what it has from the one before, or begins to have for the next one."""
+    """Fields of the vendor's own launch request, merged over Heliostat's."""
+    keep: RetainedResources | None = None
+    """Of a head: the resources that the cluster retains for its next head."""
 
     def digest(self) -> str:
-        """sha256 of the whole request, user-data included; hex. What was added to the fields since machines were first
-        tagged with it counts only if it is given, so that an upgrade changes no digest."""
+        """sha256 of the whole request, user-data included; hex. Fields that were added later count only if they are
+        set, so that an upgrade changes no digest."""
         later = {"accelerator", "cpu_architecture", "advanced", "keep"}
         unset = {name for name in later if not getattr(self, name)}
         return hashlib.sha256(self.model_dump_json(exclude=unset).encode()).hexdigest()
@@ -71,7 +72,7 @@ class Machine(Result):
     ip: str | None = None
     launched_at: datetime
     reason: str = ""
-    """Why it ended, as far as the cloud tells."""
+    """Why it ended, as far as the cloud knows."""
     tags: dict[str, str] = {}
 
 
@@ -79,24 +80,24 @@ class Machines(Protocol):
     """Machines of one cloud."""
 
     def capabilities(self) -> Capabilities:
-        """What can be asked for; read once, when the cloud is registered or the server starts."""
+        """What can be requested; read once, when the cloud is registered or the server starts."""
         ...
 
     def launch(self, spec: MachineSpec) -> Machine:
-        """Asks for one machine and returns as soon as the cloud has accepted, without waiting for boot.
+        """Launches one machine and returns as soon as the cloud accepts, without waiting for its boot.
 
-        Idempotent by ``spec.token``: the second call returns the first one's machine, also when that has
-        ended since (it must never boot twice); other arguments under the same token raise BadConfig.
-        Where no instance type is named, one is picked that has what is asked for, the best of the catalogue.
-        With ``spec.keep`` it makes what is to be kept where there is none yet; NotOffered where a head has had it
-        elsewhere.
+        Idempotent by ``spec.token``: a second call returns the same machine, even if it has ended (it must never boot
+        twice); other arguments under the same token raise BadConfig.
+        Where no instance type is named, the best one of the catalogue that satisfies the request is picked.
+        With ``spec.keep`` it creates the retained resources that are missing; NotOffered where an earlier head has them
+        in another zone.
         Raises NoCapacity (NotOffered among it), QuotaExceeded, Throttled, BadConfig, Denied; any other CloudError may
         be tried again.
         """
         ...
 
     def describe(self, machine_ids: Iterable[str]) -> list[Machine]:
-        """The machines among ``machine_ids`` that the cloud still knows; a missing one is gone. One call a batch."""
+        """Those machines that the cloud still knows; a missing one is gone. One call for a batch."""
         ...
 
     def find(self, token: str) -> Machine | None:
@@ -108,33 +109,35 @@ class Machines(Protocol):
         ...
 
     def terminate(self, machine_ids: Iterable[str]) -> None:
-        """Asks the cloud to end them (a power cut: no grace inside). Already gone is done. Returns before
-        they are gone: ``describe`` tells. Never touches a machine without our owner tag."""
+        """Tells the cloud to end them at once, without a graceful shutdown. Already gone is done. Returns before
+        they are gone: see ``describe``. Never touches a machine without our owner tag."""
         ...
 
-    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
-        """What the cluster keeps (``MachineSpec.keep``) goes to this machine, which was launched with it; what launches
-        in vain have left elsewhere is deleted. None: the cluster is over, and all of it is deleted. Nothing to hand
-        over, or done already, is done. Raises CloudError when it is too early (the machine does not run yet, or the one
-        before still holds it): repeat the call; Gone when that machine has ended."""
+    def attach_retained(self, cluster_id: str, machine_id: str | None) -> None:
+        """Attaches the cluster's retained resources (``MachineSpec.keep``) to this machine, which was launched with
+        them, and deletes those that failed launches left in other zones. None: the cluster has ended, and all of them
+        are deleted. Nothing to attach, or attached already, is done.
+
+        Raises CloudError when it is too early (the machine does not run yet, or the previous one still holds them):
+        repeat the call. Raises Gone when that machine has ended."""
         ...
 
-    def prune(self, older_than_s: float) -> list[str]:
-        """Drops what is kept for us of machines that ended longer ago than that (directories, retained console
-        output) and gives their ids; nothing where the cloud itself forgets. Their tokens may boot again
-        afterwards, so nobody asks for less than a day."""
+    def forget_ended(self, older_than_s: float) -> list[str]:
+        """Drops what remains of machines that ended longer ago than that (directories, console output) and returns
+        their ids; nothing where the cloud itself forgets. Their tokens may boot again afterwards, so pass a day at
+        least."""
         ...
 
-    def leftovers(
+    def delete_orphans(
         self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
     ) -> list[str]:
-        """Deletes what carries our owner tag beside machines, belongs to none (disks, network interfaces) and has been
-        there for longer than that, and gives the ids; one that a machine takes meanwhile is spared. Raises, after all
-        were tried, what the first that failed did. Nothing where a machine leaves nothing behind.
+        """Deletes disks and network interfaces that carry our owner tag, are older than that and belong to no machine,
+        and returns their ids; one that a machine takes meanwhile is spared. Raises the first failure after all were
+        tried. Nothing where a machine leaves nothing behind.
 
         Args:
-            lives: whether a cluster is not known to be over, asked after the list was read: what its head is to hand on
-                is spared, though between two heads it belongs to no machine.
+            lives: whether a cluster may still live. It is called after the list was read. A living cluster's retained
+                resources are spared, although between two heads they belong to no machine.
         """
         ...
 

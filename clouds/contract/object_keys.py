@@ -15,7 +15,7 @@ def checked(key: str) -> list[str]:
     segments = key.split("/")
     if len(key) > KEY_MAX or not all(_SEGMENT.fullmatch(s) and s not in (".", "..") for s in segments):
         raise InvalidRequest(
-            f"{key[:100]!r} is no object key.",
+            f"{key[:100]!r} is not a valid object key.",
             remedy="Use letters, digits and !_.*'()=@+,:~- in segments of up to 255, parted by '/'.",
             field="key",
         )

@@ -1,30 +1,30 @@
-"""What a cluster's heads hand on from one to the next: a disk and the private address. It is made for the first head
-and ends with the cluster, not with a machine (``Machines.hand_over``, ``Machines.leftovers``)."""
+"""What a cluster retains from one head to the next: a disk and the private address. They are created for the first head
+and end with the cluster, not with a machine (``Machines.attach_retained``, ``Machines.delete_orphans``)."""
 
 from __future__ import annotations
 
 from heliostat.models.common import Model
 from heliostat.models.compute_configs import HeadNodeConfig
 
-KEPT_TAG = "heliostat-kept"
-"""On the disk (``volume``) and on what holds the address (``address``), beside the owner's and the cluster's tags. What
-has it is no machine's: the sweep deletes it when its cluster is over."""
+RETAINED_TAG = "heliostat-kept"
+"""On the disk (``volume``) and on what holds the address (``address``), besides the owner's and the cluster's tags.
+Such a resource belongs to no machine: the sweep deletes it when its cluster has ended."""
 
 DEVICES = "@HELIOSTAT-KEPT-DEVICES@"
-"""Stands in user-data for the paths at which the disk may appear, with spaces between; the cloud writes them there."""
+"""A placeholder in user-data for the paths at which the disk may appear; the cloud fills in all of them."""
 
 
-class Keep(Model):
+class RetainedResources(Model):
     volume_gib: int = 0
     """0: no disk."""
     mount_path: str = ""
     address: bool = False
     had: bool = False
-    """A head has had it: it is where it is, and is never made anew. Until then it is made wherever a head can be
-    launched, so that a zone without machines does not hold the cluster."""
+    """Whether a head has had them: then they are fixed to their zone and never created again. Until then they are
+    created wherever a head can be launched, so that a zone without machines does not block the cluster."""
 
     @classmethod
-    def of(cls, head: HeadNodeConfig, *, had: bool) -> Keep | None:
+    def of(cls, head: HeadNodeConfig, *, had: bool) -> RetainedResources | None:
         volume = head.retained_volume
         if volume is None and not head.fixed_address:
             return None

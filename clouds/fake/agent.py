@@ -40,7 +40,7 @@ class Behaviour:
     dies_after_s: float | None = None
     """The agent falls silent so long after its registration, as after a power cut."""
     damp_s: float = 2.0
-    """A change of activity is told after it has held for so long."""
+    """A change of activity is reported after it has lasted that long."""
     serve_healthy_s: float = 0
     """From a deploy of Serve until it is healthy."""
     serve_requests_per_s: float = 10
@@ -74,7 +74,7 @@ class FakeFleet:
         """An agent for a machine with this user-data, on the fleet's loop."""
         match = re.search(r"<<'HELIOSTAT_BOOT'\n(.*)\nHELIOSTAT_BOOT\n", user_data)
         if match is None:
-            raise ValueError("this is no user-data of clouds.boot.user_data")
+            raise ValueError("this is not user-data of clouds.boot.user_data")
         agent = FakeAgent(self, json.loads(match[1]), ip)
         self.agents[agent.node_id] = agent
         return agent
@@ -93,9 +93,9 @@ class FakeFleet:
         """Boots the machines that :func:`handed_over` hands over from another process; until cancelled."""
         agents: dict[str, FakeAgent] = {}
         while True:
-            for machine_id, told in _take(folder):
-                if told is not None:
-                    agents[machine_id] = self.start(told["user_data"], told["ip"])
+            for machine_id, boot in _take(folder):
+                if boot is not None:
+                    agents[machine_id] = self.start(boot["user_data"], boot["ip"])
                 elif machine_id in agents:
                     agents.pop(machine_id).power_off()
             await asyncio.sleep(WATCH_S)
@@ -207,7 +207,7 @@ class FakeAgent:
                 await (self._live_as_head() if self.is_head else self._live_as_worker())
         except* (Ended, TimeoutError, asyncio.CancelledError):
             pass  # each is the end of a machine, not an error
-        except* Exception as e:  # noqa: BLE001  nobody awaits an agent: who looks at the fleet must see it
+        except* Exception as e:  # noqa: BLE001  no caller awaits an agent: the fleet's owner must see it
             self.fleet.errors.extend(e.exceptions)
         finally:
             self._dark()

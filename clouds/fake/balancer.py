@@ -89,7 +89,7 @@ class FakeBalancer:
             self._endpoints[service_id].counts.clear()
 
     def damage(self, service_id: str, trouble: str) -> None:
-        """It answers nothing from now on, until it is mended."""
+        """It answers nothing from now on, until it is repaired."""
         with self._lock:
             self._endpoints[service_id].trouble = trouble
 

@@ -17,8 +17,8 @@ from clouds.contract.bucket import StoredObject
 from clouds.contract.errors import BadConfig, Denied, Gone, NoCapacity, QuotaExceeded, Throttled
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
 from clouds.contract.object_keys import checked
-from clouds.fake.retained import FakeKeeps
-from clouds.local.bucket.signed_urls import SignedUrls
+from clouds.fake.retained import FakeRetainedStore
+from clouds.signed_urls import SignedUrls
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Capabilities, Market
 from heliostat.models.common import utcnow
@@ -100,7 +100,7 @@ class FakeMachines:
         self._shortages: list[_Shortage] = []
         self._throttled = self._unregistered = 0.0
         self._lost: dict[str, float] = {}
-        self.keeps = FakeKeeps(self._state)
+        self.retained = FakeRetainedStore(self._state)
 
     # -- knobs that count
 
@@ -132,7 +132,7 @@ class FakeMachines:
         """The next machines run but nothing boots on them."""
         self._unregistered = _count(times)
 
-    def kill(self, machine_id: str, reason: str = "the cloud has reclaimed the machine") -> None:
+    def kill(self, machine_id: str, reason: str = "the cloud reclaimed the machine") -> None:
         """That machine is gone now, as a reclaimed spot machine is."""
         with self._lock:
             found = self._machines[machine_id]
@@ -150,16 +150,13 @@ class FakeMachines:
             with self._lock:
                 found = self._machines.get(machine_id)
                 if found is not None and found.spec != spec:
-                    raise BadConfig(
-                        f"Machine {machine_id} was launched under the same token with another request.",
-                        remedy="Use a new generation of the node for another request.",
-                        resource=spec.node_id,
-                    )
+                    raise BadConfig.same_token(machine_id, spec.node_id)
                 if found is None:
-                    kept = self.keeps.prepare(spec, self.can.zones, self.clock())
+                    retained = self.retained.prepare(spec, self.can.zones, self.clock())
                     self._refuse(spec)
                     number = next(self._numbers)
-                    ip = kept.ip if kept and kept.ip else f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+                    any_ip = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+                    ip = retained.ip if retained and retained.ip else any_ip
                     found = _Fake(spec, machine_id, ip, self.clock())
                     self._machines[machine_id] = self._lit[machine_id] = found
                     found.booted = self._unregistered < 1
@@ -200,8 +197,8 @@ class FakeMachines:
                         found.stopping_at, found.reason = self.clock(), "terminated"
             self._settle()
 
-    def prune(self, older_than_s: float) -> list[str]:
-        with self._call("prune"), self._lock:
+    def forget_ended(self, older_than_s: float) -> list[str]:
+        with self._call("forget_ended"), self._lock:
             before = self.clock() - timedelta(seconds=older_than_s)
             forgotten = []
             for machine_id, held in self._machines.items():
@@ -212,23 +209,23 @@ class FakeMachines:
                 del self._machines[machine_id]
             return forgotten
 
-    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
-        with self._call("hand_over"), self._lock:
+    def attach_retained(self, cluster_id: str, machine_id: str | None) -> None:
+        with self._call("attach_retained"), self._lock:
             if machine_id is None:
-                self.keeps.release(cluster_id)
+                self.retained.release(cluster_id)
             elif machine_id in self._machines:
-                self.keeps.attach(self._machines[machine_id].spec, machine_id)
+                self.retained.attach(self._machines[machine_id].spec, machine_id)
             else:
                 raise Gone(f"Machine {machine_id} is not there any more.")
 
-    def leftovers(
+    def delete_orphans(
         self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
     ) -> list[str]:
-        with self._call("leftovers"):
-            held = list(self.keeps.held)
+        with self._call("delete_orphans"):
+            held = list(self.retained.held)
         over = [cluster_id for cluster_id in held if not lives(cluster_id)]  # outside of the lock: it asks somebody
         with self._lock:
-            return self.keeps.clear(self.clock() - timedelta(seconds=older_than_s), lambda c: c not in over)
+            return self.retained.clear(self.clock() - timedelta(seconds=older_than_s), lambda c: c not in over)
 
     def console_output(self, machine_id: str) -> str:
         with self._call("console_output"), self._lock:
@@ -352,7 +349,11 @@ class FakeBucket(SignedUrls):
     def open(self, key: str) -> io.BytesIO:
         checked(key)
         if key not in self._objects:
-            raise Gone(f"Object {key} does not exist.", remedy="It may have been pruned.", resource=key)
+            raise Gone(
+                f"Object {key} does not exist.",
+                remedy="It may have been deleted by the retention policy.",
+                resource=key,
+            )
         return io.BytesIO(self._objects[key][0])
 
     def stat(self, key: str) -> StoredObject | None:
@@ -370,7 +371,7 @@ class FakeBucket(SignedUrls):
     def store(self, key: str, data: bytes) -> None:
         others = sum(len(found) for name, (found, _) in list(self._objects.items()) if name != key)
         if self.quota_bytes is not None and others + len(data) > self.quota_bytes:
-            raise QuotaExceeded(f"The bucket is full: {key} can't be written.", remedy="Free space.", resource=key)
+            raise QuotaExceeded(f"The bucket is full: {key} cannot be written.", remedy="Free space.", resource=key)
         self._objects[key] = (data, utcnow())
 
 

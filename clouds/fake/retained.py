@@ -14,7 +14,7 @@ from heliostat.errors import CloudError
 
 
 @dataclass
-class FakeKept:
+class FakeRetained:
     """In one zone."""
 
     made_at: datetime
@@ -29,33 +29,33 @@ class FakeKept:
 
 
 @dataclass
-class FakeKeeps:
+class FakeRetainedStore:
     """``state``: of a machine by its id. Not safe from several threads: its owner has a lock."""
 
     state: Callable[[str], MachineState]
-    held: dict[str, dict[str, FakeKept]] = field(default_factory=dict)
+    held: dict[str, dict[str, FakeRetained]] = field(default_factory=dict)
     """By cluster, then by zone; several of one cluster until one is handed over."""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
-    def prepare(self, spec: MachineSpec, zones: list[str], now: datetime) -> FakeKept | None:
+    def prepare(self, spec: MachineSpec, zones: list[str], now: datetime) -> FakeRetained | None:
         """What that head is launched with."""
         keep = spec.keep
         if keep is None:
             return None
         here = self.held.setdefault(spec.cluster_id, {})
         if keep.had and not here:
-            raise CloudError(f"What the heads of {spec.cluster_id} keep is not there any more.")
+            raise CloudError(f"The retained resources of {spec.cluster_id} no longer exist.")
         zone = spec.zone or next(iter([*here, *zones]))
         if keep.had and zone not in here:
             raise NotOffered(
-                f"The head can't be in zone {zone}: what it keeps is in {', '.join(here)}.",
+                f"The head cannot be in zone {zone}: its retained resources are in {', '.join(here)}.",
                 remedy="Use that zone.",
                 resource=spec.node_id,
             )
         if zone not in here:
             number = next(self._numbers)
             volume = f"vol-{number}" if keep.volume_gib else None
-            here[zone] = FakeKept(now, volume, f"10.255.0.{number}" if keep.address else None)
+            here[zone] = FakeRetained(now, volume, f"10.255.0.{number}" if keep.address else None)
         return here[zone]
 
     def attach(self, spec: MachineSpec, machine_id: str) -> None:
@@ -67,15 +67,15 @@ class FakeKeeps:
         if self.state(machine_id) is MachineState.PENDING:
             raise CloudError(f"Machine {machine_id} does not run yet.", remedy="Try again.")
         zone = spec.zone or next(iter(here))
-        kept = here[zone]
-        if kept.holder != machine_id:
-            self._must_be_free(kept)
-            kept.holders.append(machine_id)
-        self.held[spec.cluster_id] = {zone: kept}
+        retained = here[zone]
+        if retained.holder != machine_id:
+            self._must_be_free(retained)
+            retained.holders.append(machine_id)
+        self.held[spec.cluster_id] = {zone: retained}
 
     def release(self, cluster_id: str) -> None:
-        for kept in self.held.get(cluster_id, {}).values():
-            self._must_be_free(kept)
+        for retained in self.held.get(cluster_id, {}).values():
+            self._must_be_free(retained)
         self.held.pop(cluster_id, None)
 
     def clear(self, before: datetime, lives: Callable[[str], bool]) -> list[str]:
@@ -86,9 +86,9 @@ class FakeKeeps:
                 gone += [k.volume or k.ip or "" for k in self.held.pop(cluster_id).values()]
         return gone
 
-    def _is_free(self, kept: FakeKept) -> bool:
-        return kept.holder is None or self.state(kept.holder) is MachineState.GONE
+    def _is_free(self, retained: FakeRetained) -> bool:
+        return retained.holder is None or self.state(retained.holder) is MachineState.GONE
 
-    def _must_be_free(self, kept: FakeKept) -> None:
-        if not self._is_free(kept):
-            raise CloudError(f"{kept.volume or kept.ip} is still with {kept.holder}.", remedy="Try again.")
+    def _must_be_free(self, retained: FakeRetained) -> None:
+        if not self._is_free(retained):
+            raise CloudError(f"{retained.volume or retained.ip} is still with {retained.holder}.", remedy="Try again.")

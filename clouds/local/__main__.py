@@ -1,6 +1,6 @@
 """``python -m clouds.local list|end``: this installation's living machines and load balancers on this host, one id a
 line; ``end`` cuts the machines' power, ends the load balancers, and returns when they are gone. For when the control
-plane can't."""
+plane cannot."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         machines.terminate(ids)
         while left := [m.machine_id for m in machines.describe(ids) if m.state is not MachineState.GONE]:
             if time.monotonic() > deadline:
-                sys.stderr.write(f"still there after {END_S:.0f} s: {' '.join(left)}\n")
+                sys.stderr.write(f"still running after {END_S:.0f} s: {' '.join(left)}\n")
                 return 2
             time.sleep(0.05)
     sys.stdout.writelines(f"{one}\n" for one in [*ids, *services])

@@ -1,4 +1,4 @@
-"""What the local cloud needs of this host."""
+"""Checks what the local cloud needs of this host."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _home(home: Path) -> Check:
             os.fsync(f.fileno())
     except OSError as e:
         remedy = f"Let this user write to {home}, and see that its disk has space."
-        return _check("home", CheckState.FAILED, f"{home} can't be written: {e.strerror}", remedy)
+        return _check("home", CheckState.FAILED, f"{home} cannot be written: {e.strerror}", remedy)
     return _check("home", CheckState.OK, f"{home} can be written")
 
 
@@ -51,7 +51,7 @@ def _namespaces() -> Check:
     return _check(
         "isolation",
         CheckState.WARNING,
-        "this host lets this user make no PID namespace: machines are process trees under a watchdog",
+        "this user cannot create a PID namespace on this host: machines are process trees under a watchdog",
         "Allow unprivileged user namespaces.",
     )
 

@@ -18,39 +18,43 @@ if TYPE_CHECKING:
     from heliostat.client.client import Client
     from heliostat.models.clouds import Check, Cloud, Verification
 
-app = typer.Typer(name="cloud", help="Places that machines come from.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(name="cloud", help="Manage clouds (where clusters run).", no_args_is_help=True, rich_markup_mode=None)
 
 Ref = Annotated[str, typer.Argument(metavar="NAME|ID")]
 
 FAILED = InvalidRequest.exit_code
 LAUNCH_IDLE_MINUTES, LAUNCH_UPTIME_MINUTES = 5.0, 60.0
-"""Of the cluster that ``verify --launch`` makes: it ends by itself when nobody is left to end it."""
+"""Of the cluster of ``verify --launch``: it terminates by itself if this process dies."""
 
 _SIGNS = {"ok": ("✓", "green"), "failed": ("✗", "red"), "warning": ("!", "yellow"), "skipped": ("–", None)}
 
 
 @app.command()
 def setup(
-    provider: Annotated[str, typer.Option("--provider", help="aws or gcp.")],
-    region: Annotated[str, typer.Option("--region", help="E.g. us-west-2 or us-central1.")],
-    name: Annotated[str, typer.Option("-n", "--name", help="What the cloud will be called.")],
-    project: Annotated[str | None, typer.Option("--project", help="gcp: id of the Google Cloud project.")] = None,
-    directory: Annotated[Path, typer.Option("-d", "--dir", help="Where to write to; default: here.")] = Path(),
-    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    provider: Annotated[str, typer.Option("--provider", help="Cloud provider: aws or gcp.")],
+    region: Annotated[str, typer.Option("--region", help="Region, e.g. us-west-2 or us-central1.")],
+    name: Annotated[str, typer.Option("-n", "--name", help="Name of the cloud.")],
+    project: Annotated[str | None, typer.Option("--project", help="Google Cloud project id (gcp only).")] = None,
+    directory: Annotated[
+        Path, typer.Option("-d", "--dir", help="Directory to write to. Default: the current one.")
+    ] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Write a template of what a cloud needs in its account: read it, apply it there, then register the cloud."""
+    """Write a template of what a cloud needs in its account. Review it, apply it, then register the cloud."""
     from heliostat.client import yaml_files
     from heliostat.models.clouds import CloudSetup
 
     fields = {"provider": provider, "region": region, "name": name, "project": project}
-    request = yaml_files.build(CloudSetup, {k: v for k, v in fields.items() if v is not None}, "the command line")
+    request = yaml_files.build(CloudSetup, {k: v for k, v in fields.items() if v is not None}, yaml_files.COMMAND_LINE)
     with options.connect() as client:
         made = client.clouds.setup(request)
     written = [directory / Path(file).name for file in made.files]
     for path in written:
         if path.exists() and not force:
-            raise InvalidRequest(f"{path} is there already.", remedy="Give --dir, or --force to write over it.")
+            raise InvalidRequest(
+                f"{path} already exists.", remedy="Choose another --dir, or overwrite it with --force."
+            )
     directory.mkdir(parents=True, exist_ok=True)
     for path, text in zip(written, made.files.values(), strict=True):
         path.write_text(text)
@@ -62,53 +66,54 @@ def setup(
 
 @app.command()
 def register(
-    file: Annotated[Path, typer.Option("-f", "--config-file", help="YAML: name, provider, config.")],
+    file: Annotated[Path, typer.Option("-f", "--config-file", help="YAML file with name, provider and config.")],
     name: options.Name = None,
     default: Annotated[bool, typer.Option("--default", help="Make it the default cloud.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Look at all that it needs; exit 1 if it fails.")
+        bool, typer.Option("--verify/--no-verify", help="Check what the cloud needs; exit 1 if a check fails.")
     ] = True,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Register a cloud. It holds names only, never a key; it can be used at once."""
+    """Register a cloud. Its file holds names only, no credentials."""
     from heliostat.client import yaml_files
 
-    given = {"name": name, "is_default": default or None}
-    fields = yaml_files.load(file) | {k: v for k, v in given.items() if v is not None}
-    request = yaml_files.cloud(fields, str(file))
+    given = {k: v for k, v in {"name": name, "is_default": default or None}.items() if v is not None}
+    fields = yaml_files.load(file)
+    request = yaml_files.cloud(fields | given, fields.source.replaced(given))
     with options.connect() as client:
         cloud = client.clouds.register(request)
         note(f"Cloud {cloud.name} is registered: {cloud.id}")
         found = client.clouds.verify(cloud.id) if verify else None
-    _tell(cloud, found)
+    _show_verified(cloud, found)
 
 
 @app.command()
 def update(
     ref: Ref,
-    file: Annotated[Path, typer.Option("-f", "--config-file", help="YAML as it was registered, with what is new.")],
+    file: Annotated[Path, typer.Option("-f", "--config-file", help="YAML file as registered, with the changes.")],
     default: Annotated[bool, typer.Option("--default", help="Make it the default cloud.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Look at all that it needs; exit 1 if it fails.")
+        bool, typer.Option("--verify/--no-verify", help="Check what the cloud needs; exit 1 if a check fails.")
     ] = True,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Change a cloud's config to that of the file, e.g. another image or a renewed certificate. What is left out gets
-    its default. Name and provider stay; region, account, network and bucket too while anything lives there."""
+    """Replace a cloud's config, for example to change an image. Fields that the file leaves out get their
+    defaults. Name and provider can't change; region, account, network and bucket only while nothing uses the cloud."""
     from heliostat.client import yaml_files
 
     with options.connect() as client:
         before = client.clouds.get(ref)
-        fields = {"name": before.name, "provider": before.provider.value} | yaml_files.load(file)
-        request = yaml_files.cloud(fields | ({"is_default": True} if default else {}), str(file))
+        document = yaml_files.load(file)
+        fields = {"name": before.name, "provider": before.provider.value} | document
+        request = yaml_files.cloud(fields | ({"is_default": True} if default else {}), document.source)
         cloud = client.clouds.update(before.id, request)
         changed = _changed(before, cloud)
-        note(f"Cloud {cloud.name} ({cloud.id}): " + (f"changed {', '.join(changed)}." if changed else "as it was."))
+        note(f"Cloud {cloud.name} ({cloud.id}): " + (f"changed {', '.join(changed)}." if changed else "unchanged."))
         found = client.clouds.verify(cloud.id) if verify else None
-    _tell(cloud, found, changed=changed)
+    _show_verified(cloud, found, changed=changed)
 
 
-def _tell(cloud: Cloud, found: Verification | None, **more: list[str]) -> None:
+def _show_verified(cloud: Cloud, found: Verification | None, **more: list[str]) -> None:
     """Exits with 1 when the verification failed."""
     show(
         {"cloud": cloud.model_dump(mode="json"), **more, "verification": found and found.model_dump(mode="json")},
@@ -127,11 +132,11 @@ def _changed(before: Cloud, after: Cloud) -> list[str]:
 @app.command()
 def verify(
     ref: Ref,
-    launch: Annotated[bool, typer.Option("--launch", help="Also run a real, small cluster, and end it.")] = False,
+    launch: Annotated[bool, typer.Option("--launch", help="Also start a small cluster and terminate it.")] = False,
     timeout: options.WaitLimit = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Check every right, network rule and bucket that a cloud needs. Exit code 1 when something fails."""
+    """Check permissions, network rules and bucket of a cloud. Exit 1 if a check fails."""
     with options.connect() as client:
         cloud = client.clouds.get(ref)
         found = client.clouds.verify(cloud.id)
@@ -174,7 +179,7 @@ def list_(output: options.Output = Format.TEXT) -> None:
 
 @app.command()
 def get(ref: Ref, output: options.Output = Format.TEXT) -> None:
-    """Show a cloud, what it can do, and its config as it was registered."""
+    """Show a cloud, its capabilities and its config."""
     with options.connect() as client:
         cloud = client.clouds.get(ref)
     show(cloud, lambda: _get(cloud))
@@ -182,7 +187,7 @@ def get(ref: Ref, output: options.Output = Format.TEXT) -> None:
 
 @app.command("set-default")
 def set_default(ref: Ref, output: options.Output = Format.TEXT) -> None:
-    """Make a cloud the one where goes what names none."""
+    """Make a cloud the default. Requests that name no cloud use it."""
     with options.connect() as client:
         cloud = client.clouds.set_default(ref)
     show(cloud, lambda: f"Cloud {cloud.name} ({cloud.id}) is the default.")
@@ -192,11 +197,12 @@ def set_default(ref: Ref, output: options.Output = Format.TEXT) -> None:
 def delete(
     ref: Ref,
     force: Annotated[
-        bool, typer.Option("--force", help="Don't ask the cloud what it still holds, e.g. because its role is gone.")
+        bool,
+        typer.Option("--force", help="Do not check for resources left there, e.g. because its role no longer exists."),
     ] = False,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Forget a cloud on which nothing lives. Its account, and what was written to its bucket, stay as they are."""
+    """Delete a cloud that nothing uses. Its account and its bucket do not change."""
     with options.connect() as client:
         cloud = client.clouds.get(ref)
         client.clouds.delete(cloud.id, force=force)
@@ -204,11 +210,11 @@ def delete(
 
 
 def _launch(client: Client, cloud: Cloud, timeout: float | None) -> dict[str, Any]:
-    """Runs a cluster until its head is up. Whatever happens, also Ctrl-C, it is told to end."""
+    """Starts a cluster and waits for its head. Terminates it in any case, also after Ctrl-C."""
     from heliostat.models.clusters import ClusterCreate, ClusterState
     from heliostat.models.compute_configs import ComputeConfig
 
-    name = f"verify-{secrets.token_hex(4)}"  # known before it is asked for, so that it can be ended in any case
+    name = f"verify-{secrets.token_hex(4)}"  # known before the request, so that it can be terminated in any case
     config = ComputeConfig(idle_termination_minutes=LAUNCH_IDLE_MINUTES, maximum_uptime_minutes=LAUNCH_UPTIME_MINUTES)
     began = time.monotonic()
     try:
@@ -222,11 +228,11 @@ def _launch(client: Client, cloud: Cloud, timeout: float | None) -> dict[str, An
             )
         took = time.monotonic() - began
         if screen.text:
-            write(_line("ok", "launch", f"a cluster was up after {duration(took)}") + "\n")
+            write(_line("ok", "launch", f"a cluster was ready after {duration(took)}") + "\n")
     finally:
         _end(client, name)
     client.clusters.wait(cluster.id, state=ClusterState.TERMINATED, timeout=timeout)
-    note(f"Cluster {name} is gone.")
+    note(f"Cluster {name} is terminated.")
     return {"cluster_id": cluster.id, "seconds": round(took, 1)}
 
 
@@ -265,8 +271,8 @@ def _get(cloud: Cloud) -> str:
             ("Markets", ", ".join(can.markets)),
             ("Zones", ", ".join(can.zones)),
             ("Instance types", ", ".join(can.instance_types or ["any"])),
-            ("CPUs a node", f"at most {can.max_cpu_per_node:g}" if can.max_cpu_per_node else ""),
-            ("GPUs a node", f"at most {can.max_gpu_per_node}"),
+            ("CPUs per node", f"at most {can.max_cpu_per_node:g}" if can.max_cpu_per_node else ""),
+            ("GPUs per node", f"at most {can.max_gpu_per_node}"),
         ]
     )
     if cloud.config is None:
@@ -280,9 +286,9 @@ def _get(cloud: Cloud) -> str:
 
 def _next(cloud: Cloud, found: Verification | None) -> str:
     if found is not None and not found.ok:
-        return next_steps((f"heliostat cloud verify {cloud.name}", "look again when that is mended"))
+        return next_steps((f"heliostat cloud verify {cloud.name}", "check again after you fix this"))
     return next_steps(
-        (f"heliostat cloud verify {cloud.name} --launch", "run a small cluster there"),
-        (f"heliostat cloud set-default {cloud.name}", "use it where none is named"),
+        (f"heliostat cloud verify {cloud.name} --launch", "start a small cluster there"),
+        (f"heliostat cloud set-default {cloud.name}", "make it the default"),
         (f"heliostat job submit --cloud {cloud.name} -- …", "run a job there"),
     )

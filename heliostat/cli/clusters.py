@@ -15,7 +15,7 @@ from heliostat.errors import InvalidRequest
 if TYPE_CHECKING:
     from heliostat.models.clusters import Cluster, Node
 
-app = typer.Typer(name="cluster", help="Ray clusters.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(name="cluster", help="Manage Ray clusters.", no_args_is_help=True, rich_markup_mode=None)
 
 Ref = Annotated[str, typer.Argument(metavar="NAME|ID")]
 
@@ -23,13 +23,11 @@ Ref = Annotated[str, typer.Argument(metavar="NAME|ID")]
 @app.command()
 def create(
     name: options.Name = None,
-    file: Annotated[
-        Path | None, typer.Option("-f", "--config-file", help="YAML in the shape of ComputeConfig.")
-    ] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--config-file", help="YAML file with a ComputeConfig.")] = None,
     compute_config: Annotated[
-        str | None, typer.Option("--compute-config", help="NAME[:VERSION] or id; default: the cloud's.")
+        str | None, typer.Option("--compute-config", help="Compute config: NAME[:VERSION] or id. Default: the cloud's.")
     ] = None,
-    cloud: Annotated[str | None, typer.Option("--cloud", help="Where; default: the default cloud.")] = None,
+    cloud: Annotated[str | None, typer.Option("--cloud", help="Cloud to run on. Default: the default cloud.")] = None,
     project: options.Project = None,
     tag: options.Tags = None,
     wait: options.Wait = False,
@@ -41,8 +39,11 @@ def create(
     from heliostat.models.clusters import ClusterCreate, ClusterState
 
     if file and compute_config:
-        raise InvalidRequest("Both -f and --compute-config are given.", remedy="Give one of them.")
-    config: Any = yaml_files.compute_config(yaml_files.load(file), str(file)) if file else compute_config
+        raise InvalidRequest("-f and --compute-config can't be combined.", remedy="Remove one of them.")
+    config: Any = compute_config
+    if file:
+        document = yaml_files.load(file)
+        config = yaml_files.compute_config(document, document.source)
     fields = {
         "name": name,
         "compute_config": config,
@@ -50,7 +51,9 @@ def create(
         "project": project,
         "tags": options.pairs(tag, "--tag") or None,
     }
-    request = yaml_files.build(ClusterCreate, {k: v for k, v in fields.items() if v is not None}, "the command line")
+    request = yaml_files.build(
+        ClusterCreate, {k: v for k, v in fields.items() if v is not None}, yaml_files.COMMAND_LINE
+    )
     with options.connect() as client:
         if dry_run:
             plan = client.clusters.plan(request)
@@ -68,7 +71,7 @@ def create(
 
 @app.command()
 def get(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Show a cluster: its state, what it waits for, what keeps it awake and when it will end."""
+    """Show a cluster, its leases and when it terminates."""
     with options.connect() as client:
         cluster = client.clusters.get(ref, project=project)
     show(cluster, lambda: _get(cluster))
@@ -93,7 +96,7 @@ def list_(
     show(
         clusters,
         lambda: table(
-            ["ID", "NAME", "CLOUD", "STATE", "FOR", "ACTIVITY", "ENDS", "BY", "REASON"],
+            ["ID", "NAME", "CLOUD", "STATE", "FOR", "ACTIVITY", "TERMINATES", "BY", "REASON"],
             [
                 (
                     c.id, c.name, c.cloud, c.state, age(c.state_since), "" if c.state.settled else c.activity, _ends(c),
@@ -101,7 +104,7 @@ def list_(
                 )
                 for c in clusters
             ],
-            empty="No clusters. `heliostat cluster create --wait` makes one; a job makes its own.",
+            empty="No clusters. `heliostat cluster create --wait` creates one; a job creates its own.",
         ),
     )  # fmt: skip
 
@@ -114,7 +117,7 @@ def terminate(
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """End a cluster and every node of it, whatever it does."""
+    """Terminate a cluster and all its nodes. Work that runs on it ends."""
     from heliostat.models.clusters import ClusterState
 
     with options.connect() as client:
@@ -129,28 +132,28 @@ def terminate(
 def events(
     ref: Ref, limit: options.EventLimit = 200, project: options.Project = None, output: options.Output = Format.TEXT
 ) -> None:
-    """Show who did what to a cluster, when and why."""
+    """Show a cluster's events: who did what, when and why."""
     with options.connect() as client:
         options.show_events(client.clusters.events(ref, project=project), limit)
 
 
 @app.command()
 def nodes(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """List a cluster's nodes, ended ones too."""
+    """List a cluster's nodes, including ended ones."""
     with options.connect() as client:
         found = list(client.clusters.nodes(ref, project=project))
     show(
         found,
         lambda: table(
-            ["ID", "GROUP", "STATE", "IP", "MACHINE", "PLACE", "AGE", "STARTED IN", "REASON"],
+            ["ID", "GROUP", "STATE", "IP", "MACHINE", "PLACEMENT", "AGE", "STARTUP", "REASON"],
             [
                 (
-                    n.id, n.group, n.state, n.ip, n.machine_id, _place(n), age(n.created_at, n.ended_at),
+                    n.id, n.group, n.state, n.ip, n.machine_id, _placement(n), age(n.created_at, n.ended_at),
                     n.running_at and age(n.created_at, n.running_at), n.reason or n.notice,
                 )
                 for n in found
             ],
-            empty="No node has been asked for yet.",
+            empty="No node has been requested yet.",
         ),
     )  # fmt: skip
 
@@ -158,16 +161,16 @@ def nodes(ref: Ref, project: options.Project = None, output: options.Output = Fo
 @app.command()
 def logs(
     ref: Ref,
-    node: Annotated[str | None, typer.Option("--node", help="One node only, by id.")] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the cluster has ended.")] = False,
-    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Begin with the last so many lines.")] = None,
+    node: Annotated[str | None, typer.Option("--node", help="Only this node (id).")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow until the cluster has ended.")] = False,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Start with this many of the last lines.")] = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Print what a cluster's nodes (agent, Ray) have written; also after it is gone."""
+    """Print the logs of a cluster's nodes (agent and Ray). They outlive the cluster."""
     with options.connect() as client:
         if not screen.text and follow:
-            raise InvalidRequest("A followed log is text.", remedy="Leave -o or -f out.")
+            raise InvalidRequest("-f works with text output only.", remedy="Remove -o or -f.")
         cluster = client.clusters.get(ref, project=project)
         with live.detachable(f"cluster {cluster.name}", f"heliostat cluster logs -f {cluster.id}  follow it again"):
             pieces = client.clusters.logs(cluster.id, node=node, follow=follow, tail=tail)
@@ -177,13 +180,13 @@ def logs(
 @app.command()
 def scale(
     ref: Ref,
-    group: Annotated[str, typer.Option("--group", help="The worker group.")],
-    min_nodes: Annotated[int | None, typer.Option("--min-nodes", min=0)] = None,
-    max_nodes: Annotated[int | None, typer.Option("--max-nodes", min=0)] = None,
+    group: Annotated[str, typer.Option("--group", help="Worker group.")],
+    min_nodes: Annotated[int | None, typer.Option("--min-nodes", min=0, help="Minimum number of nodes.")] = None,
+    max_nodes: Annotated[int | None, typer.Option("--max-nodes", min=0, help="Maximum number of nodes.")] = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Set the bounds of one worker group, for this cluster only."""
+    """Set the limits of one worker group. They apply to this cluster only."""
     from heliostat.models.clusters import ScaleLimits
 
     given = {k: v for k, v in {"min_nodes": min_nodes, "max_nodes": max_nodes}.items() if v is not None}
@@ -191,7 +194,8 @@ def scale(
         raise InvalidRequest("There is nothing to set.", remedy="Give --min-nodes, --max-nodes or both.")
     with options.connect() as client:
         cluster = client.clusters.set_limits(ref, ScaleLimits(group=group, **given), project=project)
-    show(cluster, lambda: f"Cluster {cluster.name}: group {group} is bounded by {given}." + _next(cluster))
+    limits = ", ".join(f"{name} {value}" for name, value in given.items())
+    show(cluster, lambda: f"Cluster {cluster.name}: group {group} has {limits}." + _next(cluster))
 
 
 def _get(cluster: Cluster) -> str:
@@ -205,7 +209,7 @@ def _get(cluster: Cluster) -> str:
             ("Reason", cluster.reason),
             ("Waits for", cluster.waits_for),
             ("Cloud", cluster.cloud),
-            ("Heads keep", cluster.compute_config.head_node.keeps),
+            ("Retained", cluster.compute_config.head_node.keeps),
             (
                 "Workers",
                 ", ".join(f"{g.name} {g.min_nodes}–{g.max_nodes}" for g in cluster.compute_config.worker_nodes),
@@ -216,11 +220,11 @@ def _get(cluster: Cluster) -> str:
                 if cluster.state.settled
                 else cluster.activity + (f" for {age(cluster.idle_since)}" if cluster.idle_since else ""),
             ),
-            ("Kept by", ", ".join(f"{lease.holder} ({age(lease.since)})" for lease in cluster.leases)),
-            ("Ends", _ends(cluster)),
+            ("Leases", ", ".join(f"{lease.holder} ({age(lease.since)})" for lease in cluster.leases)),
+            ("Terminates", _ends(cluster)),
             ("Ray", cluster.ray_version),
             ("Created", f"{age(cluster.created_at)} ago by {cluster.created_by} in project {cluster.project}"),
-            ("Took", took),
+            ("Phases", took),
             ("Tags", tags(cluster.tags)),
         ]
     )
@@ -230,7 +234,7 @@ def _get(cluster: Cluster) -> str:
     return text + "\n" + _next(cluster)
 
 
-def _place(node: Node) -> str:
+def _placement(node: Node) -> str:
     """``m6i.large us-west-2a SPOT``; "" where the cloud has no such things."""
     market = node.market if node.market and (node.zone or node.instance_type) else None
     return " ".join(part for part in (node.instance_type, node.zone, market) if part)
@@ -247,9 +251,9 @@ def _ends(cluster: Cluster) -> str:
 
 def _next(cluster: Cluster) -> str:
     if cluster.state.settled:
-        return next_steps((f"heliostat cluster events {cluster.id}", "read its story"))
+        return next_steps((f"heliostat cluster events {cluster.id}", "show its events"))
     return next_steps(
         (f"heliostat job submit --cluster {cluster.name} -- …", "run a job on it"),
-        (f"heliostat cluster nodes {cluster.id}", "see its nodes"),
-        (f"heliostat cluster terminate {cluster.id}", "end it"),
+        (f"heliostat cluster nodes {cluster.id}", "show its nodes"),
+        (f"heliostat cluster terminate {cluster.id}", "terminate it"),
     )

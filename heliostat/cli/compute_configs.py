@@ -14,36 +14,40 @@ if TYPE_CHECKING:
     from heliostat.models.compute_configs import ComputeConfigVersion, NodeConfig
 
 app = typer.Typer(
-    name="compute-config", help="Shapes of clusters, versioned.", no_args_is_help=True, rich_markup_mode=None
+    name="compute-config",
+    help="Manage compute configs (versioned shapes of clusters).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
-Ref = Annotated[str, typer.Argument(metavar="NAME[:VERSION]|ID", help="A name alone means its newest version.")]
+Ref = Annotated[str, typer.Argument(metavar="NAME[:VERSION]|ID", help="A name alone selects the newest version.")]
 
 
 @app.command()
 def create(
-    file: Annotated[Path, typer.Option("-f", "--config-file", help="YAML in the shape of ComputeConfig.")],
+    file: Annotated[Path, typer.Option("-f", "--config-file", help="YAML file with a ComputeConfig.")],
     name: options.Name = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Create a config; under an existing name, its next version."""
+    """Create a compute config, or the next version of an existing one."""
     from heliostat.client import yaml_files
     from heliostat.models.compute_configs import ComputeConfigCreate
 
-    config = yaml_files.compute_config(yaml_files.load(file), str(file))
+    fields = yaml_files.load(file)
+    config = yaml_files.compute_config(fields, fields.source)
     request = yaml_files.build(
-        ComputeConfigCreate, {"config": config} | ({"name": name} if name else {}), "the command line"
+        ComputeConfigCreate, {"config": config} | ({"name": name} if name else {}), yaml_files.COMMAND_LINE
     )
     with options.connect() as client:
         made = client.compute_configs.create(request, project=project)
-    step = next_steps((f"heliostat cluster create --compute-config {_ref(made)}", "make a cluster of this shape"))
-    show(made, lambda: f"Compute config {_ref(made)} is made: {made.id}\n{step}")
+    step = next_steps((f"heliostat cluster create --compute-config {_ref(made)}", "create a cluster with it"))
+    show(made, lambda: f"Compute config {_ref(made)} is created: {made.id}\n{step}")
 
 
 @app.command()
 def get(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Show one version."""
+    """Show one version of a compute config."""
     with options.connect() as client:
         found = client.compute_configs.get(ref, project=project)
     show(found, lambda: _get(found))
@@ -53,11 +57,11 @@ def get(ref: Ref, project: options.Project = None, output: options.Output = Form
 def list_(
     name: options.Name = None,
     project: options.Project = None,
-    archived: Annotated[bool, typer.Option("--archived", help="Archived ones too.")] = False,
+    archived: Annotated[bool, typer.Option("--archived", help="Include archived versions.")] = False,
     limit: options.Limit = 50,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """List configs."""
+    """List compute configs."""
     with options.connect() as client:
         found = options.first(
             client.compute_configs.list(name=name, project=project, archived=archived), limit, "compute configs"
@@ -70,14 +74,14 @@ def list_(
                 (c.id, c.name, c.version, f"{age(c.created_at)} ago", c.created_by, "yes" if c.archived_at else "")
                 for c in found
             ],
-            empty="No compute configs. `heliostat compute-config create -n NAME -f FILE` makes one.",
+            empty="No compute configs. `heliostat compute-config create -n NAME -f FILE` creates one.",
         ),
     )
 
 
 @app.command()
 def archive(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Refuse new clusters of this shape; those that exist go on."""
+    """Archive a compute config. New clusters can't use it, existing ones keep running."""
     with options.connect() as client:
         found = client.compute_configs.archive(ref, project=project)
     show(found, lambda: f"Compute config {_ref(found)} is archived.")
@@ -92,15 +96,15 @@ def _get(version: ComputeConfigVersion) -> str:
     text = facts(
         [
             ("Compute config", f"{_ref(version)} ({version.id})"),
-            ("Cloud", config.cloud or "the default one"),
+            ("Cloud", config.cloud or "the default cloud"),
             ("Head", _shape(config.head_node)),
-            ("Heads keep", config.head_node.keeps),
+            ("Retained", config.head_node.keeps),
             ("Zones", ", ".join(config.zones or [])),
             (
                 "Idle",
-                f"ends after {config.idle_termination_minutes:g} min"
+                f"terminates after {config.idle_termination_minutes:g} min"
                 if config.idle_termination_minutes
-                else "never ends",
+                else "never terminates",
             ),
             ("Uptime", f"at most {config.maximum_uptime_minutes:g} min" if config.maximum_uptime_minutes else ""),
             ("Created", f"{age(version.created_at)} ago by {version.created_by}"),

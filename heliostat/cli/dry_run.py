@@ -1,4 +1,4 @@
-"""What a dry run prints."""
+"""The text of a dry run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ COLUMNS = ["NODES", "MIN", "MAX", "MARKET", "USD/H EACH", "ZONES", "INSTANCE TYP
 def text(plan: Plan) -> str:
     where = f"{plan.cloud} ({plan.provider}{f', {plan.region}' if plan.region else ''})"
     called = f"{plan.kind.capitalize()} {plan.name}" if plan.name else f"A {plan.kind}"
-    title = f"{called} in project {plan.project} on cloud {where} can be made. Nothing was."
+    title = f"{called} in project {plan.project} on cloud {where} can be created. Nothing was created."
     if plan.cluster_id is not None:
-        return f"{title}\n\nIt would run on cluster {plan.cluster_id}, and needs no more nodes."
+        return f"{title}\n\nIt would run on cluster {plan.cluster_id} and needs no more nodes."
     rows = [
         (n.group, n.min_nodes, n.max_nodes, " then ".join(n.markets), _each(n), " then ".join(n.zones), _types(n))
         for n in plan.nodes
     ]
     lines = facts(
         [
-            ("Heads keep", plan.compute_config.head_node.keeps),
-            ("In all", f"{_span(plan.min_nodes, plan.max_nodes, '')} nodes"),
+            ("Retained", plan.compute_config.head_node.keeps),
+            ("Total", f"{_span(plan.min_nodes, plan.max_nodes, '')} nodes"),
             ("Price", _price(plan)),
-            ("Not priced", ", ".join(plan.unpriced)),
+            ("No price for", ", ".join(plan.unpriced)),
         ]
     )
     return f"{title}\n\n{table(COLUMNS, rows, empty='')}\n\n{lines}"
@@ -35,11 +35,11 @@ def text(plan: Plan) -> str:
 
 def _price(plan: Plan) -> str:
     if not plan.price_table:
-        return "not known: there is no price table (HELIOSTAT_PRICES)"
+        return "unknown: there is no price table (HELIOSTAT_PRICES)"
     if plan.min_usd_per_hour is None and plan.max_usd_per_hour is None:
-        return "not known"
+        return "unknown"
     if plan.max_usd_per_hour is None:
-        return f"{plan.min_usd_per_hour:.2f} USD an hour at least; at most: not known"
+        return f"{plan.min_usd_per_hour:.2f} USD an hour at least; maximum unknown"
     if plan.min_usd_per_hour is None:
         return f"{plan.max_usd_per_hour:.2f} USD an hour at most"
     return f"{_span(plan.min_usd_per_hour, plan.max_usd_per_hour, '.2f')} USD an hour"

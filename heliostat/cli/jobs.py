@@ -16,9 +16,11 @@ from heliostat.errors import InvalidRequest
 if TYPE_CHECKING:
     from heliostat.models.jobs import Job, JobConfig
 
-app = typer.Typer(name="job", help="Run programs to completion.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    name="job", help="Manage jobs (programs that run to completion).", no_args_is_help=True, rich_markup_mode=None
+)
 
-Ref = Annotated[str, typer.Argument(metavar="NAME|ID", help="A name means the newest job of that name.")]
+Ref = Annotated[str, typer.Argument(metavar="NAME|ID", help="A name selects the newest job with that name.")]
 
 
 @app.command()
@@ -26,12 +28,13 @@ def submit(
     entrypoint: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[-- ENTRYPOINT...]", help="The command. Several words are quoted as they are; one is a shell line."
+            metavar="[-- ENTRYPOINT...]",
+            help="Command to run. Several words are its arguments; a single word is a shell command line.",
         ),
     ] = None,
     name: options.Name = None,
     file: Annotated[
-        Path | None, typer.Option("-f", "--config-file", help="YAML in the shape of JobConfig; flags win over it.")
+        Path | None, typer.Option("-f", "--config-file", help="YAML file with a JobConfig; flags override its fields.")
     ] = None,
     working_dir: options.WorkingDir = None,
     exclude: options.Exclude = None,
@@ -40,26 +43,28 @@ def submit(
     py_module: options.PyModule = None,
     compute_config: options.ComputeConfigOf = None,
     cluster: Annotated[
-        str | None, typer.Option("--cluster", help="Run on this cluster; default: one of the job's own.")
+        str | None, typer.Option("--cluster", help="Cluster to run on. Default: the job creates its own.")
     ] = None,
-    cloud: Annotated[str | None, typer.Option("--cloud", help="Where its cluster is made.")] = None,
+    cloud: Annotated[
+        str | None, typer.Option("--cloud", help="Cloud of the job's cluster. Default: the default cloud.")
+    ] = None,
     project: options.Project = None,
     max_retries: Annotated[
-        int | None, typer.Option("--max-retries", help="How often it may fail and be tried again; default 1.")
+        int | None, typer.Option("--max-retries", help="How many times to retry a failed run. Default: 1.")
     ] = None,
-    timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="End each run after so many seconds.")] = None,
+    timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Time limit of each run, in seconds.")] = None,
     tag: options.Tags = None,
     wait: Annotated[
         bool,
-        typer.Option("-w", "--wait", help="Follow its log until it ends, without a time limit; exit 10 when it fails."),
+        typer.Option("-w", "--wait", help="Follow the log until the job ends; exit 10 if it fails. No time limit."),
     ] = False,
     dry_run: options.DryRun = False,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Submit a job; its command stands after --, e.g. -- python main.py"""
+    """Submit a job. Its command follows --, e.g. -- python main.py"""
     from heliostat.client import yaml_files
 
-    fields: dict[str, Any] = yaml_files.load(file) if file else {}
+    fields = yaml_files.load(file) if file else yaml_files.Document({}, yaml_files.COMMAND_LINE)
     given = {
         "name": name,
         "entrypoint": _entrypoint(entrypoint),
@@ -74,18 +79,20 @@ def submit(
         "timeout_s": timeout_s,
         "tags": options.pairs(tag, "--tag") or None,
     }
-    fields |= {key: value for key, value in given.items() if value is not None}
+    given = {key: value for key, value in given.items() if value is not None}
+    source = fields.source.replaced(given)
+    fields |= given
     if exclude:
         fields["excludes"] = [*(fields.get("excludes") or []), *exclude]
     if env:
         fields["env_vars"] = {**(fields.get("env_vars") or {}), **options.env_vars(env)}
     if "entrypoint" not in fields:
         raise InvalidRequest(
-            "There is no entry point.",
-            remedy="Write the command after --, or `entrypoint:` in the file.",
+            "The job has no entry point.",
+            remedy="Put the command after --, or set `entrypoint` in the file.",
             field="entrypoint",
         )
-    config = yaml_files.job_config(fields, str(file) if file else "the command line")
+    config = yaml_files.job_config(fields, source)
     with options.connect() as client:
         if dry_run:
             plan = client.jobs.plan(config)
@@ -115,9 +122,11 @@ def status(ref: Ref, project: options.Project = None, output: options.Output = F
 def list_(
     state: options.State = None,
     name: options.Name = None,
-    cluster: Annotated[str | None, typer.Option("--cluster", help="Only those whose newest run is on it.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Only jobs whose newest run uses this cluster.")
+    ] = None,
     schedule: Annotated[
-        str | None, typer.Option("--schedule", help="Only those that this schedule (id) started.")
+        str | None, typer.Option("--schedule", help="Only jobs that this schedule (id) started.")
     ] = None,
     project: options.Project = None,
     tag: options.Tags = None,
@@ -141,7 +150,7 @@ def list_(
     show(
         jobs,
         lambda: table(
-            ["ID", "NAME", "STATE", "RUNS", "SUBMITTED", "TOOK", "BY", "REASON"],
+            ["ID", "NAME", "STATE", "RUNS", "SUBMITTED", "DURATION", "BY", "REASON"],
             [
                 (
                     j.id, j.name, j.state, len(j.runs), f"{age(j.created_at)} ago", age(j.created_at, j.ended_at),
@@ -158,18 +167,19 @@ def list_(
 def logs(
     ref: Ref,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Go on until the job ends, across retries. Ctrl-C leaves it alone.")
+        bool,
+        typer.Option("-f", "--follow", help="Follow until the job ends, across retries. Ctrl-C does not stop the job."),
     ] = False,
-    run: Annotated[str | None, typer.Option("--run", help="One attempt only: its number or id.")] = None,
-    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Begin with the last so many lines.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Only this run: its number or id.")] = None,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Start with this many of the last lines.")] = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Print what a job has printed; also after its cluster is gone. JSON and YAML hold one piece of text a run."""
+    """Print a job's log. It outlives the cluster. JSON and YAML output has one text per run."""
     with options.connect() as client:
         if not screen.text:
             if follow:
-                raise InvalidRequest("A followed log is text.", remedy="Leave -o or -f out.")
+                raise InvalidRequest("-f works with text output only.", remedy="Remove -o or -f.")
             show(_texts(client.jobs.logs(ref, run=run, tail=tail, project=project)), str)
         elif follow:
             live.follow_log(client, client.jobs.get(ref, project=project), run=run, tail=tail)
@@ -183,12 +193,12 @@ def logs(
 @app.command()
 def wait(
     ref: Ref,
-    state: Annotated[str, typer.Option("-s", "--state", help="The state to wait for.")] = "SUCCEEDED",
+    state: Annotated[str, typer.Option("-s", "--state", help="State to wait for.")] = "SUCCEEDED",
     timeout_s: options.WaitLimit = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Wait until a job is in a state; exit 10 as soon as it can't get there because it failed."""
+    """Wait until a job reaches a state. Exit 10 if the job fails first."""
     from heliostat.models.jobs import JobState
 
     wanted = options.choice(state, JobState, "--state")
@@ -205,7 +215,7 @@ def terminate(
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """End a job at any moment, also while its cluster starts."""
+    """Terminate a job, also while its cluster starts."""
     from heliostat.models.jobs import JobState
 
     with options.connect() as client:
@@ -213,7 +223,7 @@ def terminate(
         if wait and not job.state.settled:
             job = live.wait_for_job(client, job, None, None)
     ended = f"is {job.state}" if job.state.settled else "is being terminated"
-    steps = next_steps((f"heliostat job wait -s {JobState.TERMINATED} {job.id}", "wait for its end"))
+    steps = next_steps((f"heliostat job wait -s {JobState.TERMINATED} {job.id}", "wait until it has ended"))
     show(job, lambda: f"Job {job.name} ({job.id}) {ended}." + ("" if job.state.settled else "\n" + steps))
 
 
@@ -224,7 +234,7 @@ def events(
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Show who did what to a job, when and why."""
+    """Show a job's events: who did what, when and why."""
     with options.connect() as client:
         options.show_events(client.jobs.events(ref, project=project), limit)
 
@@ -240,7 +250,7 @@ def _has_code(config: JobConfig) -> bool:
     from heliostat.client.packaging import is_remote
 
     return any(
-        not is_remote(place) for place in [*config.py_modules, *([config.working_dir] if config.working_dir else [])]
+        not is_remote(code) for code in [*config.py_modules, *([config.working_dir] if config.working_dir else [])]
     )
 
 
@@ -282,7 +292,7 @@ def _status(job: Job) -> str:
             ("Cluster", job.cluster_id),
             ("Schedule", job.schedule_id),
             ("Submitted", f"{age(job.created_at)} ago by {job.created_by} in project {job.project}"),
-            ("Took", age(job.created_at, job.ended_at) if job.ended_at else ""),
+            ("Duration", age(job.created_at, job.ended_at) if job.ended_at else ""),
             ("Env", ", ".join(job.config.env_vars)),
             ("Tags", tags(job.tags)),
         ]
@@ -302,7 +312,7 @@ def _status(job: Job) -> str:
             for r in job.runs
         ]
         text += "\n\n" + table(
-            ["RUN", "STATE", "CAUSE", "EXIT", "CLUSTER", "STARTED", "TOOK", "REASON"], rows, empty=""
+            ["RUN", "STATE", "CAUSE", "EXIT", "CLUSTER", "STARTED", "DURATION", "REASON"], rows, empty=""
         )
     return text + "\n" + _next(job)
 
@@ -310,10 +320,10 @@ def _status(job: Job) -> str:
 def _next(job: Job) -> str:
     if job.state.settled:
         return next_steps(
-            (f"heliostat job logs {job.id}", "read its log"), (f"heliostat job events {job.id}", "read its story")
+            (f"heliostat job logs {job.id}", "show its log"), (f"heliostat job events {job.id}", "show its events")
         )
     return next_steps(
         (f"heliostat job logs -f {job.id}", "follow its log"),
-        (f"heliostat job status {job.id}", "see how it is"),
-        (f"heliostat job terminate {job.id}", "end it"),
+        (f"heliostat job status {job.id}", "show its status"),
+        (f"heliostat job terminate {job.id}", "terminate it"),
     )

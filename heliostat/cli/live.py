@@ -1,4 +1,4 @@
-"""Watching: the status line, the followed log, and how a person leaves without stopping anything."""
+"""The status line, the followed log, and Ctrl-C, which stops neither the job nor the service."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from heliostat.cli.output import age, note, screen, show, write
+from heliostat.cli.output import age, is_terminal, note, screen, show, write
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from heliostat.models.jobs import Job
 
 DETACHED = 130
-"""128 + SIGINT: Ctrl-C while watching. What was watched goes on; a script must not take it for success."""
+"""128 + SIGINT: Ctrl-C. The resource keeps running; a script must not take this for success."""
 
 
 class StatusLine:
-    """What is awaited and since when, on stderr: one live line on a terminal, else a line per change."""
+    """What the command waits for and since when, on stderr: one live line on a terminal, else a line per change."""
 
     def __init__(self) -> None:
         self._live: Status | None = None
@@ -33,7 +33,7 @@ class StatusLine:
     def update(self, text: str, since: datetime | None) -> None:
         if not screen.text:
             return
-        if not sys.stderr.isatty():
+        if not is_terminal(sys.stderr):
             if text != self._shown:
                 note(text)
             self._shown = text
@@ -55,7 +55,7 @@ class StatusLine:
 
 
 class _Ticking:
-    """Redrawn by rich several times a second: the time runs although nobody asks the API."""
+    """rich redraws it several times a second, so the time runs without a call of the API."""
 
     def __init__(self, text: str, since: datetime | None) -> None:
         self.text = text
@@ -64,7 +64,7 @@ class _Ticking:
     def __rich__(self) -> Any:
         from rich.text import Text
 
-        # The time stands first: a narrow terminal cuts the end off.
+        # The time comes first: a narrow terminal cuts the end off.
         return Text((f"{age(self.since)} · " if self.since else "") + self.text, no_wrap=True, overflow="ellipsis")
 
 
@@ -79,11 +79,11 @@ def status_line() -> Iterator[StatusLine]:
 
 @contextmanager
 def detachable(what: str, *steps: str) -> Iterator[None]:
-    """Ctrl-C inside leaves the thing alone and says how to come back."""
+    """Ctrl-C inside does not stop the resource; it prints how to return to it."""
     try:
         yield
     except KeyboardInterrupt:
-        note(f"\nDetached: {what} goes on." + "".join(f"\n  {step}" for step in steps))
+        note(f"\nDetached: {what} keeps running." + "".join(f"\n  {step}" for step in steps))
         raise typer.Exit(DETACHED) from None
 
 
@@ -182,7 +182,7 @@ def wait_for_cluster(client: Client, cluster: Cluster, state: Any, timeout: floa
     """``Clusters.wait`` with the status line."""
     with (
         status_line() as line,
-        detachable(f"cluster {cluster.name}", f"heliostat cluster get {cluster.id}  see how it is"),
+        detachable(f"cluster {cluster.name}", f"heliostat cluster get {cluster.id}  show its status"),
     ):
         return client.clusters.wait(
             cluster.id, state=state, timeout=timeout, on_change=lambda c: line.update(cluster_line(c), c.state_since)
@@ -190,4 +190,4 @@ def wait_for_cluster(client: Client, cluster: Cluster, state: Any, timeout: floa
 
 
 def _back(job: Job) -> tuple[str, ...]:
-    return (f"heliostat job logs -f {job.id}    follow it again", f"heliostat job terminate {job.id}  end it")
+    return (f"heliostat job logs -f {job.id}    follow it again", f"heliostat job terminate {job.id}  terminate it")

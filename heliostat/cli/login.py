@@ -1,4 +1,4 @@
-"""``heliostat login``, ``whoami`` and ``version``: which Heliostat, and as whom."""
+"""``heliostat login``, ``whoami`` and ``version``."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from heliostat.errors import HeliostatError, InvalidRequest, UserError
 
 def login(
     host: Annotated[
-        str | None, typer.Option("--host", help="URL of the API; default: the stack on this machine, or asked for.")
+        str | None,
+        typer.Option("--host", help="URL of the API. Default: your last login or the stack on this machine."),
     ] = None,
     token_stdin: Annotated[
-        bool, typer.Option("--token-stdin", help="Read the token from stdin, not from a hidden prompt.")
+        bool, typer.Option("--token-stdin", help="Read the token from stdin instead of a prompt.")
     ] = False,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Keep a token for a host, after trying it, in a file that only you can read."""
+    """Log in: check an API token and save it in a file that only you can read."""
     from heliostat.client import config
 
     host = config.normal_host(host or options.flags.host or _known_host() or input("Host (http://…): "))
-    token = (sys.stdin.readline() if token_stdin else _ask(host)).strip()
+    token = (sys.stdin.readline() if token_stdin else _prompt(host)).strip()
     if not token:
-        raise InvalidRequest("The token is empty.", remedy="An admin makes one with `heliostat token create`.")
+        raise InvalidRequest("The token is empty.", remedy="An admin creates one with `heliostat token create`.")
     if not host.startswith(("https://", "http://127.", "http://localhost", "http://[::1]")):
-        note(f"Note: {host} is not encrypted; the token can be read on its way.")
+        note(f"Warning: {host} does not use TLS. Others on the network can read the token.")
     with options.connect(host, token) as client:
         me = client.whoami()
     path = config.store(host, token)
@@ -41,7 +42,7 @@ def login(
 
 
 def whoami(output: options.Output = Format.TEXT) -> None:
-    """Show as whom the token speaks, and with which Heliostat."""
+    """Show the authenticated user and the server."""
     with options.connect() as client:
         me = client.whoami()
         host = client.host
@@ -61,7 +62,7 @@ def whoami(output: options.Output = Format.TEXT) -> None:
 
 
 def version(output: options.Output = Format.TEXT) -> None:
-    """Show the versions of this client and of the server, if there is one."""
+    """Show the versions of the client and the server."""
     from heliostat import __version__
 
     try:
@@ -72,7 +73,7 @@ def version(output: options.Output = Format.TEXT) -> None:
         why = error.message
     show(
         {"client": __version__, "server": server, "host": host or None},
-        lambda: f"client {__version__}\n" + (f"server {server} at {host}" if server else f"server not asked: {why}"),
+        lambda: f"client {__version__}\n" + (f"server {server} at {host}" if server else f"server unknown: {why}"),
     )
 
 
@@ -85,9 +86,9 @@ def _known_host() -> str | None:
         return None
 
 
-def _ask(host: str) -> str:
+def _prompt(host: str) -> str:
     if not sys.stdin.isatty():
         raise InvalidRequest(
-            "There is no terminal to ask for the token.", remedy="Pipe it in: heliostat login --token-stdin < FILE"
+            "There is no terminal to prompt for the token.", remedy="Pipe it in: heliostat login --token-stdin < FILE"
         )
     return getpass.getpass(f"Token for {host}: ")

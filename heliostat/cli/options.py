@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a command gets its client."""
+"""Options that several commands share, and the client of a command."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from heliostat.errors import HeliostatError, InvalidRequest
 
 if TYPE_CHECKING:
     from heliostat.client.client import Client
+    from heliostat.client.sources import Document
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -30,45 +31,47 @@ def _remember(value: Format) -> Format:
 
 Output = Annotated[
     Format,
-    typer.Option("-o", "--output", callback=_remember, is_eager=True, help="text, json or yaml."),
+    typer.Option("-o", "--output", callback=_remember, is_eager=True, help="Output format: text, json or yaml."),
 ]
 Name = Annotated[str | None, typer.Option("-n", "--name", help="Name.")]
-Project = Annotated[str | None, typer.Option("--project", help="Project; default: the only one that is yours.")]
-Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="K=V", help="Tag; may be repeated.")]
-State = Annotated[list[str] | None, typer.Option("--state", help="Only those in this state; may be repeated.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many, newest first.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
-Wait = Annotated[bool, typer.Option("-w", "--wait", help="Wait until it is done; without a time limit.")]
+Project = Annotated[str | None, typer.Option("--project", help="Project. Default: yours, if you have only one.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="K=V", help="Tag; can be repeated.")]
+State = Annotated[list[str] | None, typer.Option("--state", help="Only those in this state; can be repeated.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="Maximum number of results, newest first.")]
+Reason = Annotated[str, typer.Option("--reason", help="Reason, recorded in the events.")]
+Wait = Annotated[bool, typer.Option("-w", "--wait", help="Wait until it is done. No time limit.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything and print what would be made and its price; make nothing.")
+    bool, typer.Option("--dry-run", help="Check everything and print the plan and its price; create nothing.")
 ]
 WaitLimit = Annotated[
-    float | None, typer.Option("-t", "--timeout-s", min=0, help="Give up waiting after so many seconds (exit 3).")
+    float | None, typer.Option("-t", "--timeout-s", min=0, help="Stop waiting after this many seconds (exit 3).")
 ]
-EventLimit = Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")]
+EventLimit = Annotated[int, typer.Option("--limit", min=1, help="Maximum number of events, the newest ones.")]
 
-# What is run, on which machines: jobs and services.
+# Shared by jobs and services.
 WorkingDir = Annotated[str | None, typer.Option("--working-dir", help="Directory to upload, or the URL of a zip.")]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option("-e", "--exclude", help="Leave out of the upload, like a line of .gitignore; added to the file's."),
+    typer.Option("-e", "--exclude", help="Leave out of the upload: a pattern as in .gitignore; added to the file's."),
 ]
 Requirements = Annotated[
     str | None, typer.Option("-r", "--requirements", help="requirements.txt to install on the nodes.")
 ]
 Env = Annotated[
     list[str] | None,
-    typer.Option("--env", metavar="K=V", help="Environment variable; K alone takes the shell's value, unseen by ps."),
+    typer.Option("--env", metavar="K=V", help="Environment variable; K alone reads the value from your environment."),
 ]
 PyModule = Annotated[
     list[str] | None, typer.Option("--py-module", help="Package directory or .py file to make importable.")
 ]
-ComputeConfigOf = Annotated[str | None, typer.Option("--compute-config", help="NAME[:VERSION], id, or a YAML file.")]
+ComputeConfigOf = Annotated[
+    str | None, typer.Option("--compute-config", help="Compute config: NAME[:VERSION], id, or a YAML file.")
+]
 
 
 @dataclass
 class Flags:
-    """What stands before the command: ``heliostat --host URL job list``."""
+    """Options before the command: ``heliostat --host URL job list``."""
 
     host: str | None = None
     token_file: Path | None = None
@@ -79,7 +82,7 @@ flags = Flags()
 
 @contextmanager
 def connect(host: str | None = None, token: str | None = None) -> Iterator[Client]:
-    """The client of this invocation; says so when a call has to be repeated."""
+    """The client of this invocation. It reports repeated calls on stderr."""
     client = new_client(host or flags.host, token or _token_from_file())
     try:
         yield client
@@ -93,21 +96,21 @@ def new_client(host: str | None, token: str | None) -> Client:
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     from heliostat.client.client import Client
 
-    return Client(host, token, on_retry=Trouble())
+    return Client(host, token, on_retry=RetryNotice())
 
 
-class Trouble:
-    """Tells of repeated calls: the first time, and then once in a while."""
+class RetryNotice:
+    """Reports repeated calls: the second failure in a row, then every twentieth."""
 
     def __init__(self) -> None:
-        self.told = ""
+        self.message = ""
         self.times = 0
 
     def __call__(self, error: HeliostatError, delay: float) -> None:
-        self.times = self.times + 1 if error.message == self.told else 1
-        self.told = error.message
-        if self.times == 2 or self.times % 20 == 0:  # a single hiccup is nobody's business
-            note(f"{error.message} Trying again.")
+        self.times = self.times + 1 if error.message == self.message else 1
+        self.message = error.message
+        if self.times == 2 or self.times % 20 == 0:  # one failure is not worth a line
+            note(f"{error.message} Retrying.")
 
 
 def pairs(values: Iterable[str] | None, option: str) -> dict[str, str]:
@@ -124,7 +127,7 @@ def pairs(values: Iterable[str] | None, option: str) -> dict[str, str]:
 
 
 def env_vars(values: Iterable[str]) -> dict[str, str]:
-    """``["A=1", "B"]`` → ``{"A": "1", "B": <the shell's>}``."""
+    """``["A=1", "B"]`` → ``{"A": "1", "B": <the environment's>}``."""
     from heliostat.client.yaml_files import from_shell
 
     found = {}
@@ -133,17 +136,17 @@ def env_vars(values: Iterable[str]) -> dict[str, str]:
         if not key:
             raise InvalidRequest(
                 "--env needs a name.",
-                remedy="Write --env KEY=VALUE, or --env KEY for the shell's value.",
+                remedy="Write --env KEY=VALUE, or --env KEY to read the value from your environment.",
                 field="env_vars",
             )
-        found[key] = rest if sign else from_shell(key)
+        found[key] = rest if sign else from_shell(key, f"--env: {key}")
     return found
 
 
-def compute_config(value: str | None) -> str | dict[str, Any] | None:
-    """What ``--compute-config`` names; the content where it is a file."""
+def compute_config(value: str | None) -> str | Document | None:
+    """The value of ``--compute-config``; a file's content."""
     if value is not None and value.endswith((".yaml", ".yml", ".json")):
-        from heliostat.client.yaml_files import load
+        from heliostat.client.sources import load
 
         return load(value)
     return value
@@ -160,15 +163,15 @@ def choice(value: str | None, states: type[E], option: str) -> E | None:
         return states(value.upper())
     except ValueError:
         raise InvalidRequest(
-            f"{option} {value!r} does not exist.", remedy=f"Choose one of {', '.join(states)}."
+            f"{option} {value!r} is not a valid state.", remedy=f"Choose one of {', '.join(states)}."
         ) from None
 
 
 def first(items: Iterator[T], limit: int, what: str) -> list[T]:
-    """The first so many; says when there are more."""
+    """The first ``limit`` items. Says on stderr when there are more."""
     found = list(itertools.islice(items, limit))
     if len(found) == limit and next(items, None) is not None:
-        note(f"There are more {what}: --limit {limit * 10} shows more of them, --state and --name fewer.")
+        note(f"There are more {what}. Show them with --limit {limit * 10}, or filter with --state and --name.")
     return found
 
 
@@ -181,9 +184,9 @@ def show_events(events: Iterator[Any], limit: int) -> None:
     show(
         found,
         lambda: table(
-            ["AGE", "LEVEL", "EVENT", "BY", "MESSAGE"],
+            ["AGE", "LEVEL", "EVENT", "ACTOR", "MESSAGE"],
             [(age(e.at), e.level, e.kind, e.actor, e.message) for e in found],
-            empty="Nothing has happened yet.",
+            empty="No events yet.",
         ),
     )
 
@@ -195,5 +198,5 @@ def _token_from_file() -> str | None:
         return flags.token_file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(
-            f"--token-file {flags.token_file} can't be read: {error}.", remedy="Name a file that holds a token."
+            f"--token-file {flags.token_file} can't be read: {error}.", remedy="Name a file with an API token."
         ) from error

@@ -6,6 +6,7 @@ With ``-o json`` or ``-o yaml`` stdout holds one document or nothing, and stderr
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -23,6 +24,11 @@ BROKEN_PIPE = 141
 """128 + SIGPIPE: whoever read us (``| head``) has had enough."""
 
 MASKED = "********"
+
+GAP = 2
+"""Between the columns of a table."""
+NARROWEST = 20
+"""To which a terminal may squeeze the last column of a table."""
 
 
 class Format(StrEnum):
@@ -88,23 +94,33 @@ def show_error(error: HeliostatError) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> str:
-    """One line a row. On a terminal the last column is cut at its width; in a pipe nothing is."""
+    """Columns without lines between them. On a terminal the last column is wrapped to its width; elsewhere each row is
+    one line, however long, so that scripts can cut it."""
     cells = [["" if c is None else " ".join(str(c).split()) for c in row] for row in rows]
     if not cells:
         return empty
-    widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
-    limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    lines = []
-    for number, line in enumerate([list(columns), *cells]):
-        room = limit - sum(w + 2 for w in widths[:-1])
-        last = line[-1]
-        if limit and 8 < room < len(last):
-            last = last[: room - 1] + "…"
-        plain = [*(cell.ljust(width) for cell, width in zip(line[:-1], widths[:-1], strict=True)), last]
-        if number and coloured(sys.stdout):
-            plain = [_painted(cell) for cell in plain]
-        lines.append("  ".join(plain).rstrip())
-    return "\n".join(lines)
+    # Here, not above: `--help` does without rich, which costs it half its time.
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    widths = [max(cell_len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
+    width = sum(widths) + GAP * (len(widths) - 1)
+    if is_terminal(sys.stdout):
+        fixed = width - widths[-1]  # never narrower: what is cut off is an id that somebody wants to copy
+        width = min(width, max(shutil.get_terminal_size().columns, fixed + min(widths[-1], NARROWEST)))
+    grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="")
+    for name, least in zip(columns[:-1], widths[:-1], strict=True):
+        grid.add_column(name, no_wrap=True, min_width=least)
+    grid.add_column(columns[-1], overflow="fold")
+    for line in cells:
+        grid.add_row(*(Text(cell, style=colour_of(cell) or "") for cell in line))
+    paint = coloured(sys.stdout)
+    console = Console(file=io.StringIO(), width=width, force_terminal=paint, color_system="standard" if paint else None)
+    with console.capture() as drawn:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in drawn.get().splitlines())
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> str:
@@ -140,13 +156,13 @@ def tags(pairs: dict[str, str]) -> str:
     return ", ".join(f"{k}={v}" for k, v in pairs.items())
 
 
+def is_terminal(stream: Any) -> bool:
+    """A dumb one (Emacs' shell, a CI's console) is written to as a file is."""
+    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+
+
 def coloured(stream: Any) -> bool:
-    return bool(stream.isatty()) and not os.environ.get("NO_COLOR")
-
-
-def _painted(cell: str) -> str:
-    colour = colour_of(cell.strip())
-    return typer.style(cell, fg=colour) if colour else cell
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
 def colour_of(word: str) -> str | None:

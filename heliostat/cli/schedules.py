@@ -13,26 +13,30 @@ from heliostat.cli.output import Format, age, facts, next_steps, show, table
 if TYPE_CHECKING:
     from heliostat.models.schedules import Schedule
 
-app = typer.Typer(name="schedule", help="Jobs on a timetable.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    name="schedule", help="Manage schedules (jobs that start by cron).", no_args_is_help=True, rich_markup_mode=None
+)
 
 Ref = Annotated[str, typer.Argument(metavar="NAME|ID")]
 
 
 @app.command()
 def apply(
-    file: Annotated[Path, typer.Option("-f", "--config-file", help="YAML in the shape of ScheduleConfig.")],
-    name: Annotated[str | None, typer.Option("-n", "--name", help="Name; wins over job_config.name.")] = None,
-    project: Annotated[str | None, typer.Option("--project", help="Wins over job_config.project.")] = None,
+    file: Annotated[Path, typer.Option("-f", "--config-file", help="YAML file with a ScheduleConfig.")],
+    name: Annotated[str | None, typer.Option("-n", "--name", help="Name; overrides job_config.name.")] = None,
+    project: Annotated[str | None, typer.Option("--project", help="Project; overrides job_config.project.")] = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Create or update the schedule of that name. Its code is uploaded now: apply again after changes."""
+    """Create or update a schedule. Its code is uploaded now: apply again after you change it."""
     from heliostat.client import yaml_files
 
     fields = yaml_files.load(file)
+    source = fields.source
     if isinstance(fields.get("job_config"), dict):
-        given = {"name": name, "project": project}
-        fields["job_config"] = {**fields["job_config"], **{k: v for k, v in given.items() if v is not None}}
-    config = yaml_files.schedule_config(fields, str(file))
+        given = {k: v for k, v in {"name": name, "project": project}.items() if v is not None}
+        fields["job_config"] = {**fields["job_config"], **given}
+        source = source.replaced(given, "job_config.")
+    config = yaml_files.schedule_config(fields, source)
     with options.connect() as client:
         made = client.schedules.apply(config)
     show(made, lambda: _status(made))
@@ -40,7 +44,7 @@ def apply(
 
 @app.command()
 def status(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Show a schedule, its next time and its newest jobs."""
+    """Show a schedule, its next start and its newest jobs."""
     with options.connect() as client:
         found = client.schedules.get(ref, project=project)
     show(found, lambda: _status(found))
@@ -67,31 +71,31 @@ def list_(
                 )
                 for s in found
             ],
-            empty="No schedules. `heliostat schedule apply -f FILE` makes one.",
+            empty="No schedules. `heliostat schedule apply -f FILE` creates one.",
         ),
     )  # fmt: skip
 
 
 @app.command()
 def pause(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Start no more jobs until it is resumed; those that run go on."""
+    """Pause a schedule. It starts no jobs until you resume it; running jobs continue."""
     with options.connect() as client:
         found = client.schedules.pause(ref, project=project)
-    steps = next_steps((f"heliostat schedule resume {found.name}", "go on"))
+    steps = next_steps((f"heliostat schedule resume {found.name}", "resume it"))
     show(found, lambda: f"Schedule {found.name} is paused.\n{steps}")
 
 
 @app.command()
 def resume(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Go on after a pause."""
+    """Resume a paused schedule."""
     with options.connect() as client:
         found = client.schedules.resume(ref, project=project)
-    show(found, lambda: f"Schedule {found.name} goes on, next {_next_time(found) or 'at no known time'}.")
+    show(found, lambda: f"Schedule {found.name} is resumed. Next start: {_next_time(found) or 'unknown'}.")
 
 
 @app.command()
 def run(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Start one job of it now."""
+    """Start one job of a schedule now."""
     with options.connect() as client:
         job = client.schedules.run(ref, project=project)
     steps = next_steps((f"heliostat job logs -f {job.id}", "follow its log"))
@@ -100,7 +104,7 @@ def run(ref: Ref, project: options.Project = None, output: options.Output = Form
 
 @app.command()
 def delete(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Delete a schedule; its jobs stay."""
+    """Delete a schedule. Its jobs stay."""
     with options.connect() as client:
         client.schedules.delete(ref, project=project)
     show({"deleted": ref}, lambda: f"Schedule {ref} is deleted.")
@@ -121,10 +125,10 @@ def _status(schedule: Schedule) -> str:
         ]
     )
     return f"{text}\n" + next_steps(
-        (f"heliostat schedule run {schedule.name}", "start a job of it now"),
-        (f"heliostat schedule pause {schedule.name}", "start no more")
+        (f"heliostat schedule run {schedule.name}", "start one job now"),
+        (f"heliostat schedule pause {schedule.name}", "pause it")
         if schedule.state == "ENABLED"
-        else (f"heliostat schedule resume {schedule.name}", "go on"),
+        else (f"heliostat schedule resume {schedule.name}", "resume it"),
     )
 
 

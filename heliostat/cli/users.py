@@ -9,26 +9,26 @@ import typer
 from heliostat.cli import options
 from heliostat.cli.output import Format, age, note, show, table
 
-projects = typer.Typer(name="project", help="Who sees what.", no_args_is_help=True, rich_markup_mode=None)
-users = typer.Typer(name="user", help="Who may ask.", no_args_is_help=True, rich_markup_mode=None)
-tokens = typer.Typer(name="token", help="With what they ask.", no_args_is_help=True, rich_markup_mode=None)
+projects = typer.Typer(name="project", help="Manage projects.", no_args_is_help=True, rich_markup_mode=None)
+users = typer.Typer(name="user", help="Manage users.", no_args_is_help=True, rich_markup_mode=None)
+tokens = typer.Typer(name="token", help="Manage API tokens.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @projects.command("create")
 def create_project(name: str, output: options.Output = Format.TEXT) -> None:
-    """Create a project (admins)."""
-    from heliostat.client.yaml_files import build
+    """Create a project (admins only)."""
+    from heliostat.client.yaml_files import COMMAND_LINE, build
     from heliostat.models.users import ProjectCreate
 
-    request = build(ProjectCreate, {"name": name}, "the command line")
+    request = build(ProjectCreate, {"name": name}, COMMAND_LINE)
     with options.connect() as client:
         made = client.projects.create(request)
-    show(made, lambda: f"Project {made.name} is made: {made.id}")
+    show(made, lambda: f"Project {made.name} is created: {made.id}")
 
 
 @projects.command("list")
 def list_projects(output: options.Output = Format.TEXT) -> None:
-    """List the projects that you see."""
+    """List your projects."""
     with options.connect() as client:
         found = list(client.projects.list())
     show(
@@ -39,7 +39,7 @@ def list_projects(output: options.Output = Format.TEXT) -> None:
 
 @projects.command("add-member")
 def add_member(project: str, user: str, output: options.Output = Format.TEXT) -> None:
-    """Let a user into a project (admins)."""
+    """Add a user to a project (admins only)."""
     with options.connect() as client:
         client.projects.add_member(project, user)
     show({"project": project, "added": user}, lambda: f"{user} is in project {project}.")
@@ -47,7 +47,7 @@ def add_member(project: str, user: str, output: options.Output = Format.TEXT) ->
 
 @projects.command("remove-member")
 def remove_member(project: str, user: str, output: options.Output = Format.TEXT) -> None:
-    """Keep a user out of a project (admins)."""
+    """Remove a user from a project (admins only)."""
     with options.connect() as client:
         client.projects.remove_member(project, user)
     show({"project": project, "removed": user}, lambda: f"{user} is no longer in project {project}.")
@@ -56,23 +56,25 @@ def remove_member(project: str, user: str, output: options.Output = Format.TEXT)
 @users.command("create")
 def create_user(
     name: str,
-    admin: Annotated[bool, typer.Option("--admin", help="May do everything in the organization.")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="Make the user an admin of the organization.")] = False,
     project: Annotated[
-        list[str] | None, typer.Option("--project", help="Project to add it to; may be repeated.")
+        list[str] | None, typer.Option("--project", help="Add the user to this project; can be repeated.")
     ] = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Create a user (admins)."""
-    from heliostat.client.yaml_files import build
+    """Create a user (admins only)."""
+    from heliostat.client.yaml_files import COMMAND_LINE, build
     from heliostat.models.users import Role, UserCreate
 
     fields = {"name": name, "role": Role.ADMIN if admin else Role.MEMBER, "projects": project or []}
-    request = build(UserCreate, fields, "the command line")
+    request = build(UserCreate, fields, COMMAND_LINE)
     with options.connect() as client:
         made = client.users.create(request)
     show(
         made,
-        lambda: f"User {made.name} is made: {made.id}\n`heliostat token create NAME --user {made.name}` makes a token.",
+        lambda: (
+            f"User {made.name} is created: {made.id}\n`heliostat token create NAME --user {made.name}` creates a token."
+        ),
     )
 
 
@@ -88,25 +90,27 @@ def list_users(output: options.Output = Format.TEXT) -> None:
 @tokens.command("create")
 def create_token(
     name: str,
-    user: Annotated[str | None, typer.Option("--user", help="For whom; default: you.")] = None,
-    expires_in_days: Annotated[float | None, typer.Option("--expires-in-days")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="Owner of the token. Default: you.")] = None,
+    expires_in_days: Annotated[
+        float | None, typer.Option("--expires-in-days", help="Days until it expires. Default: never.")
+    ] = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Create a token. It is printed this once, alone on stdout."""
-    from heliostat.client.yaml_files import build
+    """Create an API token and print it on stdout. It is not shown again."""
+    from heliostat.client.yaml_files import COMMAND_LINE, build
     from heliostat.models.users import TokenCreate
 
     fields = {"name": name, "user": user, "expires_in_days": expires_in_days}
-    request = build(TokenCreate, {k: v for k, v in fields.items() if v is not None}, "the command line")
+    request = build(TokenCreate, {k: v for k, v in fields.items() if v is not None}, COMMAND_LINE)
     with options.connect() as client:
         made = client.tokens.create(request)
-    note(f"Token {made.name} ({made.id}) of {made.user} is made. It is not shown again:")
+    note(f"Token {made.name} ({made.id}) of {made.user} is created. It is not shown again:")
     show(made, lambda: made.secret or "")
 
 
 @tokens.command("list")
 def list_tokens(output: options.Output = Format.TEXT) -> None:
-    """List tokens, without what they are."""
+    """List API tokens, without their secrets."""
     with options.connect() as client:
         found = list(client.tokens.list())
     rows = [
@@ -125,7 +129,7 @@ def list_tokens(output: options.Output = Format.TEXT) -> None:
 
 @tokens.command("revoke")
 def revoke_token(token_id: str, output: options.Output = Format.TEXT) -> None:
-    """Make a token useless at once."""
+    """Revoke an API token at once."""
     with options.connect() as client:
         client.tokens.revoke(token_id)
     show({"revoked": token_id}, lambda: f"Token {token_id} is revoked.")

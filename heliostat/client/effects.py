@@ -1,13 +1,11 @@
 """How one body of client code serves ``Client`` and ``AsyncClient``.
 
 Everything that the client does is written once, as a generator (a *flow*) that yields *effects*: send this
-request, sleep, run this blocking function, hand this item to the caller. A driver carries the effects out and
-sends the results back in: :class:`Sync` on the caller's thread, :class:`Async` on the event loop. So retries,
-paging, following a log and waiting exist in one copy, without threads and without a loop hidden in a
-synchronous call.
+request, sleep, run this blocking function, hand this item to the caller. A driver runs the effects and sends the
+results back in: :class:`Sync` on the caller's thread, :class:`Async` on the event loop. So retries, paging, following
+a log and waiting exist in one copy, without threads and without a loop hidden in a synchronous call.
 
-:class:`one` and :class:`many` turn a flow into a method. ``Group[Sync].method`` then returns the result (or an
-iterator), ``Group[Async].method`` an awaitable (or an async iterator), also in the eyes of a type checker.
+``heliostat.client.groups`` turns a flow into a method.
 """
 
 from __future__ import annotations
@@ -54,7 +52,7 @@ class Blocking:
 
 @dataclass(frozen=True)
 class Emit(Generic[T_co]):
-    """One item for the caller of a :class:`many` method."""
+    """One item for the caller of a ``many`` method."""
 
     item: T_co
 

@@ -1,14 +1,17 @@
-"""Groups of calls of one kind of resource, for both clients."""
+"""Groups of calls of one kind of resource, for both clients.
+
+:class:`one` and :class:`many` turn a flow into a method. ``Group[Sync].method`` then returns the result (or an
+iterator), ``Group[Async].method`` an awaitable (or an async iterator); a type checker sees the same.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, TypeVar, overload
+from typing import Any, Concatenate, Generic, TypeVar, overload
 
-if TYPE_CHECKING:
-    from heliostat.client.transport import Api
 from heliostat.client.effects import Async, Flow, P, Stream, Sync, T
+from heliostat.client.transport import Api
 
 M = TypeVar("M", bound=Sync | Async)
 

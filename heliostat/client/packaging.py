@@ -7,11 +7,10 @@ What a zip holds. Everything stands below one directory ``pkg/`` (Ray strips it)
 wherever that is, because the cluster does not have it; one that leads nowhere or back to one of its own
 parents is refused by name, and so is whatever is neither file nor directory.
 
-What is left out. ``.git``, ``.venv``, ``venv``, ``__pycache__``, and the patterns of ``excludes`` (``-e``), which read
-like lines of a .gitignore: ``*``, ``?`` and ``[…]`` do not match ``/``, ``**`` does; a pattern without a slash, or with
-only a trailing one, matches at any depth, another is anchored at the directory; a trailing slash means directories.
-Negation (``!``) is refused. A ``.gitignore`` file itself has no effect: what git ignores (a model, a data file) a
-job may well need.
+What is left out. ``.git``, ``.venv``, ``venv``, ``__pycache__``, and what ``excludes`` (``-e``) name, as lines of a
+.gitignore after those: the last pattern that matches decides, so ``!venv/`` brings one of the defaults back. As in git,
+nothing below an excluded directory can be brought back: exclude ``data/*``, not ``data/``, to keep ``!data/small.csv``.
+A ``.gitignore`` file itself has no effect: a job may need what git ignores (a model, a data file).
 """
 
 from __future__ import annotations
@@ -22,9 +21,11 @@ import re
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from pathspec import GitIgnoreSpec
 
 from heliostat.errors import InvalidRequest, TooLarge
 from heliostat.models.jobs import DEFAULT_EXCLUDES
@@ -188,7 +189,7 @@ def _changed(entry: Entry, field: str) -> InvalidRequest:
 
 def walk(root: Path, excludes: Iterable[str], field: str = "working_dir") -> Iterator[Entry]:
     """The entries below ``root`` that are not excluded, in no order."""
-    ignored = _matcher([*DEFAULT_EXCLUDES, *excludes])
+    ignored = ignored_by([*DEFAULT_EXCLUDES, *excludes])
 
     def visit(directory: Path, prefix: str, parents: tuple[str, ...]) -> Iterator[Entry]:
         real = os.path.realpath(directory)
@@ -209,7 +210,7 @@ def walk(root: Path, excludes: Iterable[str], field: str = "working_dir") -> Ite
             ) from error
         for child in children:
             name = prefix + child.name
-            if ignored(name, child.is_dir()):
+            if ignored(name + "/" if child.is_dir() else name):
                 continue
             kept = True
             if child.is_dir():
@@ -236,59 +237,27 @@ def walk(root: Path, excludes: Iterable[str], field: str = "working_dir") -> Ite
     return visit(root, "", ())
 
 
-class _Pattern:
-    def __init__(self, text: str) -> None:
-        if text.startswith("!"):
-            raise InvalidRequest(
-                f"excludes: {text!r}: negation is not supported.",
-                remedy="List what is to be left out.",
-                field="excludes",
-            )
-        body = text.rstrip("/")
-        if not body.strip():
-            raise InvalidRequest(
-                f"excludes: {text!r} is not a pattern.", remedy="Write e.g. 'data/' or '*.ckpt'.", field="excludes"
-            )
-        self.directories_only = text.endswith("/")
-        anchored = "/" in body
-        body = body.removeprefix("./").lstrip("/")
+def ignored_by(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a path is left out, by lines of a .gitignore; a directory's path ends with ``/``. The last pattern that
+    matches decides."""
+    # git takes ./data for nothing at all; people mean /data by it.
+    lines = [re.sub(r"^(!?)\./", r"\1/", text) for text in patterns]
+    for line in lines:
         try:
-            self.regex = re.compile(("" if anchored else "(?:.*/)?") + _translate(body), re.DOTALL)
-        except re.error as error:
-            raise InvalidRequest(
-                f"excludes: {text!r} is not a pattern: {error}.", remedy="Quote brackets as '[[]'.", field="excludes"
-            ) from error
+            found = GitIgnoreSpec.from_lines([line]).patterns
+        except (ValueError, re.error) as error:
+            raise _no_pattern(line) from error
+        if all(pattern.include is None for pattern in found):
+            raise _no_pattern(line)
+    return GitIgnoreSpec.from_lines(lines).match_file
 
 
-def _matcher(patterns: list[str]) -> _Ignored:
-    return _Ignored([_Pattern(p) for p in patterns])
-
-
-class _Ignored:
-    def __init__(self, patterns: list[_Pattern]) -> None:
-        self.patterns = patterns
-
-    def __call__(self, name: str, is_dir: bool) -> bool:
-        return any((is_dir or not p.directories_only) and p.regex.fullmatch(name) for p in self.patterns)
-
-
-def _translate(glob: str) -> str:
-    out, i = "", 0
-    while i < len(glob):
-        if glob.startswith("**/", i):
-            out, i = out + "(?:.*/)?", i + 3
-        elif glob.startswith("**", i):
-            out, i = out + ".*", i + 2
-        elif glob[i] == "*":
-            out, i = out + "[^/]*", i + 1
-        elif glob[i] == "?":
-            out, i = out + "[^/]", i + 1
-        elif glob[i] == "[" and (end := glob.find("]", i + 2)) > 0:
-            inner = glob[i + 1 : end].replace("\\", r"\\").replace("[", r"\[")
-            out, i = out + "(?!/)[" + ("^" + inner[1:] if inner[0] in "!^" else inner) + "]", end + 1
-        else:
-            out, i = out + re.escape(glob[i]), i + 1
-    return out
+def _no_pattern(text: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"excludes: {text!r} is not a valid pattern.",
+        remedy="Write a line of .gitignore, e.g. 'data/' or '*.ckpt'. Escape a leading # or ! with a backslash.",
+        field="excludes",
+    )
 
 
 def _too_large(entries: list[Entry], total: int, limit: int, field: str, root: Path) -> TooLarge:

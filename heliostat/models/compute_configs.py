@@ -2,7 +2,7 @@
 (research/anyscale.md §4) plus the two limits that only its API had.
 
 A field of that platform which this Heliostat does not carry out is refused by name
-(:class:`~heliostat.errors.NotHonoured`), see :data:`NOT_HONOURED`."""
+(:class:`~heliostat.errors.NotHonoured`), see :data:`NOT_SUPPORTED`."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ class ComputeConfig(Model):
         return next((g for g in self.worker_nodes if g.name == name), None)
 
 
-NOT_HONOURED = {
+NOT_SUPPORTED = {
     "ComputeConfig": {
         "cloud_resource": "a cloud has one resource here; name the cloud",
         "min_resources": "give min_nodes per worker group",

@@ -106,7 +106,7 @@ class JobConfig(Model):
     __str__ = __repr__
 
 
-NOT_HONOURED_JOB = {
+NOT_SUPPORTED_JOB = {
     "image_uri": "images come with the AWS and GCP clouds; a local node runs the control plane's own environment",
     "containerfile": "images come with the AWS and GCP clouds",
     "registry_login_secret": "images come with the AWS and GCP clouds",

@@ -1,4 +1,4 @@
-"""What a job's workflow is started with."""
+"""Messages to a job's workflow, and how it is started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from temporalio.common import (
 from heliostat.models.common import Model
 from heliostat.models.compute_configs import ComputeConfig
 from heliostat.models.jobs import JobConfig
-from runtime.messages.common import Limits, _attributes, _start
+from runtime.messages.clusters import LeaseHolderHandle, NodeFact
+from runtime.messages.common import Limits, TerminateRequest, _attributes, _start
 
 
 class JobInput(Model):
@@ -26,7 +27,7 @@ class JobInput(Model):
     config: JobConfig
     """Env values masked."""
     env_ref: str | None = None
-    """Row of ``sealed`` that holds the env values."""
+    """Row of the table ``sealed`` that holds the encrypted env values."""
     compute_config: ComputeConfig
     """Resolved; of the job's own cluster."""
     cluster_id: str | None = None
@@ -40,6 +41,18 @@ class JobInput(Model):
 
 class ScheduledRunInput(Model):
     schedule_id: str
+
+
+class JobHandle(LeaseHolderHandle):
+    """A job's workflow. Workflow id = job id."""
+
+    async def run_fact(self, fact: NodeFact, *, timeout_s: float | None = None) -> None:
+        await self._signal("run_fact", fact, timeout_s)
+
+    async def terminate(
+        self, request: TerminateRequest, *, key: str | None = None, timeout_s: float | None = None
+    ) -> None:
+        await self._update("terminate", request, None, key, timeout_s)
 
 
 def job_attributes(arg: JobInput) -> TypedSearchAttributes:

@@ -1,4 +1,4 @@
-"""What is said to a service's workflow, and how it is started or told of a deploy."""
+"""Messages to a service's workflow; a deploy starts it if it does not run."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from temporalio.common import (
 
 from heliostat.models.common import Model
 from heliostat.models.compute_configs import ComputeConfig
-from heliostat.models.services import ProbeConfig, RolloutAction, RolloutConfig
-from runtime.messages.common import Limits, _attributes
+from heliostat.models.services import ProbeConfig, RolloutAction, RolloutConfig, Service
+from runtime.messages.clusters import LeaseHolderHandle, NodeFact
+from runtime.messages.common import Limits, TerminateRequest, _attributes
 
 
 class GateTokens(Model):
-    """What the proxies of a service ask for. ``hashes``: sha256 of each valid token, hex; of 256 random bits, so
-    no secret and no salt."""
+    """The tokens that the proxies of a service require. ``hashes``: sha256 of each valid token, hex; of 256 random
+    bits, so neither secret nor salted."""
 
     enabled: bool = True
     hashes: list[str] = []
 
 
 class VersionSpec(Model):
-    """One version as its service's workflow needs it; its whole config stands in the records (``service_versions``)."""
+    """One version as its service's workflow needs it; its whole config is in the records (``service_versions``)."""
 
     id: str
     name: str
@@ -37,7 +38,7 @@ class VersionSpec(Model):
     """Resolved; of each of its clusters."""
     cluster_replicas: int = 1
     probes: dict[str, ProbeConfig] = {}
-    """By application, with the path filled in; those that HTTP does not reach have none."""
+    """By application, with the path filled in; applications that HTTP does not reach have none."""
     grpc: bool = False
     limits: Limits | None = None
     """Of its clusters, which may differ from version to version: the cloud's config and the settings change while the
@@ -50,10 +51,10 @@ class VersionSpec(Model):
 
 
 class DeployRequest(Model):
-    """Signal ``deploy`` of a service, which also starts its workflow: new versions to go to."""
+    """Signal ``deploy`` of a service, which also starts its workflow: the new versions."""
 
     id: str
-    """Of this deploy: the same again changes nothing."""
+    """Of this deploy: a repeat changes nothing."""
     actor: str
     versions: list[VersionSpec] = []
     """One, unless ``weights`` are given."""
@@ -63,12 +64,12 @@ class DeployRequest(Model):
     weights: dict[str, int] = {}
     """Version id → percent, static; empty: a rollout to the one version."""
     back: bool = False
-    """Made by the workflow itself: the version before comes back."""
+    """Made by the workflow itself, to roll back to the previous version."""
     gate: GateTokens | None = None
-    """With every deploy: it may be what starts the workflow."""
+    """With every deploy, since it may start the workflow."""
     life: int | None = None
-    """The records' revision when the service was made or started again last. Above that of the workflow that hears it:
-    the records call that one's life TERMINATED already, though it has not quite ended."""
+    """The records' revision when the service was created or started again last. Greater than that of the workflow that
+    gets it: in the records that workflow is TERMINATED already, though it has not quite ended."""
 
 
 class ServiceInput(Model):
@@ -85,7 +86,7 @@ class ServiceInput(Model):
     state: dict[str, Any] | None = None
     """The workflow's own state over continue-as-new; None at first start."""
     revision: int = 0
-    """Of the records, when a terminated service is started again: the workflow goes on from it."""
+    """Of the records, when a terminated service is started again: the workflow continues from it."""
 
 
 class RolloutOrder(Model):
@@ -97,9 +98,7 @@ class RolloutOrder(Model):
 
 
 class RollbackOrder(Model):
-    """Update ``rollback`` of a service: the running rollout is abandoned or, when there is none, the version before
-    comes
-    back."""
+    """Update ``rollback`` of a service: aborts the rollout or, when none runs, returns to the previous version."""
 
     actor: str
     reason: str = ""
@@ -113,19 +112,53 @@ class GateOrder(Model):
 
 
 class EndpointLost(Model):
-    """Signal ``endpoint_lost`` of a service, by the monitor: its load balancer is not there any more, or no longer
-    knows its backends. It becomes whole by being told those that are wanted now, under a greater revision than ever."""
+    """Signal ``endpoint_lost`` of a service, by the monitor: its load balancer is gone, or has lost its backends. The
+    workflow repairs it by setting the backends again, under a greater revision than before."""
 
     event_id: str
     reason: str
 
 
 class EndpointTrouble(Model):
-    """Signal ``endpoint_trouble`` of a service, by the monitor: what of its load balancer can't be mended, when that
-    changes; "" once it is well again."""
+    """Signal ``endpoint_trouble`` of a service, by the monitor: an unrecoverable error of its load balancer, when it
+    changes; "" once the load balancer has recovered."""
 
     event_id: str
     trouble: str
+
+
+class ServiceHandle(LeaseHolderHandle):
+    """A service's workflow. Workflow id = service id. Its deploys come by ``deploy_service``."""
+
+    async def serve_fact(self, fact: NodeFact, *, timeout_s: float | None = None) -> None:
+        await self._signal("serve_fact", fact, timeout_s)
+
+    async def endpoint_lost(self, message: EndpointLost) -> None:
+        await self._signal("endpoint_lost", message, None)
+
+    async def endpoint_trouble(self, message: EndpointTrouble) -> None:
+        await self._signal("endpoint_trouble", message, None)
+
+    async def rollout(self, order: RolloutOrder, *, key: str | None = None, timeout_s: float | None = None) -> None:
+        await self._update("rollout", order, None, key, timeout_s)
+
+    async def rollback(self, order: RollbackOrder, *, key: str | None = None, timeout_s: float | None = None) -> None:
+        await self._update("rollback", order, None, key, timeout_s)
+
+    async def set_gate(self, order: GateOrder, *, key: str | None = None, timeout_s: float | None = None) -> None:
+        await self._update("set_gate", order, None, key, timeout_s)
+
+    async def terminate(
+        self, request: TerminateRequest, *, key: str | None = None, timeout_s: float | None = None
+    ) -> None:
+        await self._update("terminate", request, None, key, timeout_s)
+
+    async def status(self) -> Service:
+        return await self._query("status", Service)
+
+    async def owned(self) -> list[str]:
+        """Ids of the clusters that it holds."""
+        return await self._query("owned", list[str])
 
 
 def service_attributes(arg: ServiceInput) -> TypedSearchAttributes:
@@ -133,9 +166,9 @@ def service_attributes(arg: ServiceInput) -> TypedSearchAttributes:
 
 
 async def deploy_service(client: Client, task_queue: str, arg: ServiceInput, deploy: DeployRequest) -> None:
-    """Gives a deploy to ``ServiceWorkflow`` with id = service id, which is started if it does not run: a signal, so no
-    worker need be there. Repeatable while the workflow runs: it knows a deploy by its id. Raises RPCError when Temporal
-    is away."""
+    """Sends a deploy to ``ServiceWorkflow`` with id = service id, and starts it if it does not run: by a signal, so
+    that no worker is needed. Repeatable while the workflow runs: it knows a deploy by its id. Raises RPCError when
+    Temporal is away."""
     await client.start_workflow(
         "ServiceWorkflow",
         arg,

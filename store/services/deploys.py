@@ -1,7 +1,7 @@
-"""What the API writes down of services: one that is new or starts again, versions, the deploy that brings them, tokens.
+"""What the API writes of services: one that is new or starts again, its versions, their deploy, tokens.
 
 Each transaction locks the service's row first, so that two deploys at the same moment get different numbers. A deleted
-service is withdrawn: it is seen by nobody, and retention takes its rows.
+service is marked as withdrawn: nobody sees it, and retention deletes its rows.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ async def retag_service(conn: AsyncConnection, row: ServiceRow, tags: dict[str, 
 
 
 async def reopen_service(conn: AsyncConnection, row: ServiceRow, at: datetime) -> ServiceRow:
-    """A terminated service is to start again, under the next revision: what its former workflow may still have on the
-    way changes nothing. Call with the row locked."""
+    """A terminated service starts again under the next revision, so that late writes of its former workflow change
+    nothing. Call with the row locked."""
     revision = row.revision + 1
     arg = row.input.model_copy(update={"revision": revision})
     reopened = {
         "state": ServiceState.STARTING,
-        "reason": "asked for again",
+        "reason": "requested again",
         "waits_for": "",
         "state_since": at,
         "ended_at": None,
@@ -129,7 +129,7 @@ async def insert_deploy(conn: AsyncConnection, project_id: str, service_id: str,
 
 
 async def withdraw_deploy(conn: AsyncConnection, deploy_id: str) -> bool:
-    """Takes back a deploy that its workflow does not have: its versions go, and with them their tags. If the workflow
+    """Cancels a deploy that its workflow does not have: its versions go, and with them their tags. If the workflow
     has written nothing and no other deploy waits for it, so does a service that was new; one that was started again is
     terminated as before. False: the workflow has it already."""
     d = service_deploys.c
@@ -159,7 +159,7 @@ async def withdraw_deploy(conn: AsyncConnection, deploy_id: str) -> bool:
 
 
 async def delete_service(conn: AsyncConnection, row: ServiceRow) -> None:
-    """Nobody sees it any more, its name is free, and its secrets are gone at once. Call with the row locked."""
+    """Nobody sees it any more, its name is free, and its secrets are deleted at once. Call with the row locked."""
     await _withdraw(conn, row)
     v = service_versions.c
     env = select(v.env_ref).where(v.service_id == row.id, v.env_ref.is_not(None))

@@ -37,9 +37,9 @@ class StoredToken(Result):
     created_at: datetime
     sha256: str
     told: bool = False
-    """The workflow knows of it; False: it is to be told the whole set again."""
+    """Acknowledged: the workflow knows it. False: the whole set is sent again."""
     deleted: bool = False
-    """It is no more, but the workflow does not know that yet."""
+    """It was deleted, but the workflow does not know that yet."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,12 @@ class ServiceRow:
         return [t for t in self.tokens if not t.deleted]
 
     @property
+    def has_pending_tokens(self) -> bool:
+        return any(t.deleted or not t.told for t in self.tokens)
+
+    @property
     def gate(self) -> GateTokens:
-        """What its proxies are to ask for: nothing, for a service without tokens."""
+        """The tokens that its proxies require: none, for a service without tokens."""
         valid = self.valid_tokens
         return GateTokens(enabled=bool(valid), hashes=[t.sha256 for t in valid])
 

@@ -1,4 +1,4 @@
-"""The query tokens of services, and which proxies still have to learn of them."""
+"""The query tokens of services, and which of their workflows may not know them yet."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from store.services.rows import StoredToken, lock_service, service_row
 from store.tables import sealed, services
 
 
-async def untold_gates(db: Database) -> list[str]:
-    """The services whose workflow may not know of a change of their tokens; call ``gate_told`` after telling it."""
+async def pending_tokens(db: Database) -> list[str]:
+    """The services whose workflow may not know of a change of their tokens: see ``Outbox.deliver_tokens``."""
     async with db.read() as conn:
         rows = await conn.execute(
             select(services).where(services.c.withdrawn.is_(False), services.c.state != ServiceState.TERMINATED)
         )
         found = [service_row(r) for r in rows]
-    return [row.id for row in found if any(t.deleted or not t.told for t in row.tokens)]
+    return [row.id for row in found if row.has_pending_tokens]
 
 
-async def gate_told(db: Database, service_id: str, gate: GateTokens) -> None:
-    """The workflow was told exactly this. What has changed since stays untold."""
+async def acknowledge_tokens(db: Database, service_id: str, gate: GateTokens) -> None:
+    """The workflow has exactly these. What has changed since stays pending."""
     async with db.begin() as conn:
         row = await lock_service(conn, service_id)
         if row is None:

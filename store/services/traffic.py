@@ -14,8 +14,8 @@ from store.tables import nodes, reports
 
 
 async def latest_traffic(db: Database, cluster_ids: Collection[str]) -> dict[str, tuple[ServeTraffic, datetime]]:
-    """What the newest head of each cluster reported last of its proxies, and when. A cluster is left out whose newest
-    head has not spoken of them."""
+    """The last report of each cluster's newest head about its proxies, and when it came. A cluster is left out whose
+    newest head has not reported on them."""
     if not cluster_ids:
         return {}
     async with db.read() as conn:

@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 
 from agent import processes
+from agent.events import Events
+from agent.journal import Journal
 from tests.agent.control_plane import ControlPlane
 
 ROOT = Path(__file__).parents[2]
@@ -202,3 +204,8 @@ def nodes(plane: ControlPlane) -> Iterator[Nodes]:
         nodes = Nodes(plane, Path(folder))
         yield nodes
         nodes.close()
+
+
+@pytest.fixture
+def events(tmp_path: Path) -> Events:
+    return Events(Journal(tmp_path / "f"), "f" * 32, 100)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.channel import Away, Channel
+from agent.channel import Channel, Unavailable
 from agent.constants import Constants
 from agent.logs import LogShipper
 from tests.agent.control_plane import ControlPlane
@@ -48,7 +48,7 @@ def test_nothing_is_lost_while_the_bucket_or_the_api_is_away(
     shipper.add("node/agent.log", path)
     path.write_bytes(b"a" * 1500)
     plane.bucket_down = True
-    with pytest.raises(Away):
+    with pytest.raises(Unavailable):
         shipper.ship()
     assert not shipper.flush(0.2, "node/agent.log")
     assert shipper.pending() == 1500
@@ -111,7 +111,7 @@ def test_following_ships_at_once_and_then_every_interval(
     thread.start()
     try:
         plane.wait(lambda: plane.bucket)
-        shipper.following(True)
+        shipper.set_follow(True)
         for n in range(2, 6):
             with path.open("ab") as log:
                 log.write(b"x")

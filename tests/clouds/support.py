@@ -113,3 +113,11 @@ def serving(bucket: Served) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def bare_spec(**fields: Any) -> MachineSpec:
+    given: dict[str, Any] = {
+        "token": "t", "cluster_id": "cl_1", "node_id": "nd_1", "generation": 1, "role": NodeRole.HEAD,
+        "installation_id": "inst-1", "user_data": "#!/bin/sh\n", "tags": {"a": "b"},
+    }  # fmt: skip
+    return MachineSpec(**(given | fields))

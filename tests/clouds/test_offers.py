@@ -35,7 +35,7 @@ def test_those_that_ship_are_used_where_there_is_no_other(tmp_path: Path) -> Non
     assert found["gcp"].catalogue is gcp.shipped()
     for provider in ("aws", "gcp"):
         found[provider].check_advanced({}, None)
-        with pytest.raises(BadConfig, match="no such thing"):
+        with pytest.raises(BadConfig, match="no such field"):
             found[provider].check_advanced({"nothing": 1}, None)
 
 

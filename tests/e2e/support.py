@@ -59,11 +59,21 @@ def until(what: str, ask: Callable[[], T], timeout: float = 60, every: float = 0
 
 
 class Stack:
-    """``home`` must be short: Ray's sockets live below it. ``code``: the checkout to run from."""
+    """``home`` must be short: Ray's sockets live below it. ``code``: the checkout to run from; ``commands``: the
+    ``bin`` folder of its environment; ``module``: what its `make up` runs."""
 
-    def __init__(self, home: Path, settings: dict[str, str] | None = None, code: Path = ROOT) -> None:
+    def __init__(
+        self,
+        home: Path,
+        settings: dict[str, str] | None = None,
+        code: Path = ROOT,
+        *,
+        commands: Path = BIN,
+        module: str = "embedded.stack",
+    ) -> None:
         self.home = Home(home)
         self.code = code
+        self._commands, self._module = commands, module
         self.config_dir = home.with_name(home.name + "-config")
         self.env = (
             clean_environment()
@@ -72,7 +82,7 @@ class Stack:
             | {
                 "HELIOSTAT_HOME": str(home),
                 "XDG_CONFIG_HOME": str(self.config_dir),
-                "PATH": f"{BIN}:{os.environ['PATH']}",
+                "PATH": f"{commands}:{os.environ['PATH']}",
                 "PYTHONDONTWRITEBYTECODE": "1",
             }
         )
@@ -83,7 +93,7 @@ class Stack:
 
     def command(self, *args: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(BIN / "python"), "-m", "embedded.stack", *args],
+            [str(self._commands / "python"), "-m", self._module, *args],
             cwd=self.code, env=self.env, text=True, capture_output=True, timeout=timeout, check=False,
         )  # fmt: skip
 
@@ -130,14 +140,14 @@ class Stack:
         self, *args: str, timeout: float = 180, env: dict[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(BIN / "python"), "-m", "heliostat", *args],
+            [str(self._commands / "python"), "-m", "heliostat", *args],
             cwd=cwd or self.code, env=self.env | {"PYTHONPATH": str(self.code)} | (env or {}), text=True,
             stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False,
         )  # fmt: skip
 
     def start_cli(self, *args: str, **kwargs: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [str(BIN / "python"), "-m", "heliostat", *args],
+            [str(self._commands / "python"), "-m", "heliostat", *args],
             cwd=self.code, env=self.env | {"PYTHONPATH": str(self.code)}, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs,
         )  # fmt: skip

@@ -203,7 +203,7 @@ def test_ctrl_c_and_up_with_newer_code_under_a_running_job(own_stack: NewStack, 
 
 def newer_code(folder: Path) -> Path:
     """This checkout as a next release: another version, another agent."""
-    names = ("agent", "api", "activities", "clouds", "heliostat", "runtime", "store", "workflows")
+    names = ("agent", "api", "activities", "clouds", "embedded", "heliostat", "runtime", "store", "workflows")
     for name in names:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "README.md"):

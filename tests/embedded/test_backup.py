@@ -95,7 +95,7 @@ def test_no_write_reaches_the_records_while_temporal_is_copied(home: Home, monke
 
 
 def test_nothing_to_save(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="holds no records"):
+    with pytest.raises(NotFound, match="has no records"):
         backup(Home(tmp_path))
 
 
@@ -115,7 +115,7 @@ def test_a_foreign_archive_changes_nothing(home: Home, tmp_path: Path, name: str
             info = tarfile.TarInfo(entry)
             info.size = 1
             tar.addfile(info, io.BytesIO(b"x"))
-    with pytest.raises(InvalidRequest, match="no backup"):
+    with pytest.raises(InvalidRequest, match="not a backup"):
         restore(home, archive)
     assert numbers(home.records_db) == [1]
     assert not (tmp_path / "escape").exists()
@@ -124,7 +124,7 @@ def test_a_foreign_archive_changes_nothing(home: Home, tmp_path: Path, name: str
 def test_a_damaged_archive_changes_nothing(home: Home) -> None:
     archive = backup(home)
     archive.write_bytes(archive.read_bytes()[:-200])
-    with pytest.raises(InvalidRequest, match="can't be read"):
+    with pytest.raises(InvalidRequest, match="cannot be read"):
         restore(home, archive)
     assert numbers(home.records_db) == [1]
 

@@ -119,7 +119,7 @@ def test_what_a_killed_supervisor_left_is_ended_first(make_stack: Make) -> None:
     os.kill(stack.pids["stack"], signal.SIGKILL)
     eventually(lambda: stack.home.stack_pid() is None)
     assert stack.is_ready(), "the parts go on without their supervisor"
-    assert "earlier stack left behind" in stack.run("up", "--detach").stderr
+    assert "processes of an earlier stack" in stack.run("up", "--detach").stderr
     assert not [part for part, pid in orphans.items() if is_alive(pid)]
     assert stack.is_ready()
     stack.stop()

@@ -42,7 +42,7 @@ class Bench:
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     made = Bench(tmp_path)
     yield made
-    made.supervisor.hurry()
+    made.supervisor.kill_all()
     await made.supervisor.stop()
 
 
@@ -74,7 +74,7 @@ async def test_a_part_that_dies_is_started_again(bench: Bench) -> None:
     os.kill(before["one"], signal.SIGKILL)
     await until(lambda: bench.pids[-1].get("one", before["one"]) != before["one"])
     assert bench.pids[-1]["two"] == before["two"]
-    assert "one ended by signal SIGKILL; it is started again in 0.2 s" in "\n".join(bench.said)
+    assert "one ended by signal SIGKILL; it restarts in 0.2 s" in "\n".join(bench.said)
 
 
 async def test_a_part_that_never_comes_up_ends_the_start_with_its_words(bench: Bench) -> None:
@@ -90,7 +90,7 @@ async def test_a_part_that_is_never_ready_ends_the_start(bench: Bench) -> None:
 async def test_a_missing_program_is_named(bench: Bench) -> None:
     part = bench.part("one")
     part.argv = ["/nonexistent/temporal"]
-    with pytest.raises(PartFailed, match="there is no /nonexistent/temporal") as raised:
+    with pytest.raises(PartFailed, match="not found: /nonexistent/temporal") as raised:
         await bench.supervisor.start(part)
     assert "make setup" in raised.value.remedy
 
@@ -107,7 +107,7 @@ async def test_the_second_interrupt_kills_at_once(bench: Bench) -> None:
     await bench.supervisor.start(bench.part("one", STUBBORN, stop_s=600))
     stopping = asyncio.create_task(bench.supervisor.stop())
     await until(lambda: "stopping one" in bench.said)
-    bench.supervisor.hurry()
+    bench.supervisor.kill_all()
     async with asyncio.timeout(30):
         await stopping
 

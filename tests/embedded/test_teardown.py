@@ -49,7 +49,7 @@ def test_machines_of_a_dead_control_plane_are_ended(make_stack: Callable[..., St
             done = stack.run("down", check=False)
             assert done.returncode == 2
             assert "is taken by another program" in done.stderr
-            assert f"Cut the power of 1 machines: {mine}" in done.stderr
+            assert f"Killed 1 machines: {mine}" in done.stderr
             states = {m.machine_id: m.state for m in machines.describe([mine, another_installations])}
             assert states == {mine: MachineState.GONE, another_installations: MachineState.RUNNING}
             assert not may_hold_clusters(stack.home)

@@ -14,6 +14,7 @@ import pytest
 
 from heliostat.client import yaml_files
 from heliostat.client.packaging import is_remote, pack_working_dir
+from heliostat.client.sources import Source
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -21,7 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/job.yaml")), ids=lambda p: p.parent.name)
 def test_an_example_can_be_submitted_from_its_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
-    job = yaml_files.job_config(yaml_files.load(path), str(path))
+    job = yaml_files.job_config(yaml_files.load(path), Source(str(path)))
     assert job.working_dir is not None
     assert not is_remote(job.working_dir)
     package = pack_working_dir(job.working_dir, job.excludes)
@@ -36,7 +37,7 @@ def test_there_are_three() -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/service.yaml")), ids=lambda p: p.parent.name)
 def test_an_example_can_be_deployed_from_its_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
-    service = yaml_files.service_config(yaml_files.load(path), str(path))
+    service = yaml_files.service_config(yaml_files.load(path), Source(str(path)))
     assert service.name is not None
     assert service.working_dir is not None
     package = pack_working_dir(service.working_dir, service.excludes)

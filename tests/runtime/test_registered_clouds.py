@@ -15,7 +15,7 @@ from clouds import registry
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig, GcpConfig
 from heliostat.models.common import utcnow
-from installation import Installation, opened
+from installation import Installation, open_installation
 from runtime.settings import Settings
 from store.database import migrate
 from store.tables import clouds, organizations
@@ -33,7 +33,7 @@ async def mine(tmp_path: Any, moto_url: str, monkeypatch: pytest.MonkeyPatch) ->
     fake = GceFake()
     settings = Settings(home=tmp_path, aws_endpoint_url=moto_url, gcp_endpoint_url=gcp.served(fake))
     await migrate(settings.records_url)
-    async with opened(settings) as found:
+    async with open_installation(settings) as found:
         yield found
 
 

@@ -17,6 +17,7 @@ from store import clusters as cluster_records
 from store import encrypted_values, heartbeats, outbox, retention
 from store import jobs as job_records
 from store import revisions as projection
+from store.acceptance import mark_started
 from store.commands import open_commands, put_command
 from store.database import Database
 from store.tables import clusters, events, hearing, jobs, log_streams, nodes, reports, sealed
@@ -133,8 +134,8 @@ async def test_withdrawn_and_unknown_rows_take_no_writes(db: Database, project: 
     assert not await job_records.write_job(db, a_job(revision=1), [an_event("e")])
     assert not await cluster_records.write_cluster(db, a_cluster("none"), [], {}, [])
     assert not await job_records.write_job(db, a_job("none"), [])
-    assert await outbox.is_withdrawn(db, "cluster", "clu_1")
-    assert await outbox.is_withdrawn(db, "job", "none")
+    assert await outbox.is_cancelled(db, "cluster", "clu_1")
+    assert await outbox.is_cancelled(db, "job", "none")
     assert await outbox.unstarted(db, 0) == ([], [])
     async with db.read() as conn:
         assert (await conn.execute(select(events))).all() == []
@@ -148,8 +149,8 @@ async def test_unstarted_are_found_with_their_input_until_they_are_marked(db: Da
     found_clusters, found_jobs = await outbox.unstarted(db, 0)
     assert [c.input.cluster_id for c in found_clusters] == ["clu_1"]
     assert [(j.input.job_id, j.input.env_ref) for j in found_jobs] == [("job_1", "env_1")]
-    await outbox.mark_started(db, "cluster", "clu_1")
-    await outbox.mark_started(db, "job", "job_1")
+    async with db.begin() as conn:
+        await mark_started(conn, ["clu_1", "job_1"])
     assert await outbox.unstarted(db, 0) == ([], [])
 
 
@@ -255,11 +256,11 @@ async def test_a_launched_head_that_never_reported_is_unheard(db: Database, proj
     head = a_node(state=NodeState.LAUNCHED).model_copy(update={"created_at": made})
     await cluster_records.write_cluster(db, starting, [head], {}, [])
     await hear(db, since=3600)
-    assert await heartbeats.unheard_heads(db, NOW, 20) == [("clu_1", "node_1", made)]
-    assert await heartbeats.unheard_heads(db, NOW, 90) == []
+    assert await heartbeats.heads_never_heard(db, NOW, 20) == [("clu_1", "node_1", made)]
+    assert await heartbeats.heads_never_heard(db, NOW, 90) == []
     assert (await heartbeats.silent_heads(db, NOW, 20)).silent == [], "it never ran"
     await hear(db, since=10)
-    assert await heartbeats.unheard_heads(db, NOW, 20) == []
+    assert await heartbeats.heads_never_heard(db, NOW, 20) == []
 
 
 async def test_retention_forgets_what_has_ended_and_nothing_else(db: Database, project: str) -> None:

@@ -220,8 +220,8 @@ async def live_through(temporal: Client, folder: Path, seed: int) -> Life:
             twice = {token: n for token, n in world.machines.boots.items() if n > 1}
             assert not twice, f"launched twice: {twice}"
             assert not world.alive(), f"left after the sweep: {world.alive()}"
-            assert not world.machines.keeps.held, (
-                f"kept by heads of clusters that are over: {world.machines.keeps.held}"
+            assert not world.machines.retained.held, (
+                f"kept by heads of clusters that are over: {world.machines.retained.held}"
             )
             assert not life.owned_but_swept(), f"a sweep ended machines that somebody owned: {life.owned_but_swept()}"
             return life

@@ -99,13 +99,13 @@ async def test_machines_of_a_cluster_that_cannot_be_asked_are_spared(temporal: C
         await world.until_quiet(cluster_id)
         from activities.sweep import machines as module
 
-        real = module.SweepActivities._owned_nodes
+        real = module.MachineSweepActivities._owned_nodes
 
         async def unanswered(self: object, asked: str) -> set[str] | None:
             return None if asked == cluster_id else await real(self, asked)  # type: ignore[arg-type]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module.SweepActivities, "_owned_nodes", unanswered)
+            patch.setattr(module.MachineSweepActivities, "_owned_nodes", unanswered)
             assert (await sweep(world)).ended == []
         assert len(world.alive()) == 1
 
@@ -132,12 +132,12 @@ async def test_an_orphan_that_somebody_protects_keeps_nothing_else_from_being_sw
         if protected in ids:
             raise CloudError(f"{protected} may not be terminated.")
 
-    def leftovers(*_: object) -> list[str]:
+    def delete_orphans(*_: object) -> list[str]:
         cleared.append(True)
         return []
 
     world.machines.terminate = terminate  # type: ignore[method-assign]
-    world.machines.leftovers = leftovers  # type: ignore[method-assign]
+    world.machines.delete_orphans = delete_orphans  # type: ignore[method-assign]
     with pytest.raises(WorkflowFailureError) as failure:
         await sweep(world)
     assert "may not be terminated" in str(failure.value.cause.cause)  # type: ignore[union-attr]
@@ -214,11 +214,11 @@ async def test_leftovers_are_deleted_with_the_newborns_spared_and_reported(tempo
     async with make_world(temporal, tmp_path, newborn_grace_s=77) as world:
         asked = []
 
-        def leftovers(installation_id: str, older_than_s: float, _lives: object) -> list[str]:
+        def delete_orphans(installation_id: str, older_than_s: float, _lives: object) -> list[str]:
             asked.append((installation_id, older_than_s))
             return ["vol-1"]
 
-        world.machines.leftovers = leftovers  # type: ignore[method-assign]
+        world.machines.delete_orphans = delete_orphans  # type: ignore[method-assign]
         assert (await sweep(world)).leftovers == ["vol-1"]
         assert asked == [(KEYS.installation_id(), 77)]
 
@@ -260,7 +260,7 @@ async def test_a_cloud_that_refuses_keeps_no_other_one_dirty_and_is_reported(wor
             return refuse
 
     pruned: list[float] = []
-    world.machines.prune = lambda older_than_s: pruned.append(older_than_s) or []  # type: ignore[method-assign,func-returns-value]
+    world.machines.forget_ended = lambda older_than_s: pruned.append(older_than_s) or []  # type: ignore[method-assign,func-returns-value]
     world.clouds["cloud_0"] = world.balancers["cloud_0"] = Refusing()  # type: ignore[assignment]
     await world.restart_worker()
     orphan = stray(world.machines)
@@ -269,4 +269,4 @@ async def test_a_cloud_that_refuses_keeps_no_other_one_dirty_and_is_reported(wor
     assert "denied" in str(failure.value.cause.cause)  # type: ignore[union-attr]
     assert world.alive() == [], f"{orphan} is in the other cloud"
     assert len(pruned) == 1
-    assert {"list_owned", "prune"} <= set(refused)
+    assert {"list_owned", "forget_ended"} <= set(refused)

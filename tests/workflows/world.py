@@ -42,7 +42,7 @@ from runtime.messages.jobs import JobInput, start_job
 from runtime.settings import Settings
 from store import clusters as cluster_records
 from store import jobs as job_records
-from store import outbox
+from store.acceptance import mark_started
 from store.database import Database, migrate
 from store.tables import clouds, events, organizations, projects
 from tests.workflows.fleet import LOOK_S, FakeAgent, FakeFleet
@@ -168,7 +168,7 @@ class World:
         await self.accept_cluster(arg)
         self.ids.append(arg.cluster_id)
         await start_cluster(self.client, self.settings.task_queue, arg)
-        await outbox.mark_started(self.db, "cluster", arg.cluster_id)
+        await self._mark_started(arg.cluster_id)
         return arg.cluster_id
 
     async def running_cluster(self, config: ComputeConfig | None = None, **more: Any) -> str:
@@ -213,8 +213,12 @@ class World:
         await self.accept_job(arg)
         self.ids.append(arg.job_id)
         await start_job(self.client, self.settings.task_queue, arg)
-        await outbox.mark_started(self.db, "job", arg.job_id)
+        await self._mark_started(arg.job_id)
         return arg.job_id
+
+    async def _mark_started(self, id: str) -> None:
+        async with self.db.begin() as conn:
+            await mark_started(conn, [id])
 
     def handle(self, id: str) -> WorkflowHandle[Any, Any]:
         return self.client.get_workflow_handle(id)

@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from runtime.messages.clusters import ClusterInput
     from workflows import policies
     from workflows.clusters.progress import ClusterProgress
-    from workflows.clusters.retained import RetainedResources
+    from workflows.clusters.retained import RetainedAttachment
     from workflows.clusters.state import ClusterData, NodeEntry
     from workflows.entity.recorder import Recorder
     from workflows.entity.steps import Steps
@@ -29,7 +29,7 @@ class Ending:
         recorder: Recorder,
         progress: ClusterProgress,
         steps: Steps,
-        retained: RetainedResources,
+        retained: RetainedAttachment,
     ) -> None:
         self._input = request
         self._s = state

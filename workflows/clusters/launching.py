@@ -12,7 +12,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 with workflow.unsafe.imports_passed_through():
     from activities.nodes import LaunchNode, NodeActivities
     from clouds.contract.machines import Machine, MachineState
-    from clouds.contract.retained import Keep
+    from clouds.contract.retained import RetainedResources
     from heliostat.models.clusters import ClusterState, NodeRole, NodeState
     from heliostat.models.common import EventLevel
     from runtime.messages.clusters import ClusterInput
@@ -21,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.clusters.nodes import Nodes
     from workflows.clusters.placement import Placement
     from workflows.clusters.progress import ClusterProgress
-    from workflows.clusters.retained import RetainedResources
+    from workflows.clusters.retained import RetainedAttachment
     from workflows.clusters.state import ClusterData, NodeEntry, node_config, resources_of
     from workflows.entity.alarm import Deadline, earliest
     from workflows.entity.recorder import Recorder
@@ -40,7 +40,7 @@ class Launching:
         progress: ClusterProgress,
         steps: Steps,
         nodes: Nodes,
-        retained: RetainedResources,
+        retained: RetainedAttachment,
     ) -> None:
         self._input = request
         self._s = state
@@ -140,6 +140,7 @@ class Launching:
         resources = resources_of(config)
         required = config.required_resources
         assert node.boot is not None
+        retained = RetainedResources.of(self._input.config.head_node, had=self._s.kept_in is not None)
         return LaunchNode(
             cloud_id=self._input.cloud_id,
             cluster_id=self._input.cluster_id,
@@ -158,7 +159,7 @@ class Launching:
             accelerator=required.accelerator if required else None,
             cpu_architecture=required.cpu_architecture if required else None,
             advanced=config.advanced_instance_config,
-            keep=Keep.of(self._input.config.head_node, had=self._s.kept_in is not None) if node.kept else None,
+            keep=retained if node.kept else None,
         )
 
     def _failed(self, node: NodeEntry, code: str, message: str) -> None:

@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.entity.recorder import Recorder
 
 
-class RetainedResources:
+class RetainedAttachment:
     def __init__(
         self, request: ClusterInput, state: ClusterData, recorder: Recorder, progress: ClusterProgress, nodes: Nodes
     ) -> None:

@@ -19,7 +19,6 @@ from temporalio.exceptions import ApplicationError
 with workflow.unsafe.imports_passed_through():
     from heliostat.models.agents import FactKind
     from heliostat.models.clusters import Activity, ClusterState, NodeRole, NodeState
-    from heliostat.models.common import Model
     from runtime.messages.clusters import (
         ClusterInput,
         HeadSilent,
@@ -28,6 +27,7 @@ with workflow.unsafe.imports_passed_through():
         LimitsUpdate,
         NodeFact,
         NodeRegistered,
+        OwnedMachine,
         Release,
     )
     from runtime.messages.common import TerminateRequest
@@ -41,7 +41,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.clusters.progress import ClusterProgress
     from workflows.clusters.readiness import Readiness
     from workflows.clusters.records import ClusterRecords
-    from workflows.clusters.retained import RetainedResources
+    from workflows.clusters.retained import RetainedAttachment
     from workflows.clusters.scaling import Scaling
     from workflows.clusters.state import Bounds, ClusterData
     from workflows.entity.alarm import Alarm, Deadline, Wakeup, earliest
@@ -49,12 +49,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.entity.recorder import Recorder
     from workflows.entity.seen import first_sight
     from workflows.entity.steps import Steps
-
-
-class OwnedMachine(Model):
-    node_id: str
-    machine_id: str | None
-    token: str
 
 
 @workflow.defn
@@ -73,7 +67,7 @@ class ClusterWorkflow:
         self.progress = progress = ClusterProgress(s, recorder, wake)
         self.nodes = nodes = Nodes(request, s, recorder, progress)
         self.leases = Leases(request, s, recorder, progress, steps)
-        retained = RetainedResources(request, s, recorder, progress, nodes)
+        retained = RetainedAttachment(request, s, recorder, progress, nodes)
         self.launching = Launching(request, s, recorder, progress, steps, nodes, retained)
         self.healing = Healing(request, s, steps, wake, nodes)
         self.scaling = Scaling(request, s, recorder, progress, self.launching)

@@ -11,10 +11,11 @@ from heliostat.models.services import (
     ServiceVersion,
 )
 from runtime.messages.services import ServiceInput
-from workflows.services.state import RolloutKind, ServiceData, Slot, VersionData
+from workflows.services.rollout_state import RolloutKind
+from workflows.services.state import ServiceData, Slot, VersionData
 
 NO_CONFIG = ServiceConfig(applications=[ApplicationConfig(import_path="see:records")])
-"""What a version's applications are stands in the records alone; whoever reads a version there puts it in."""
+"""Only the records hold a version's applications; whoever reads a version from them fills its config in."""
 
 
 def service_resource(arg: ServiceInput, s: ServiceData) -> Service:
@@ -73,7 +74,7 @@ def version_resource(arg: ServiceInput, s: ServiceData, v: VersionData) -> Servi
         weight=now.get(v.spec.id, 0),
         target_weight=target,
         config=NO_CONFIG,
-        clusters=[_cluster(s, slot) for slot in v.held if slot.cluster_id],
+        clusters=[_cluster(s, slot) for slot in v.all_slots if slot.cluster_id],
         checklist=list(v.checklist.values()),
         created_by=v.spec.created_by,
         created_at=v.spec.created_at,
@@ -96,25 +97,25 @@ def service_details(arg: ServiceInput, s: ServiceData) -> str:
     lines = [f"### {s.state} since {s.state_since:%Y-%m-%d %H:%M:%S} UTC", "", s.reason or ""]
     if s.waits_for:
         lines += ["", f"**Waits for** {s.waits_for}"]
-    lines += ["", f"- endpoint {s.url or 'not made yet'}; asked for by {arg.created_by}; project {arg.project}"]
+    lines += ["", f"- endpoint {s.url or 'not created yet'}; created by {arg.created_by}; project {arg.project}"]
     if (r := s.rollout) is not None:
         until = f", held until {r.holds_until:%H:%M:%S}" if r.holds_until else ""
         version = s.versions[r.version_id].spec.name
         state = "paused" if r.paused else r.doing
         lines.append(f"- rollout of **{version}** ({r.kind}) at {r.percent} %, {state}{until}")
         if r.observed:
-            lines.append(f"- seen in the last step: {r.observed}")
+            lines.append(f"- observed in the last step: {r.observed}")
     versions = sorted(s.versions.values(), key=lambda v: v.spec.number)
     for v in versions:  # a list each, as the UI has no lists in lists and its tables no space between the columns
         if v.ended_at is not None:
             continue
-        clusters = ", ".join(f"`{slot.cluster_id}` {slot.state}" for slot in v.held if slot.cluster_id)
+        clusters = ", ".join(f"`{slot.cluster_id}` {slot.state}" for slot in v.all_slots if slot.cluster_id)
         share = f"{s.weights.get(v.spec.id, 0)} % of the traffic"
         lines += ["", f"#### {v.spec.name} {v.state}, {share}", "", _flat(v.reason), ""]
         lines += [f"- cluster {clusters}"] if clusters else []
-        lines += [f"- head of cluster {s.number} to be taken back: {_flat(s.notice)}" for s in v.slots if s.notice]
-        lines += [f"- cluster {s.number} comes up to take the place of cluster {s.relieves}" for s in v.relief]
-        lines += [f"- cluster {s.number} is drained, then ended: another one has taken its place" for s in v.leaving]
+        lines += [f"- interruption of cluster {s.number}'s head: {_flat(s.notice)}" for s in v.slots if s.notice]
+        lines += [f"- cluster {s.number} starts, to replace cluster {s.relieves}" for s in v.relief]
+        lines += [f"- cluster {s.number} was replaced: it is drained, then released" for s in v.leaving]
         lines += [
             f"- {'✓' if c.status else '…'} {c.type} since {c.since:%H:%M:%S}: {_flat(c.message or c.reason)}"
             for c in v.checklist.values()

@@ -1,4 +1,4 @@
-"""What AWS says, in the few words of ``clouds.contract``: one table.
+"""Maps errors of AWS to those of ``clouds.contract``, in one table.
 
 Codes are EC2's (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html), ELBv2's, S3's, SSM's and
 STS's "Errors" sections of their API references. A code that is in no row may be tried again.
@@ -59,7 +59,7 @@ _ROWS: tuple[tuple[type[CloudError], str], ...] = (
 )
 
 EXPIRED = re.compile(r"ExpiredToken\w*|RequestExpired|TokenRefreshRequired|InvalidToken")
-"""The session of the role has ended, or our clock is wrong: new credentials are asked for, once."""
+"""The session of the role has ended, or our clock is wrong: new credentials are requested, once."""
 SKEWED = re.compile(r"RequestTimeTooSkewed|SignatureDoesNotMatch|InvalidSignature\w*|IncompleteSignature")
 
 _FIRST = {  # codes that a wider row would take
@@ -74,12 +74,12 @@ _REMEDIES: dict[type[CloudError], str] = {
     NoCapacity: "Try another zone, type or market, or wait.",
     QuotaExceeded: "Wait until other resources are gone, or raise the account's quota (AWS console, Service Quotas).",
     Throttled: "Try again later.",
-    Gone: "It does not exist any more.",
+    Gone: "It no longer exists.",
     BadConfig: "Change the cloud's or the compute config.",
 }
 
 _OURS_NOT_TAKEN = ("InvalidClientTokenId", "UnrecognizedClientException", "RegionDisabledException")
-"""Of AssumeRole: not the role refuses, but the region knows no caller of ours."""
+"""Of AssumeRole: the region rejects the caller's credentials; the role was not asked."""
 _NOT_AUTHORIZED = re.compile(r"not authorized to perform: (?P<action>[\w-]+:\w+)(?: on resource: (?P<resource>\S+))?")
 _ENCODED = re.compile(r"\s*Encoded authorization failure message: \S+")
 
@@ -109,7 +109,7 @@ def translated(error: Exception, service: str, operation: str, resource: str | N
             resource=resource,
         )
     if isinstance(error, ParamValidationError | InvalidRegionError):
-        return BadConfig(f"{service}:{operation} can't be asked so: {error}", resource=resource)
+        return BadConfig(f"{service}:{operation} rejected the arguments: {error}", resource=resource)
     unreachable = isinstance(error, EndpointConnectionError)
     return CloudError(
         f"AWS did not answer {service}:{operation}: {error}",
@@ -157,7 +157,7 @@ def _not_assumed(error: ClientError, role_arn: str) -> CloudError:
     """AssumeRole's own refusal. AWS does not say whether the role, its trust or the external id is wrong."""
     code = code_of(error)
     if classify(code) is Throttled:
-        return Throttled(f"AWS takes no more calls of sts:AssumeRole now ({code}).", remedy="Try again later.")
+        return Throttled(f"AWS throttles sts:AssumeRole ({code}).", remedy="Try again later.")
     if classify(code) is not Denied:
         return _said(error, "sts", "AssumeRole", role_arn)
     if code in _OURS_NOT_TAKEN:

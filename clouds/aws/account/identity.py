@@ -26,7 +26,7 @@ class Principal:
     arn: str
     """Of a role, the role's and not its session's."""
     whole: bool = True
-    """False: of a role whose path, if it has one, is missing: AWS did not tell it."""
+    """False: the ARN is of a role whose path is unknown, because AWS did not return it."""
 
 
 def principal(endpoint_url: str | None, source: botocore.session.Session | None = None) -> Principal | None:
@@ -51,7 +51,7 @@ def principal(endpoint_url: str | None, source: botocore.session.Session | None 
         assumed = _ASSUMED.fullmatch(arn)
         return Principal(arn) if assumed is None else _role(session, client, **assumed.groupdict())
     except (ClientError, BotoCoreError) as e:
-        log.warning("AWS does not tell who we are", why=str(e))
+        log.warning("AWS does not return the caller's identity", why=str(e))
         return None
 
 
@@ -66,5 +66,5 @@ def _role(
     try:
         return Principal(str(client("iam").get_role(RoleName=role)["Role"]["Arn"]))
     except (ClientError, BotoCoreError) as e:
-        log.info("AWS does not tell the path of our role", role=role, why=str(e))
+        log.info("AWS does not return the path of the caller's role", role=role, why=str(e))
         return Principal(f"arn:{partition}:iam::{account}:role/{role}", whole=False)

@@ -1,7 +1,7 @@
-"""Credentials and clients: the customer's role, assumed under an external id, kept in memory alone.
+"""Credentials and clients: the customer's role, assumed under an external id, kept in memory only.
 
-How (each measured, research/cloud.md §0 and §6): ``AssumeRole`` for 3600 s, the most that role chaining allows; with
-900 s botocore would assume anew for every call. botocore renews the credentials 15 minutes before their end. One
+Each choice is measured: ``AssumeRole`` for 3600 s, the most that role chaining allows; with 900 s botocore would assume
+the role again for every call. botocore renews the credentials 15 minutes before their end. One
 botocore session and one client per service for each (role, region), since clients are safe between threads and a
 session costs 260 ms and 11 MB.
 """
@@ -22,7 +22,7 @@ from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshabl
 from botocore.exceptions import NoCredentialsError
 
 from clouds.aws.account.errors import EXPIRED, BotoCoreError, ClientError, code_of, translated
-from clouds.aws.account.throttle import MAX_WAIT_S, Pace
+from clouds.aws.account.throttle import MAX_WAIT_S, RateLimiter
 from clouds.contract.errors import Throttled
 from heliostat.models.clouds import AwsConfig
 
@@ -40,15 +40,15 @@ _NEXT_PAGE = {
     "s3": ("ContinuationToken", "NextContinuationToken"),
     "iam": ("Marker", "Marker"),
 }
-"""What to give for the next page, and where the answer tells it."""
+"""What to give for the next page, and where the answer has it."""
 
-_paces: dict[tuple[str, str], Pace] = {}
-_paces_lock = threading.Lock()
+_limiters: dict[tuple[str, str], RateLimiter] = {}
+_limiters_lock = threading.Lock()
 
 
-def _shared_pace(account: str, region: str) -> Pace:
-    with _paces_lock:
-        return _paces.setdefault((account, region), Pace())
+def _shared_limiter(account: str, region: str) -> RateLimiter:
+    with _limiters_lock:
+        return _limiters.setdefault((account, region), RateLimiter())
 
 
 class AwsSession:
@@ -59,7 +59,7 @@ class AwsSession:
         session_name: shown in the customer's CloudTrail beside every call: the installation's id.
         endpoint_url: for every service, STS included; default: AWS's own.
         source: has the control plane's own credentials; default: botocore's usual places.
-        pace: default: the one that all of this process share for the account and region.
+        limiter: default: the one that all of this process share for the account and region.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class AwsSession:
         *,
         endpoint_url: str | None = None,
         source: botocore.session.Session | None = None,
-        pace: Pace | None = None,
+        limiter: RateLimiter | None = None,
     ) -> None:
         self.region, self.role_arn = config.region, config.role_arn
         self.account = config.role_arn.split(":")[4]
@@ -77,7 +77,7 @@ class AwsSession:
         self._name = re.sub(r"[^\w+=,.@-]", "-", f"heliostat-{session_name}")[:64]
         self._endpoint_url = endpoint_url
         self._source = source
-        self._pace = pace or _shared_pace(self.account, self.region)
+        self._limiter = limiter or _shared_limiter(self.account, self.region)
         self._lock = threading.Lock()
         self._session: boto3.Session | None = None
         self._clients: dict[str, Any] = {}
@@ -97,7 +97,7 @@ class AwsSession:
 
     def call(self, service: str, operation: str, resource: str | None = None, **arguments: Any) -> dict[str, Any]:
         """``operation`` (API name, e.g. ``RunInstances``) of ``service``. Throttling is met here, by the account's
-        shared pace; an expired session is renewed once.
+        shared limiter; an expired session is renewed once.
 
         Args:
             resource: the id of ours that an error is about.
@@ -105,9 +105,9 @@ class AwsSession:
         Raises NoCapacity, QuotaExceeded, Throttled, BadConfig, Denied, Gone; any other CloudError may be tried again.
         """
         action = f"{service}:{operation}"
-        deadline, renewed = self._pace.deadline(MAX_WAIT_S), False
+        deadline, renewed = self._limiter.deadline(MAX_WAIT_S), False
         while True:
-            asked_at = self._pace.wait(action, deadline)
+            asked_at = self._limiter.wait(action, deadline)
             client = None
             try:
                 client = self.client(service)
@@ -119,23 +119,23 @@ class AwsSession:
                     continue
                 error = translated(e, service, operation, resource, self.role_arn)
                 if isinstance(error, Throttled):
-                    self._pace.refused(action, asked_at)
-                    continue  # until the pace says that the next turn is too late
+                    self._limiter.refused(action, asked_at)
+                    continue  # until the limiter says that the next turn is too late
                 raise error from e
-            self._pace.taken(action)
+            self._limiter.taken(action)
             return answer
 
     def pages(
         self, service: str, operation: str, what: str, resource: str | None = None, **arguments: Any
-    ) -> Iterator[dict[str, Any]]:
-        """All items of the answer's list ``what``, page by page."""
-        ask, told = _NEXT_PAGE[service]
+    ) -> Iterator[Any]:
+        """All items of the answer's list ``what``, page by page; the caller names their type."""
+        ask, token_field = _NEXT_PAGE[service]
         while True:
             answer = self.call(service, operation, resource, **arguments)
             yield from answer.get(what, [])
-            if not answer.get(told):
+            if not answer.get(token_field):
                 return
-            arguments[ask] = answer[told]
+            arguments[ask] = answer[token_field]
 
     def signer(self, lasts_s: float) -> Any:
         """A client of S3 to presign with. A URL ends with the credentials that signed it, whatever it says: these are
@@ -217,7 +217,7 @@ def _configured(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _config(service: str) -> Config:
-    """EC2 and ELBv2 are tried once here: what may be tried again is tried by the pace (throttling), by the activity,
+    """EC2 and ELBv2 are tried once here: what may be tried again is tried by the limiter (throttling), by the activity,
     or elsewhere (InsufficientInstanceCapacity is a 500 to botocore, which would insist)."""
     return Config(
         retries={"mode": "standard", "total_max_attempts": 1 if service in ("ec2", "elbv2") else 3},

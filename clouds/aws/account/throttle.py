@@ -1,4 +1,4 @@
-"""How fast an account is asked: throttling is met with back-off that everybody of this process shares.
+"""Limits the rate of calls to an account: all callers of this process share one back-off.
 
 AWS throttles per account, region and action, by token buckets (RunInstances: 5 at once, then 2 a second, unless the
 account's are larger: https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html). We do not know the
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from clouds.contract.errors import Throttled
 
 MAX_WAIT_S = 20.0
-"""A caller that would wait for longer is told Throttled: its activity is tried again, and counts as such meanwhile."""
+"""A caller that would wait for longer gets Throttled: its activity is retried."""
 FIRST_GAP_S, MAX_GAP_S = 0.25, 8.0
 SHRINK = 0.85
 """Of the gap, by each success: from 2/s back to the account's own rate in some 20 calls."""
@@ -29,7 +29,7 @@ class _Line:
     slowed_at: float = 0.0
 
 
-class Pace:
+class RateLimiter:
     """One account and region.
 
     Args:
@@ -52,7 +52,7 @@ class Pace:
             turn = max(now, line.next_at)
             if turn > deadline:
                 raise Throttled(
-                    f"AWS takes no more calls of {action} now: {line.gap_s:.2g} s lie between two of ours, and those "
+                    f"AWS throttles {action}: calls are {line.gap_s:.2g} s apart, and those queued "
                     f"before this one take {turn - now:.0f} s.",
                     remedy="Try again later; ask AWS for a higher request rate if this is common.",
                 )

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clouds.aws.account.session import AwsSession
 from clouds.aws.balancer import plan as balancer_plan
@@ -20,6 +20,9 @@ from clouds.contract.machines import OWNER_TAG
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig
 
+if TYPE_CHECKING:
+    from types_boto3_elbv2.type_defs import LoadBalancerTypeDef
+
 REMOVE_S = 30.0
 """ELB takes some seconds to let go of the groups of an ALB that was deleted."""
 IDLE_TIMEOUT_S = "4000"
@@ -32,13 +35,13 @@ Seen = TypeVar("Seen")
 class AwsBalancer:
     """ALBs (``clouds.contract.balancer.LoadBalancer``), with targets by IP address and weights in the listener.
 
-    Where an ALB does less than the contract, since it can't:
+    Where an ALB does less than the contract, since it cannot:
 
     - A request whose backend does not take it is *not* tried on another one: ALB answers 502. It notices a dead
       backend by its health check, within 10 s; until then that backend's share of the requests fails. Clients retry.
     - Health decides within a version only. When all clusters of a version fail their check, its share goes to them
       still ("fail open"), and not to the other versions; the same for a request that names an unhealthy backend.
-    - ``counters`` tells health alone: CloudWatch counts by version and class of status, some minutes late. The gates
+    - ``counters`` reports health only: CloudWatch counts by version and class of status, some minutes late. The gates
       count for the canary.
     - Weights are of random choice over many requests, not of turns, and a change reaches all of ALB's own machines
       within a few seconds of the answer.
@@ -136,12 +139,12 @@ class AwsBalancer:
     def _check(self, spec: EndpointSpec) -> None:
         missing = ""
         if len(self._config.balancer_subnets) < 2:
-            missing = "balancer_subnets: an ALB wants two, in two zones"
+            missing = "balancer_subnets: an ALB needs two, in two zones"
         elif spec.grpc and self._config.balancer_certificate is None:
             missing = "balancer_certificate: an ALB speaks gRPC over TLS alone"
         if missing:
             raise BadConfig(
-                f"Service {spec.service_id} can't have an endpoint: the cloud's config lacks {missing}.",
+                f"Service {spec.service_id} cannot have an endpoint: the cloud's config lacks {missing}.",
                 remedy="Add it to the cloud.",
                 resource=spec.service_id,
             )
@@ -176,17 +179,17 @@ class AwsBalancer:
         wanted = Stamp.read(tags.get(WANTED_TAG))
         why = ""
         if wanted is None:
-            why = f"its tag {WANTED_TAG} is not what we wrote"
+            why = f"its tag {WANTED_TAG} is corrupt"
         elif Stamp.read(tags.get(APPLIED_TAG)) != wanted:
-            why = f"its change to revision {wanted.revision} was not finished"
+            why = f"its change to revision {wanted.revision} is not finished"
         else:
             backends = self._backends(service_id)
             if Stamp.of(wanted.revision, backends, 0) == wanted:
                 return wanted, backends
-            why = "its target groups are not those that it should have"
+            why = "its target groups are out of date"
         raise BackendsLost(
-            f"The load balancer of service {service_id} does not know its backends: {why}.",
-            remedy="They are made anew by `set_backends`, which the service's workflow calls when it hears of this.",
+            f"The load balancer of service {service_id} has lost its backends: {why}.",
+            remedy="The service's workflow sets them again by `set_backends`.",
             resource=service_id,
         )
 
@@ -196,7 +199,7 @@ class AwsBalancer:
         read = [found for tags in tagged if (found := balancer_plan.read(tags)) is not None]
         return [b for _, b in sorted(dict(read).items())]
 
-    def _apply(self, found: dict[str, Any], tags: dict[str, str], stamp: Stamp, backends: list[Backend]) -> None:
+    def _apply(self, found: LoadBalancerTypeDef, tags: dict[str, str], stamp: Stamp, backends: list[Backend]) -> None:
         service_id = tags[SERVICE_TAG]
         attributes = [{"Key": "idle_timeout.timeout_seconds", "Value": IDLE_TIMEOUT_S}]
         arn = found["LoadBalancerArn"]
@@ -240,38 +243,39 @@ class AwsBalancer:
             answer.append(BackendCounters(backend_id=b.id, version_id=b.version_id, up="healthy" in states))
         return answer
 
-    def _endpoint(self, service_id: str, found: dict[str, Any], tags: dict[str, str]) -> Endpoint:
+    def _endpoint(self, service_id: str, found: LoadBalancerTypeDef, tags: dict[str, str]) -> Endpoint:
         scheme = "https" if self._config.balancer_certificate else "http"
-        state, wanted = found["State"]["Code"], Stamp.read(tags.get(WANTED_TAG))
+        state: str = found["State"]["Code"]
+        wanted = Stamp.read(tags.get(WANTED_TAG))
         if state not in ("active", "active_impaired"):
-            state = f"AWS makes it, which takes some minutes ({state} {found['State'].get('Reason', '')})"
+            state = f"AWS is creating it, which takes some minutes ({state} {found['State'].get('Reason', '')})"
         elif wanted is None:
             state = "its backends are lost"
         elif Stamp.read(tags.get(APPLIED_TAG)) != wanted:
             state = f"its change to revision {wanted.revision} is not finished"
         elif (listener := self._rules.listener(found["LoadBalancerArn"])) is None:
-            state = "its listener is not there"
+            state = "its listener is missing"
         elif not self._rules.certified(listener):
-            state = "its certificate must be changed to that of the cloud's config"
+            state = "its certificate differs from that of the cloud's config"
         else:
             state = "ready"
         return Endpoint(service_id=service_id, url=f"{scheme}://{found['DNSName']}", state=state)
 
-    def _find(self, service_id: str) -> dict[str, Any] | None:
+    def _find(self, service_id: str) -> LoadBalancerTypeDef | None:
         try:
             answer = self._session.call("elbv2", "DescribeLoadBalancers", service_id, Names=[prefix(service_id)])
         except Gone:
             return None
-        found: dict[str, Any] = answer["LoadBalancers"][0]
+        found: LoadBalancerTypeDef = answer["LoadBalancers"][0]
         return found
 
-    def _existing(self, service_id: str) -> dict[str, Any]:
+    def _existing(self, service_id: str) -> LoadBalancerTypeDef:
         found = self._find(service_id)
         if found is None:
             raise _gone(service_id)
         return found
 
-    def _tags(self, found: dict[str, Any]) -> dict[str, str]:
+    def _tags(self, found: LoadBalancerTypeDef) -> dict[str, str]:
         arn = found["LoadBalancerArn"]
         return self._groups.tags([arn]).get(arn, {})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from clouds.aws.account.session import AwsSession
 from clouds.aws.balancer.plan import HEALTH_PATH, Group, Target, prefix
@@ -12,10 +12,13 @@ from clouds.contract.errors import BadConfig, Gone
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig
 
+if TYPE_CHECKING:
+    from types_boto3_elbv2.type_defs import CreateTargetGroupInputTypeDef, TargetDescriptionTypeDef
+
 TAGS_AT_ONCE = 20
 """ARNs that one DescribeTags takes."""
 SET_UP_TAG = "heliostat-set-up"
-"""On a group whose attributes are set: they can't be given when it is made."""
+"""On a group whose attributes are set: CreateTargetGroup does not take them."""
 LEFT_TAG = "heliostat-left-at"
 """On a group that is not wanted any more: since when, in seconds of Unix time."""
 KEEP_LEFT_S = 3600
@@ -45,7 +48,7 @@ class Groups:
         self._session, self._config, self._now = session, config, now
 
     def of(self, service_id: str) -> dict[str, Found]:
-        """By name. ELB can't be asked for some by name's beginning, nor by tag: all of the region, 400 a call."""
+        """By name. ELB filters neither by prefix of the name nor by tag: all of the region, 400 a call."""
         arns = self.arns(prefix(service_id))
         tags = self.tags(list(arns.values()))
         return {name: Found(arn, tags[arn]) for name, arn in arns.items() if arn in tags}
@@ -72,7 +75,7 @@ class Groups:
         return found
 
     def ensure(self, group: Group, found: Found | None) -> tuple[str, set[Target]]:
-        """Makes it, or mends its tags; registers its targets. Gives its ARN, and the targets that are not its own:
+        """Creates it, or corrects its tags; registers its targets. Gives its ARN, and the targets that are not its own:
         for ``dismiss``, when no traffic is to go there any more."""
         if found is None:
             found = Found(self._make(group), {})
@@ -128,7 +131,7 @@ class Groups:
     def _make(self, group: Group) -> str:
         _, port = next(iter(group.targets))
         grpc = group.kind == "grpc"
-        request: dict[str, Any] = {
+        request: CreateTargetGroupInputTypeDef = {
             "Name": group.name,
             "Protocol": "HTTP",
             "ProtocolVersion": "GRPC" if grpc else "HTTP1",
@@ -141,7 +144,7 @@ class Groups:
             "HealthCheckTimeoutSeconds": 4,
             "HealthyThresholdCount": 2,
             "UnhealthyThresholdCount": 2,
-            # Any answer of gRPC's is one of a proxy that lives: its own health service wants the token.
+            # Any answer of gRPC's is one of a proxy that lives: its own health service requires the token.
             "Matcher": {"GrpcCode": "0-99"} if grpc else {"HttpCode": "200"},
             "Tags": [{"Key": key, "Value": value} for key, value in group.tags],
         }
@@ -158,5 +161,5 @@ class Groups:
         return arn
 
 
-def _targets(targets: set[Target] | frozenset[Target]) -> list[dict[str, Any]]:
+def _targets(targets: set[Target] | frozenset[Target]) -> list[TargetDescriptionTypeDef]:
     return [{"Id": ip, "Port": port} for ip, port in sorted(targets)]

@@ -1,4 +1,4 @@
-"""What an ALB should have for a service's backends: target groups, and a listener's rules. No call is made here.
+"""The target groups and listener rules that an ALB needs for a service's backends. No call is made here.
 
     rule            the header names a backend → that backend's own group; any other value of it → 503
     rule, default   all the rest → the versions' groups by weight; without traffic → 503
@@ -14,12 +14,23 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from clouds.contract.balancer import Backend
 from clouds.contract.errors import BadConfig
 from clouds.contract.machines import OWNER_TAG
 from heliostat.models.services import BACKEND_HEADER
+
+if TYPE_CHECKING:
+    from types_boto3_elbv2.type_defs import (
+        ActionOutputTypeDef,
+        ActionTypeDef,
+        FixedResponseActionConfigTypeDef,
+        ForwardActionConfigTypeDef,
+        RuleConditionTypeDef,
+        RuleTypeDef,
+        TargetGroupTupleTypeDef,
+    )
 
 SERVICE_TAG, BACKEND_TAG = "heliostat-service", "heliostat-backend"
 MAX_GROUPS = 5
@@ -103,14 +114,14 @@ def plan(service_id: str, installation_id: str, backends: list[Backend]) -> Plan
 
 
 def check(backends: list[Backend]) -> None:
-    """Raises BadConfig for an id or an address that can't be one, one cluster twice, two weights (but for 0) of one
+    """Raises BadConfig for an id or an address that cannot be one, one cluster twice, two weights (but for 0) of one
     version, and more versions with traffic than an ALB takes."""
     weights: dict[str, int] = {}
     seen = set()
     for b in backends:
         wrong = ""
         if not _ID.fullmatch(b.id) or not _ID.fullmatch(b.version_id):
-            wrong = "has an id that is none"
+            wrong = "has an invalid id"
         elif not _ADDRESS.fullmatch(b.http) or (b.grpc and not _ADDRESS.fullmatch(b.grpc)):
             wrong = f"has no address of the form IPv4:port: {b.http!r}, {b.grpc!r}"
         elif b.id in seen:
@@ -123,11 +134,11 @@ def check(backends: list[Backend]) -> None:
             raise BadConfig(f"Backend {b.id!r} of version {b.version_id!r} {wrong}.", resource=b.id)
         seen.add(b.id)
     if len(weights) > MAX_GROUPS:
-        raise BadConfig(f"{len(weights)} versions have traffic; an ALB parts it between {MAX_GROUPS} at most.")
+        raise BadConfig(f"{len(weights)} versions have traffic; an ALB supports {MAX_GROUPS} at most.")
 
 
 def read(tags: dict[str, str]) -> tuple[int, Backend] | None:
-    """The backend whose own group has these tags, and its place among them."""
+    """The backend whose own group has these tags, and its position."""
     parts = tags.get(BACKEND_TAG, "").split("/")
     if len(parts) != 6 or not parts[0].isdigit() or not parts[5].isdigit():
         return None
@@ -136,38 +147,43 @@ def read(tags: dict[str, str]) -> tuple[int, Backend] | None:
     return int(position), found
 
 
-def conditions_of(rule: dict[str, Any]) -> Conditions:
-    """Of one rule as DescribeRules tells it."""
+def conditions_of(rule: RuleTypeDef) -> Conditions:
+    """Of one rule as DescribeRules returns it."""
     configs = [c["HttpHeaderConfig"] for c in rule["Conditions"] if c["Field"] == "http-header"]
     return _conditions(*((c["HttpHeaderName"], tuple(c["Values"])) for c in configs))
 
 
-def conditions_for(conditions: Conditions) -> list[dict[str, Any]]:
+def conditions_for(conditions: Conditions) -> list[RuleConditionTypeDef]:
     return [
         {"Field": "http-header", "HttpHeaderConfig": {"HttpHeaderName": name, "Values": list(values)}}
         for name, values in conditions
     ]
 
 
-def forward_of(actions: list[dict[str, Any]]) -> Forward:
-    """Of actions as ELB tells them; names of groups come from their ARNs."""
+def forward_of(actions: list[ActionOutputTypeDef]) -> Forward:
+    """Of actions as ELB returns them; names of groups come from their ARNs."""
     forward = next((a for a in actions if a["Type"] == "forward"), None)
     if forward is None:
         return ()
-    named = forward.get("ForwardConfig", {}).get("TargetGroups") or [forward]
+    named = forward.get("ForwardConfig", {}).get("TargetGroups") or [{"TargetGroupArn": forward["TargetGroupArn"]}]
     return tuple(sorted((g["TargetGroupArn"].split("/")[1], int(g.get("Weight", 1))) for g in named))
 
 
-def actions_for(forward: Forward, arns: dict[str, str]) -> list[dict[str, Any]]:
+def actions_for(forward: Forward, arns: dict[str, str]) -> list[ActionTypeDef]:
     if not forward:
-        said = {
+        said: FixedResponseActionConfigTypeDef = {
             "StatusCode": "503",
             "ContentType": "text/plain",
             "MessageBody": "There is no backend for this request.",
         }
         return [{"Type": "fixed-response", "FixedResponseConfig": said}]
-    groups = [{"TargetGroupArn": arns[name], "Weight": weight} for name, weight in sorted(forward)]
-    config = {"TargetGroups": groups, "TargetGroupStickinessConfig": {"Enabled": False}}
+    groups: list[TargetGroupTupleTypeDef] = [
+        {"TargetGroupArn": arns[name], "Weight": weight} for name, weight in sorted(forward)
+    ]
+    config: ForwardActionConfigTypeDef = {
+        "TargetGroups": groups,
+        "TargetGroupStickinessConfig": {"Enabled": False},
+    }
     return [{"Type": "forward", "ForwardConfig": config}]
 
 

@@ -1,9 +1,9 @@
-"""An ALB's listener and its rules, brought to what a plan says, without a moment in which a request finds nothing."""
+"""Applies a plan to an ALB's listener and its rules. At every moment a request finds a rule."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clouds.aws.account.session import AwsSession
 from clouds.aws.balancer.groups import Groups
@@ -20,6 +20,9 @@ from clouds.aws.balancer.plan import (
 )
 from clouds.contract.errors import Gone
 from heliostat.models.clouds import AwsConfig
+
+if TYPE_CHECKING:
+    from types_boto3_elbv2.type_defs import ListenerTypeDef
 
 LOOK_S = 1.0
 """Between two looks at a group's health."""
@@ -39,7 +42,7 @@ class Rules:
         self._session, self._groups, self._config = session, groups, config
         self._healthy_s, self._clock, self._sleep = healthy_s, clock, sleep
 
-    def listener(self, balancer: str) -> dict[str, Any] | None:
+    def listener(self, balancer: str) -> ListenerTypeDef | None:
         port = 443 if self._config.balancer_certificate else 80
         try:
             listeners = self._session.pages("elbv2", "DescribeListeners", "Listeners", LoadBalancerArn=balancer)
@@ -47,7 +50,7 @@ class Rules:
         except Gone:
             return None
 
-    def certified(self, listener: dict[str, Any]) -> bool:
+    def certified(self, listener: ListenerTypeDef) -> bool:
         """It shows the config's certificate, where there is one."""
         wanted = self._config.balancer_certificate
         return wanted is None or wanted in [c.get("CertificateArn") for c in listener.get("Certificates", [])]
@@ -128,7 +131,7 @@ class Rules:
                 return
             self._sleep(LOOK_S)
 
-    def _listen(self, balancer: str) -> dict[str, Any]:
+    def _listen(self, balancer: str) -> ListenerTypeDef:
         certificate = self._config.balancer_certificate
         how: dict[str, Any] = {"Protocol": "HTTP", "Port": 80}
         if certificate is not None:
@@ -136,7 +139,7 @@ class Rules:
         answer = self._session.call(
             "elbv2", "CreateListener", balancer, LoadBalancerArn=balancer, DefaultActions=actions_for((), {}), **how
         )
-        made: dict[str, Any] = answer["Listeners"][0]
+        made: ListenerTypeDef = answer["Listeners"][0]
         return made
 
     def _make_rule(

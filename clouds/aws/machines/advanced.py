@@ -15,31 +15,31 @@ from botocore.validate import ParamValidator
 
 from clouds.aws.account.session import _loader
 from clouds.contract.errors import BadConfig
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 
 OWNED = {
-    "ClientToken": "by it a launch is repeated safely",
+    "ClientToken": "it makes a launch idempotent",
     "UserData": "it starts the node's agent",
-    "TagSpecifications": "give tags to the cluster",
+    "TagSpecifications": "set tags of the cluster",
     "InstanceInitiatedShutdownBehavior": "a node ends itself by shutting down",
-    "MetadataOptions": "nodes speak IMDSv2 alone",
+    "MetadataOptions": "nodes use IMDSv2 only",
     "InstanceMarketOptions": "give market_type",
     "InstanceType": "give instance_type",
-    "MinCount": "each node is a launch of its own",
-    "MaxCount": "each node is a launch of its own",
-    "SubnetId": "give zones; the cloud has its subnets",
+    "MinCount": "each node is launched separately",
+    "MaxCount": "each node is launched separately",
+    "SubnetId": "set zones; the cloud has its subnets",
     "NetworkInterfaces": "the cloud has its subnets and security groups",
     "IamInstanceProfile": "the cloud has its instance profile",
-    "LaunchTemplate": "it could set what is ours",
-    "HibernationOptions": "a machine of ours boots once",
+    "LaunchTemplate": "it could override Heliostat's fields",
+    "HibernationOptions": "each machine boots once",
     "DisableApiTermination": "it would outlive its cluster",
     "DisableApiStop": "it would outlive its cluster",
     "DryRun": "nothing would be launched",
 }
 """Field → why it is ours, or what to give instead."""
 
-KEPT_DEVICE = "/dev/sdp"
-"""What the disk that a head keeps is attached as."""
+RETAINED_DEVICE = "/dev/sdp"
+"""Device name of a head's retained volume."""
 _ADDRESS_OWNED = ("SecurityGroupIds", "SecurityGroups", "PrivateIpAddress", "Ipv6AddressCount", "Ipv6Addresses",
                   "EnablePrimaryIpv6")  # fmt: skip
 """What EC2 takes from the network interface, where one is given."""
@@ -47,7 +47,7 @@ _ADDRESS_OWNED = ("SecurityGroupIds", "SecurityGroups", "PrivateIpAddress", "Ipv
 _DISK_OWNED = {"Encrypted": True, "DeleteOnTermination": True}
 
 
-def check(advanced: Mapping[str, Any], keep: Keep | None = None) -> None:
+def check(advanced: Mapping[str, Any], keep: RetainedResources | None = None) -> None:
     """Raises BadConfig that names the field."""
     if not advanced:
         return
@@ -56,16 +56,20 @@ def check(advanced: Mapping[str, Any], keep: Keep | None = None) -> None:
             raise _refused(name, f"with fixed_address {name} is the network interface's")
     for name, why in OWNED.items():
         if name in advanced:
-            raise _refused(name, f"{name} is set by us: {why}")
+            raise _refused(name, f"{name} is set by Heliostat: {why}")
     placement = advanced.get("Placement")
     if isinstance(placement, Mapping) and "AvailabilityZone" in placement:
-        raise _refused("Placement.AvailabilityZone", "the zone is set by us: give zones")
+        raise _refused("Placement.AvailabilityZone", "the zone is set by Heliostat: set zones")
     report = ParamValidator().validate({**advanced, "MinCount": 1, "MaxCount": 1}, _request_shape())
     if report.has_errors():
-        raise _refused(next(iter(advanced)), f"RunInstances has no such thing: {report.generate_report()}")
+        raise _refused(next(iter(advanced)), f"RunInstances has no such field: {report.generate_report()}")
     for i, disk in enumerate(advanced.get("BlockDeviceMappings", [])):
-        if keep is not None and keep.volume_gib and disk.get("DeviceName") in (KEPT_DEVICE, "/dev/xvdp", "xvdp", "sdp"):
-            raise _refused(f"BlockDeviceMappings.{i}.DeviceName", f"{KEPT_DEVICE} is the retained volume")
+        if (
+            keep is not None
+            and keep.volume_gib
+            and disk.get("DeviceName") in (RETAINED_DEVICE, "/dev/xvdp", "xvdp", "sdp")
+        ):
+            raise _refused(f"BlockDeviceMappings.{i}.DeviceName", f"{RETAINED_DEVICE} is the retained volume")
         for name, must in _DISK_OWNED.items():
             if disk.get("Ebs", {}).get(name, must) != must:
                 raise _refused(f"BlockDeviceMappings.{i}.Ebs.{name}", f"{name} of a disk is always {must}")
@@ -101,5 +105,5 @@ def _request_shape() -> Any:
 
 def _refused(field: str, why: str) -> BadConfig:
     return BadConfig(
-        f"advanced_instance_config is refused: {why}.", remedy=f"Leave out or correct {field}.", field=field
+        f"advanced_instance_config is not valid: {why}.", remedy=f"Leave out or correct {field}.", field=field
     )

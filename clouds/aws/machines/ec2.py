@@ -8,20 +8,23 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 from clouds.aws.account.session import AwsSession
 from clouds.aws.machines import advanced, catalogue, instances
 from clouds.aws.machines.catalogue import InstanceType
 from clouds.aws.machines.images import Image, Images, image_for
 from clouds.aws.machines.instances import REQUEST_TAG, TOKEN_TAG
-from clouds.aws.machines.orphans import Leftovers
-from clouds.aws.machines.retained import Keeps
+from clouds.aws.machines.orphans import Orphans
+from clouds.aws.machines.retained import RetainedStore
 from clouds.boot.user_data import MAX_USER_DATA_BYTES
 from clouds.contract.errors import BadConfig, Gone, NotOffered
 from clouds.contract.machines import OWNER_TAG, Machine, MachineSpec, MachineState
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig, AwsSubnet, Capabilities, Market
+
+if TYPE_CHECKING:
+    from types_boto3_ec2.type_defs import FilterTypeDef, InstanceTypeDef
 
 VISIBLE_S = 300
 """EC2 is eventually consistent: for so long after its launch a machine that EC2 does not show yet is no missing one."""
@@ -41,7 +44,7 @@ class AwsMachines:
         config: where machines go.
         session: of the same account and region.
         installation_id: whose machines may be ended here; another's in the same account are never touched.
-        tags: on everything that is made, beside ours, e.g. the organization's.
+        tags: on everything that is made, besides ours, e.g. the organization's.
         types: which instance type is chosen for what a node asks for; default: the catalogue that ships with us.
         clock: in seconds, for what is remembered for a while.
 
@@ -64,8 +67,8 @@ class AwsMachines:
         self._types = types or catalogue.shipped()
         self._images = Images(session, clock)
         self._clock = clock
-        self._leftovers = Leftovers(session, clock)
-        self._keeps = Keeps(config, session, installation_id, self._tags)
+        self._orphans = Orphans(session, clock)
+        self._retained = RetainedStore(config, session, installation_id, self._tags)
         self._lock = threading.Lock()
         self._fresh: dict[str, tuple[Machine, float]] = {}
 
@@ -83,15 +86,15 @@ class AwsMachines:
     def launch(self, spec: MachineSpec) -> Machine:
         subnets = self._subnets(spec)
         if spec.market not in (Market.SPOT, Market.ON_DEMAND):
-            raise _bad(spec, f"can't be launched as {spec.market}", "Ask for SPOT or ON_DEMAND.")
+            raise _bad(spec, f"cannot be launched as {spec.market}", "Request SPOT or ON_DEMAND.")
         size = len(spec.user_data.encode())
         if size > MAX_USER_DATA_BYTES:
             raise _bad(spec, f"has {size} bytes of user-data; EC2 takes {MAX_USER_DATA_BYTES}", "Shorten it.")
         advanced.check(spec.advanced, spec.keep)
         instance_type, known = self._instance_type(spec)
         image = self._image(spec, instance_type, known)
-        subnet, kept = self._keeps.prepare(spec, spec.keep, subnets) if spec.keep else (subnets[0], None)
-        request = instances.request(self._config, spec, subnet.id, image, instance_type, self._tags, kept)
+        subnet, retained = self._retained.prepare(spec, spec.keep, subnets) if spec.keep else (subnets[0], None)
+        request = instances.request(self._config, spec, subnet.id, image, instance_type, self._tags, retained)
         try:
             answer = self._session.call("ec2", "RunInstances", spec.node_id, **request)
         except BadConfig as e:
@@ -102,7 +105,7 @@ class AwsMachines:
             return self._launched_before(machine)
         with self._lock:
             now = self._clock()
-            self._fresh = {i: kept for i, kept in self._fresh.items() if kept[1] > now}
+            self._fresh = {i: entry for i, entry in self._fresh.items() if entry[1] > now}
             self._fresh[machine.machine_id] = (machine, now + VISIBLE_S)
         return machine
 
@@ -110,7 +113,7 @@ class AwsMachines:
         wanted = [i for i in dict.fromkeys(machine_ids) if _INSTANCE_ID.fullmatch(i)]
         found = {m.machine_id: m for m in self._described(wanted)}
         with self._lock:
-            fresh = {i: kept[0] for i, kept in self._fresh.items() if kept[1] > self._clock()}
+            fresh = {i: entry[0] for i, entry in self._fresh.items() if entry[1] > self._clock()}
         both = fresh | found
         return [both[i] for i in wanted if i in both]
 
@@ -136,20 +139,20 @@ class AwsMachines:
         if failed:
             raise failed[0]
 
-    def prune(self, older_than_s: float) -> list[str]:
+    def forget_ended(self, older_than_s: float) -> list[str]:
         """EC2 forgets by itself: instances after an hour or so, tokens a day after their instance."""
         return []
 
-    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
+    def attach_retained(self, cluster_id: str, machine_id: str | None) -> None:
         if machine_id is None:
-            self._keeps.release(cluster_id)
+            self._retained.release(cluster_id)
         else:
-            self._keeps.attach(cluster_id, machine_id)
+            self._retained.attach(cluster_id, machine_id)
 
-    def leftovers(
+    def delete_orphans(
         self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
     ) -> list[str]:
-        return self._leftovers.clear(installation_id, older_than_s, lives)
+        return self._orphans.clear(installation_id, older_than_s, lives)
 
     def console_output(self, machine_id: str) -> str:
         if not _INSTANCE_ID.fullmatch(machine_id):
@@ -172,7 +175,7 @@ class AwsMachines:
         fit = [s for s in self._config.subnets if spec.zone in (None, s.zone)]
         if not fit:
             zones = ", ".join(sorted({s.zone for s in self._config.subnets}))
-            raise _bad(spec, f"asks for zone {spec.zone}, of which the cloud has no subnet", f"Use one of {zones}.")
+            raise _bad(spec, f"requests zone {spec.zone}, in which the cloud has no subnet", f"Use one of {zones}.")
         first = (zlib.crc32(spec.cluster_id.encode()) + spec.generation) % len(fit)
         return fit[first:] + fit[:first]
 
@@ -190,8 +193,8 @@ class AwsMachines:
             gpus = f"{spec.gpu} GPUs" + (f" {spec.accelerator}" if spec.accelerator else "")
             raise _bad(
                 spec,
-                f"asks for {spec.cpu or 0:g} CPUs{memory} and {gpus} ({architecture}): no type has them",
-                "Ask for less, or name an instance type.",
+                f"asks for {spec.cpu or 0:g} CPUs{memory} and {gpus} ({architecture}): no instance type has them",
+                "Request less, or name an instance type.",
             )
         return fit[0].name, fit[0]
 
@@ -227,7 +230,7 @@ class AwsMachines:
     def _launched_before(self, machine: Machine) -> Machine:
         """The answer to a launch that was made long ago: it may give the state of then."""
         now = self.describe([machine.machine_id])
-        ended = {"state": MachineState.GONE, "reason": "EC2 does not know it any more"}
+        ended = {"state": MachineState.GONE, "reason": "EC2 no longer knows it"}
         return now[0] if now else machine.model_copy(update=ended)
 
     def _under_the_same_token(self, spec: MachineSpec, error: BadConfig) -> Machine:
@@ -236,17 +239,13 @@ class AwsMachines:
         instance = next(iter(self._instances([_filter(f"tag:{TOKEN_TAG}", spec.token)])), None)
         if instance is None:
             raise CloudError(
-                f"EC2 has launched something under the token of node {spec.node_id}, and does not show it (yet).",
+                f"EC2 has launched an instance under the token of node {spec.node_id}, but does not show it yet.",
                 remedy="Try again, or use a new generation of the node.",
                 resource=spec.node_id,
             ) from error
         if instances.tags_of(instance).get(REQUEST_TAG) == spec.digest():
             return self._machine(instance)
-        raise BadConfig(
-            f"Machine {instance['InstanceId']} was launched under the same token with another request.",
-            remedy="Use a new generation of the node for another request.",
-            resource=spec.node_id,
-        ) from error
+        raise BadConfig.same_token(instance["InstanceId"], spec.node_id) from error
 
     # -- asking EC2
 
@@ -264,21 +263,21 @@ class AwsMachines:
         return []
 
     def _described(self, machine_ids: list[str]) -> list[Machine]:
-        # By a filter: asked for by id, one that EC2 does not know would refuse all.
+        # By a filter: by id, one unknown to EC2 would fail the whole call.
         return [m for some in _batches(machine_ids) for m in self._filtered([_filter("instance-id", *some)])]
 
-    def _filtered(self, filters: list[dict[str, Any]]) -> list[Machine]:
+    def _filtered(self, filters: list[FilterTypeDef]) -> list[Machine]:
         return [self._machine(instance) for instance in self._instances(filters)]
 
-    def _instances(self, filters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _instances(self, filters: list[FilterTypeDef]) -> list[InstanceTypeDef]:
         reservations = self._session.pages("ec2", "DescribeInstances", "Reservations", Filters=filters, MaxResults=1000)
         return [instance for reservation in reservations for instance in reservation["Instances"]]
 
-    def _machine(self, instance: dict[str, Any]) -> Machine:
+    def _machine(self, instance: InstanceTypeDef) -> Machine:
         return instances.machine(instance, self._tags)
 
 
-def _filter(name: str, *values: str) -> dict[str, Any]:
+def _filter(name: str, *values: str) -> FilterTypeDef:
     return {"Name": name, "Values": list(values)}
 
 

@@ -1,4 +1,4 @@
-"""AMIs: which one a name means now, and what of it a launch must know."""
+"""AMIs: resolves a name to an image, with the facts that a launch needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GPU_IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ama
 class Image:
     id: str
     root_device: str
-    """E.g. ``/dev/xvda``: a disk of ours under another name would come beside it."""
+    """E.g. ``/dev/xvda``: a disk under another name would be a second one."""
     root_gib: int
     """The least that its root disk may have."""
     architecture: str

@@ -1,19 +1,20 @@
-"""An EC2 instance as what RunInstances is asked for, and as what DescribeInstances tells. No call is made here."""
+"""An EC2 instance as an argument of RunInstances, and as an answer of DescribeInstances. No call is made here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from clouds.aws.machines import advanced
 from clouds.aws.machines.images import Image
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
-from clouds.contract.retained import DEVICES, KEPT_TAG
+from clouds.contract.retained import DEVICES, RETAINED_TAG
 from heliostat.models.clouds import AwsConfig, Market
 
 if TYPE_CHECKING:
-    from clouds.aws.machines.retained import Kept
+    from types_boto3_ec2.type_defs import InstanceTypeDef
 
 TOKEN_TAG, REQUEST_TAG, GENERATION_TAG = "heliostat-token", "heliostat-request", "heliostat-generation"
 """Of an instance: the token it was launched under, the hash of the whole request, and which try of its slot it is."""
@@ -29,11 +30,26 @@ STATES = {
 }
 _REASONS = {
     "Client.UserInitiatedShutdown": "terminated",
-    "Client.InstanceInitiatedShutdown": "the machine has shut itself down",
-    "Server.SpotInstanceTermination": "AWS has reclaimed the spot machine",
-    "Server.InsufficientInstanceCapacity": "AWS had no machine for it after all",
+    "Client.InstanceInitiatedShutdown": "the machine shut itself down",
+    "Server.SpotInstanceTermination": "AWS reclaimed the spot machine",
+    "Server.InsufficientInstanceCapacity": "AWS had no capacity for it",
 }
 """By ``StateReason.Code``."""
+
+
+@dataclass(frozen=True)
+class RetainedIds:
+    """The retained resources that a head is launched with."""
+
+    volume_id: str | None = None
+    interface_id: str | None = None
+
+    @property
+    def devices(self) -> str:
+        """Where the volume appears: by its id where disks are NVMe, else by the name that it is attached as
+        (https://docs.aws.amazon.com/ebs/latest/userguide/nvme-ebs-volumes.html)."""
+        serial = (self.volume_id or "").replace("-", "")
+        return f"/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_{serial} /dev/xvdp"
 
 
 def request(
@@ -43,12 +59,12 @@ def request(
     image: Image,
     instance_type: str,
     more_tags: Mapping[str, str],
-    kept: Kept | None = None,
+    retained: RetainedIds | None = None,
 ) -> dict[str, Any]:
     """Arguments of RunInstances: the same for the same arguments here, as EC2 compares them under one token.
 
     Args:
-        kept: what a head has from the one before.
+        retained: what a head has from the one before.
     """
     tags = {
         "Name": f"heliostat {spec.node_id}",
@@ -90,13 +106,13 @@ def request(
             {"ResourceType": kind, "Tags": listed} for kind in ("instance", "volume", "network-interface")
         ],
     }
-    if kept is not None and kept.volume_id is not None:
-        arguments["UserData"] = spec.user_data.replace(DEVICES, kept.devices)
+    if retained is not None and retained.volume_id is not None:
+        arguments["UserData"] = spec.user_data.replace(DEVICES, retained.devices)
         of_instance = arguments["TagSpecifications"][0]
-        of_instance["Tags"] = [*of_instance["Tags"], {"Key": KEPT_TAG, "Value": kept.volume_id}]
-    if kept is not None and kept.interface_id is not None:
+        of_instance["Tags"] = [*of_instance["Tags"], {"Key": RETAINED_TAG, "Value": retained.volume_id}]
+    if retained is not None and retained.interface_id is not None:
         del arguments["SubnetId"], arguments["SecurityGroupIds"]  # they are the interface's; so are its tags
-        arguments["NetworkInterfaces"] = [{"DeviceIndex": 0, "NetworkInterfaceId": kept.interface_id}]
+        arguments["NetworkInterfaces"] = [{"DeviceIndex": 0, "NetworkInterfaceId": retained.interface_id}]
         arguments["TagSpecifications"] = arguments["TagSpecifications"][:-1]
     if spec.market is Market.SPOT:
         arguments["InstanceMarketOptions"] = {
@@ -106,8 +122,8 @@ def request(
     return advanced.put_over(arguments, spec.advanced) if spec.advanced else arguments
 
 
-def machine(instance: dict[str, Any], hidden: Mapping[str, str]) -> Machine:
-    """``hidden``: tags that all have, which are nobody's business above."""
+def machine(instance: InstanceTypeDef, hidden: Mapping[str, str]) -> Machine:
+    """``hidden``: tags that every machine has; callers do not see them."""
     tags = tags_of(instance)
     state = STATES[instance["State"]["Name"]]
     said = instance.get("StateReason", {})
@@ -128,5 +144,5 @@ def machine(instance: dict[str, Any], hidden: Mapping[str, str]) -> Machine:
     )
 
 
-def tags_of(instance: dict[str, Any]) -> dict[str, str]:
+def tags_of(instance: InstanceTypeDef) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}

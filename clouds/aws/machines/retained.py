@@ -1,4 +1,4 @@
-"""What the heads of a cluster hand on on AWS: an EBS volume and a network interface. Both are of one zone.
+"""A cluster's retained resources on AWS: an EBS volume and a network interface. Both are of one zone.
 
 They are made before the first head's machine, since it is launched with the interface and looks for the volume by its
 id; each place that a first head is tried in may leave its own. The volume is attached when the machine runs, which EC2
@@ -11,39 +11,36 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from clouds.aws.account.session import AwsSession
 from clouds.aws.machines import instances
-from clouds.aws.machines.advanced import KEPT_DEVICE
+from clouds.aws.machines.advanced import RETAINED_DEVICE
+from clouds.aws.machines.instances import RetainedIds
 from clouds.contract.errors import Gone, NotOffered
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, MachineSpec, MachineState
-from clouds.contract.retained import KEPT_TAG, Keep
+from clouds.contract.retained import RETAINED_TAG, RetainedResources
+from clouds.try_each import try_each
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig, AwsSubnet
 
-Found = dict[str, Any]
-"""A volume or a network interface, as EC2 describes it."""
+if TYPE_CHECKING:
+    from types_boto3_ec2.literals import ResourceTypeType
+    from types_boto3_ec2.type_defs import (
+        CreateNetworkInterfaceRequestTypeDef,
+        CreateVolumeRequestTypeDef,
+        FilterTypeDef,
+        InstanceTypeDef,
+        NetworkInterfaceTypeDef,
+        TagSpecificationTypeDef,
+        VolumeTypeDef,
+    )
 
 
-@dataclass(frozen=True)
-class Kept:
-    volume_id: str | None = None
-    interface_id: str | None = None
-
-    @property
-    def devices(self) -> str:
-        """Where the volume appears: by its id where disks are NVMe, else by the name that it is attached as
-        (https://docs.aws.amazon.com/ebs/latest/userguide/nvme-ebs-volumes.html)."""
-        serial = (self.volume_id or "").replace("-", "")
-        return f"/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_{serial} /dev/xvdp"
-
-
-class Keeps:
+class RetainedStore:
     """Args:
     installation_id: whose things are found and deleted here.
-    tags: on what is made, beside ours.
+    tags: on what is made, besides ours.
     """
 
     def __init__(self, config: AwsConfig, session: AwsSession, installation_id: str, tags: Mapping[str, str]) -> None:
@@ -52,13 +49,15 @@ class Keeps:
         self._private: set[str] = set()
         """Subnets that were looked at."""
 
-    def prepare(self, spec: MachineSpec, keep: Keep, subnets: list[AwsSubnet]) -> tuple[AwsSubnet, Kept]:
+    def prepare(
+        self, spec: MachineSpec, keep: RetainedResources, subnets: list[AwsSubnet]
+    ) -> tuple[AwsSubnet, RetainedIds]:
         """Where this head goes, and with what; makes what is not there. Two lists, and a call for each that is made.
 
         Args:
             subnets: those that it may be launched in, the first choice first.
 
-        Raises NotOffered where it can't go, CloudError for what is not there any more."""
+        Raises NotOffered where it cannot go, CloudError for what is not there any more."""
         volumes = self._volumes(spec.cluster_id) if keep.volume_gib else []
         interfaces = self._interfaces(spec.cluster_id) if keep.address else []
         subnet = self._where(spec, keep, volumes, interfaces, subnets) if keep.had else subnets[0]
@@ -71,15 +70,15 @@ class Keeps:
         if keep.address:
             here = [i["NetworkInterfaceId"] for i in interfaces if i["SubnetId"] == subnet.id]
             interface_id = here[0] if here else self._make_interface(spec, subnet)
-        return subnet, Kept(volume_id, interface_id)
+        return subnet, RetainedIds(volume_id, interface_id)
 
     def attach(self, cluster_id: str, machine_id: str) -> None:
-        """See ``Machines.hand_over``. Three lists, one call to attach, one for each that is deleted."""
+        """See ``Machines.attach_retained``. Three lists, one call to attach, one for each that is deleted."""
         volumes, interfaces = self._volumes(cluster_id), self._interfaces(cluster_id)
         if not volumes and not interfaces:
             return
         instance = self._running(machine_id)
-        wanted = instances.tags_of(instance).get(KEPT_TAG)
+        wanted = instances.tags_of(instance).get(RETAINED_TAG)
         if wanted is not None:
             self._attach(next((v for v in volumes if v["VolumeId"] == wanted), None), wanted, machine_id)
         used = {i["NetworkInterfaceId"] for i in instance.get("NetworkInterfaces", [])}
@@ -92,7 +91,9 @@ class Keeps:
         """Two lists, and a call for each."""
         self._delete(self._volumes(cluster_id), self._interfaces(cluster_id))
 
-    def volume_request(self, spec: MachineSpec, keep: Keep, subnet: AwsSubnet) -> dict[str, Any]:
+    def volume_request(
+        self, spec: MachineSpec, keep: RetainedResources, subnet: AwsSubnet
+    ) -> CreateVolumeRequestTypeDef:
         """Arguments of CreateVolume."""
         return {
             "ClientToken": _token(spec.cluster_id, subnet.zone),
@@ -103,7 +104,7 @@ class Keeps:
             "TagSpecifications": self._specification("volume", "volume", spec),
         }
 
-    def interface_request(self, spec: MachineSpec, subnet: AwsSubnet) -> dict[str, Any]:
+    def interface_request(self, spec: MachineSpec, subnet: AwsSubnet) -> CreateNetworkInterfaceRequestTypeDef:
         """Arguments of CreateNetworkInterface."""
         return {
             "ClientToken": _token(spec.cluster_id, subnet.id),
@@ -115,31 +116,36 @@ class Keeps:
 
     # -- inside
 
-    def _attach(self, volume: Found | None, volume_id: str, machine_id: str) -> None:
+    def _attach(self, volume: VolumeTypeDef | None, volume_id: str, machine_id: str) -> None:
         holders = [a["InstanceId"] for a in volume.get("Attachments", [])] if volume is not None else None
         if holders is None or (holders and machine_id not in holders):
             where = "with another machine" if holders else "not shown by EC2"
             raise CloudError(f"Volume {volume_id} is {where}.", remedy="Try again.", resource=machine_id)
         if not holders:
-            arguments = {"VolumeId": volume_id, "InstanceId": machine_id, "Device": KEPT_DEVICE}
+            arguments = {"VolumeId": volume_id, "InstanceId": machine_id, "Device": RETAINED_DEVICE}
             self._session.call("ec2", "AttachVolume", volume_id, **arguments)
 
     def _where(
-        self, spec: MachineSpec, keep: Keep, volumes: list[Found], interfaces: list[Found], subnets: list[AwsSubnet]
+        self,
+        spec: MachineSpec,
+        keep: RetainedResources,
+        volumes: list[VolumeTypeDef],
+        interfaces: list[NetworkInterfaceTypeDef],
+        subnets: list[AwsSubnet],
     ) -> AwsSubnet:
         lost = ["volume"] if keep.volume_gib and not volumes else []
         lost += ["address"] if keep.address and not interfaces else []
         if lost:
             raise CloudError(  # to try again: EC2 may not show it for a moment
-                f"AWS does not show the {' and the '.join(lost)} that the heads of cluster {spec.cluster_id} keep.",
-                remedy="If somebody has deleted it, make another cluster.",
+                f"AWS does not show the {' and the '.join(lost)} that the heads of cluster {spec.cluster_id} retain.",
+                remedy="If it was deleted by hand, create another cluster.",
                 resource=spec.node_id,
             )
         zones, ids = {v["AvailabilityZone"] for v in volumes}, {i["SubnetId"] for i in interfaces}
         fit = [s for s in subnets if (not volumes or s.zone in zones) and (not interfaces or s.id in ids)]
         if not fit:
             where = ", ".join(sorted(zones or ids))
-            self._elsewhere(spec, subnets[0], f"what the head keeps is in {where}")
+            self._elsewhere(spec, subnets[0], f"the head's retained resources are in {where}")
         return fit[0]
 
     def _must_not_need_a_public_address(self, spec: MachineSpec, subnet: AwsSubnet) -> None:
@@ -151,19 +157,19 @@ class Keeps:
         answer = self._session.call("ec2", "DescribeSubnets", subnet.id, SubnetIds=[subnet.id])
         public = bool(answer["Subnets"][0]["MapPublicIpOnLaunch"])
         if public:
-            why = f"subnet {subnet.id} gives machines public addresses, which one with a fixed address can't have"
+            why = f"subnet {subnet.id} gives machines public addresses, which one with a fixed address cannot have"
             self._elsewhere(spec, subnet, why)
         with self._lock:
             self._private.add(subnet.id)
 
     def _elsewhere(self, spec: MachineSpec, subnet: AwsSubnet, why: str) -> NoReturn:
         raise NotOffered(
-            f"The head can't be in zone {subnet.zone}: {why}.",
-            remedy="Use another zone, or leave out what the head keeps.",
+            f"The head cannot be in zone {subnet.zone}: {why}.",
+            remedy="Use another zone, or remove retained_volume and fixed_address.",
             resource=spec.node_id,
         )
 
-    def _make_volume(self, spec: MachineSpec, keep: Keep, subnet: AwsSubnet) -> str:
+    def _make_volume(self, spec: MachineSpec, keep: RetainedResources, subnet: AwsSubnet) -> str:
         request = self.volume_request(spec, keep, subnet)
         return str(self._session.call("ec2", "CreateVolume", spec.node_id, **request)["VolumeId"])
 
@@ -172,37 +178,37 @@ class Keeps:
         answer = self._session.call("ec2", "CreateNetworkInterface", spec.node_id, **request)
         return str(answer["NetworkInterface"]["NetworkInterfaceId"])
 
-    def _specification(self, kind: str, kept: str, spec: MachineSpec) -> list[dict[str, Any]]:
+    def _specification(self, kind: ResourceTypeType, what: str, spec: MachineSpec) -> list[TagSpecificationTypeDef]:
         tags = {
             "Name": f"heliostat head of {spec.cluster_id}",
             **self._tags,
             **spec.tags,
             OWNER_TAG: spec.installation_id,
             CLUSTER_TAG: spec.cluster_id,
-            KEPT_TAG: kept,
+            RETAINED_TAG: what,
         }
         tags.pop(NODE_TAG, None)  # the first head's
         return [{"ResourceType": kind, "Tags": [{"Key": k, "Value": v} for k, v in sorted(tags.items())]}]
 
-    def _volumes(self, cluster_id: str) -> list[Found]:
-        found = self._session.pages("ec2", "DescribeVolumes", "Volumes", Filters=self._kept(cluster_id))
+    def _volumes(self, cluster_id: str) -> list[VolumeTypeDef]:
+        found = self._session.pages("ec2", "DescribeVolumes", "Volumes", Filters=self._filters(cluster_id))
         return [v for v in found if v["State"] not in ("deleting", "deleted")]
 
-    def _interfaces(self, cluster_id: str) -> list[Found]:
-        filters = self._kept(cluster_id)
+    def _interfaces(self, cluster_id: str) -> list[NetworkInterfaceTypeDef]:
+        filters = self._filters(cluster_id)
         return list(self._session.pages("ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", Filters=filters))
 
-    def _kept(self, cluster_id: str) -> list[dict[str, Any]]:
+    def _filters(self, cluster_id: str) -> list[FilterTypeDef]:
         return [
             {"Name": f"tag:{OWNER_TAG}", "Values": [self._installation_id]},
             {"Name": f"tag:{CLUSTER_TAG}", "Values": [cluster_id]},
-            {"Name": "tag-key", "Values": [KEPT_TAG]},
+            {"Name": "tag-key", "Values": [RETAINED_TAG]},
         ]
 
-    def _running(self, machine_id: str) -> dict[str, Any]:
+    def _running(self, machine_id: str) -> InstanceTypeDef:
         filters = [{"Name": "instance-id", "Values": [machine_id]}]
         pages = self._session.pages("ec2", "DescribeInstances", "Reservations", Filters=filters)
-        found: dict[str, Any] | None = next((i for reservation in pages for i in reservation["Instances"]), None)
+        found: InstanceTypeDef | None = next((i for reservation in pages for i in reservation["Instances"]), None)
         state = instances.STATES[found["State"]["Name"]] if found else MachineState.PENDING
         if state in (MachineState.STOPPING, MachineState.GONE):
             raise Gone(f"Machine {machine_id} has ended.", resource=machine_id)
@@ -210,19 +216,19 @@ class Keeps:
             raise CloudError(f"Machine {machine_id} does not run yet.", remedy="Try again.", resource=machine_id)
         return found
 
-    def _delete(self, volumes: Iterable[Found], interfaces: Iterable[Found]) -> None:
+    def _delete(self, volumes: Iterable[VolumeTypeDef], interfaces: Iterable[NetworkInterfaceTypeDef]) -> None:
         """Raises, after all were tried, what the first that failed did; InUse among it, which passes."""
-        failed: CloudError | None = None
-        asked = [("DeleteVolume", "VolumeId", v["VolumeId"]) for v in volumes]
-        asked += [("DeleteNetworkInterface", "NetworkInterfaceId", i["NetworkInterfaceId"]) for i in interfaces]
-        for operation, argument, thing in asked:
-            try:
-                self._session.call("ec2", operation, thing, **{argument: thing})
-            except CloudError as e:
-                if not str(e.details.get("code")).endswith("NotFound"):
-                    failed = failed or e
-        if failed is not None:
-            raise CloudError(failed.message, remedy="Try again.", resource=failed.resource, details=failed.details)
+        things = [("DeleteVolume", "VolumeId", v["VolumeId"]) for v in volumes]
+        things += [("DeleteNetworkInterface", "NetworkInterfaceId", i["NetworkInterfaceId"]) for i in interfaces]
+
+        def delete(thing: tuple[str, str, str]) -> None:
+            operation, argument, thing_id = thing
+            self._session.call("ec2", operation, thing_id, **{argument: thing_id})
+
+        try:
+            try_each(things, delete, lambda error: str(error.details.get("code")).endswith("NotFound"))
+        except CloudError as e:
+            raise CloudError(e.message, remedy="Try again.", resource=e.resource, details=e.details) from e
 
 
 def _token(cluster_id: str, place: str) -> str:

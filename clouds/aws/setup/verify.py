@@ -2,7 +2,7 @@
 is launched.
 
 Only one object is made, under ``heliostat-verify/`` in the cloud's prefix, and deleted again. EC2 is asked by
-``DryRun``, which checks all rights of a launch and launches nothing. What can't be tried so is told by
+``DryRun``, which checks all rights of a launch and launches nothing. What cannot be tried so is told by
 ``iam:SimulatePrincipalPolicy``: a dry run of TerminateInstances on a machine that is not there says nothing about a
 right that is scoped to a tag.
 """
@@ -32,7 +32,7 @@ from heliostat.models.common import utcnow
 
 EXPIRES_SOON_DAYS = 30
 _OTHERS = (("arm64", False), ("x86_64", True))
-"""Architectures, and whether with GPUs: whose images may be others."""
+"""Architectures, and whether with GPUs: their images may differ."""
 
 
 def checks(
@@ -154,7 +154,7 @@ def _region(found: Checklist, config: AwsConfig, *, answered: bool) -> None:
 
 
 def _instance_profile(found: Checklist, session: AwsSession, config: AwsConfig) -> list[str]:
-    """ARN of the role in it, if that is told."""
+    """ARN of the role in it, if S3 or STS returns it."""
     name = "instance profile"
 
     def ask() -> list[str]:
@@ -189,7 +189,7 @@ def _images(found: Checklist, session: AwsSession, config: AwsConfig) -> Image |
         try:
             found.ok(name, f"{other} is {images.get(other).id}.")
         except CloudError as e:
-            found.warn(name, f"Such machines can't be launched: {e.message}", e.remedy)
+            found.warn(name, f"Such machines cannot be launched: {e.message}", e.remedy)
     return image
 
 

@@ -1,4 +1,4 @@
-"""The bucket: whose, where, and whether it can be written to and read from."""
+"""The bucket: its owner, its region, and whether it can be written to and read from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _whose(found: Checklist, session: AwsSession, config: AwsConfig) -> None:
     try:
         region = _location(session, config, ExpectedBucketOwner=session.account)
     except Denied as e:
-        _not_told(found, session, config, e)
+        _location_unknown(found, session, config, e)
         return
     except CloudError as e:
         found.fail(name, e.message, e.remedy)
@@ -40,7 +40,7 @@ def _whose(found: Checklist, session: AwsSession, config: AwsConfig) -> None:
     found.ok(name, f"{config.bucket} is of account {session.account}, in {region}.")
 
 
-def _not_told(found: Checklist, session: AwsSession, config: AwsConfig, refused: Denied) -> None:
+def _location_unknown(found: Checklist, session: AwsSession, config: AwsConfig, refused: Denied) -> None:
     """S3 says the same of a bucket of another account as of a missing right, so it is asked once more."""
     try:
         _location(session, config)
@@ -62,5 +62,5 @@ def _not_told(found: Checklist, session: AwsSession, config: AwsConfig, refused:
 
 def _location(session: AwsSession, config: AwsConfig, **expected: str) -> str:
     answer = session.call("s3", "GetBucketLocation", config.bucket, Bucket=config.bucket, **expected)
-    told = answer.get("LocationConstraint")
-    return _OLD_NAMES.get(told) or str(told)
+    constraint = answer.get("LocationConstraint")
+    return _OLD_NAMES.get(constraint) or str(constraint)

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from clouds.aws.account.session import AwsSession
 from clouds.checklist import SERVE_PORTS, Checklist, address_of
 from heliostat.models.clouds import AwsConfig
 
+if TYPE_CHECKING:
+    from types_boto3_ec2.type_defs import (
+        FilterTypeDef,
+        IpPermissionOutputTypeDef,
+        RouteTableTypeDef,
+        RouteTypeDef,
+        SecurityGroupTypeDef,
+        SubnetTypeDef,
+    )
+
 FEW_ADDRESSES = 16
 BALANCER_ADDRESSES = 8
-"""That ELB wants free in each subnet of an ALB."""
+"""That ELB needs free in each subnet of an ALB."""
 EVERYWHERE = "0.0.0.0/0"
 _TARGETS = (
     "NatGatewayId", "TransitGatewayId", "GatewayId", "NetworkInterfaceId", "InstanceId", "VpcPeeringConnectionId",
@@ -23,20 +33,20 @@ _TARGETS = (
 
 
 def looked_at(found: Checklist, session: AwsSession, config: AwsConfig, api_url: str) -> None:
-    """Filters, not ids: asked for by id, one that EC2 does not know would refuse all."""
+    """Filters, not ids: by id, one unknown to EC2 would fail the whole call."""
     ids = sorted({*(s.id for s in config.subnets), *config.balancer_subnets})
     groups = sorted({*config.security_groups, *config.balancer_security_groups})
 
-    def ask_subnets() -> dict[str, Any]:
+    def ask_subnets() -> dict[str, SubnetTypeDef]:
         answer = session.pages("ec2", "DescribeSubnets", "Subnets", Filters=[_filter("subnet-id", *ids)])
         return {subnet["SubnetId"]: subnet for subnet in answer}
 
-    def ask_routes() -> list[dict[str, Any]]:
+    def ask_routes() -> list[RouteTableTypeDef]:
         return list(
             session.pages("ec2", "DescribeRouteTables", "RouteTables", Filters=[_filter("vpc-id", config.vpc_id)])
         )
 
-    def ask_groups() -> dict[str, Any]:
+    def ask_groups() -> dict[str, SecurityGroupTypeDef]:
         answer = session.pages(
             "ec2", "DescribeSecurityGroups", "SecurityGroups", Filters=[_filter("group-id", *groups)]
         )
@@ -54,7 +64,7 @@ def looked_at(found: Checklist, session: AwsSession, config: AwsConfig, api_url:
         _groups(found, config, held)
 
 
-def _filter(name: str, *values: str) -> dict[str, Any]:
+def _filter(name: str, *values: str) -> FilterTypeDef:
     return {"Name": name, "Values": list(values)}
 
 
@@ -66,8 +76,8 @@ def _subnet(
     config: AwsConfig,
     subnet_id: str,
     zone: str,
-    subnet: dict[str, Any] | None,
-    tables: list[dict[str, Any]] | None,
+    subnet: SubnetTypeDef | None,
+    tables: list[RouteTableTypeDef] | None,
     api_url: str,
 ) -> None:
     name = f"subnet {subnet_id}"
@@ -92,12 +102,12 @@ def _subnet(
             return
         said += f", out {out}"
     if free < FEW_ADDRESSES:
-        found.warn(name, f"{said}: that many machines, and no more.", "Name a larger subnet beside it.")
+        found.warn(name, f"{said}: room for that many machines.", "Name a larger subnet beside it.")
     else:
         found.ok(name, f"{said}.")
 
 
-def _not_as_written(config: AwsConfig, subnet: dict[str, Any] | None) -> str:
+def _not_as_written(config: AwsConfig, subnet: SubnetTypeDef | None) -> str:
     if subnet is None:
         return f"There is no such subnet in region {config.region}, or it is another account's."
     if subnet["VpcId"] != config.vpc_id:
@@ -105,16 +115,16 @@ def _not_as_written(config: AwsConfig, subnet: dict[str, Any] | None) -> str:
     return "" if subnet["State"] == "available" else f"It is {subnet['State']}."
 
 
-def _routes(tables: list[dict[str, Any]], subnet_id: str) -> list[dict[str, Any]]:
+def _routes(tables: list[RouteTableTypeDef], subnet_id: str) -> list[RouteTypeDef]:
     """Of its own table, or of the VPC's main one."""
     tied = [(a, table) for table in tables for a in table.get("Associations", [])]
     own = next((table for a, table in tied if a.get("SubnetId") == subnet_id), None)
     main = next((table for a, table in tied if a.get("Main")), None)
-    routes: list[dict[str, Any]] = (own or main or {}).get("Routes", [])
-    return routes
+    table = own or main
+    return table.get("Routes", []) if table is not None else []
 
 
-def way_out(subnet: dict[str, Any], routes: list[dict[str, Any]], api_url: str) -> tuple[str, str, str]:
+def way_out(subnet: SubnetTypeDef, routes: list[RouteTypeDef], api_url: str) -> tuple[str, str, str]:
     """How its machines reach the API: (by what, "", ""), or ("", why not, what to do)."""
     default = next((r for r in routes if r.get("DestinationCidrBlock") == EVERYWHERE), None)
     if default is None:
@@ -123,22 +133,24 @@ def way_out(subnet: dict[str, Any], routes: list[dict[str, Any]], api_url: str) 
             return private, "", ""
         return (
             "",
-            f"Its machines have no route to us ({api_url}): no default route, and none to that address.",
+            f"Its machines have no route to the control plane ({api_url}): no default route, and none to that address.",
             f"Route {EVERYWHERE} to a NAT gateway or transit gateway, or give the API an endpoint in the VPC.",
         )
-    target = next((str(default[key]) for key in _TARGETS if default.get(key)), "")
+    given = {key: str(value) for key, value in default.items() if value}
+    target = next((given[key] for key in _TARGETS if key in given), "")
     if default.get("State") == "blackhole":
-        return "", f"Its default route leads to {target}, which is gone (a black hole).", "Mend the route."
+        return "", f"Its default route leads to {target}, which is gone (a black hole).", "Fix the route."
     if target.startswith("igw-") and not subnet.get("MapPublicIpOnLaunch"):
         return (
             "",
-            f"Its default route leads to {target}, but machines get no public address there: nothing comes back to us.",
+            f"Its default route leads to {target}, but machines get no public address there: "
+            "no answer can return to the control plane.",
             "Turn on auto-assignment of public addresses in the subnet, or route through a NAT gateway.",
         )
     return f"by {target}", "", ""
 
 
-def _private_way(routes: list[dict[str, Any]], api_url: str) -> str:
+def _private_way(routes: list[RouteTypeDef], api_url: str) -> str:
     """The route that holds the API's address."""
     for address in _addresses(api_url):
         for route in routes:
@@ -152,14 +164,14 @@ def _addresses(url: str) -> list[ipaddress.IPv4Address]:
     """IPv4 addresses of the URL's host, as this host resolves it; a name may mean another address in the VPC."""
     given = address_of(url)
     try:
-        told = [given] if given else [info[4][0] for info in socket.getaddrinfo(urlsplit(url).hostname, None)]
+        addresses = [given] if given else [info[4][0] for info in socket.getaddrinfo(urlsplit(url).hostname, None)]
     except OSError:
         return []
-    return [a for a in (ipaddress.ip_address(str(one)) for one in told) if isinstance(a, ipaddress.IPv4Address)]
+    return [a for a in (ipaddress.ip_address(str(one)) for one in addresses) if isinstance(a, ipaddress.IPv4Address)]
 
 
 def _balancer_subnets(
-    found: Checklist, config: AwsConfig, subnets: dict[str, Any], tables: list[dict[str, Any]] | None
+    found: Checklist, config: AwsConfig, subnets: dict[str, SubnetTypeDef], tables: list[RouteTableTypeDef] | None
 ) -> None:
     name, remedy = "load balancers' subnets", "Correct the cloud's balancer_subnets."
     wrong = [f"{i}: {why}" for i in config.balancer_subnets if (why := _not_as_written(config, subnets.get(i)))]
@@ -174,7 +186,7 @@ def _balancer_subnets(
         if tables is not None and not config.balancer_internal and not _to_the_internet(_routes(tables, i))
     ]
     if len(zones) < 2 or len(zones) < len(config.balancer_subnets):
-        found.fail(name, f"They are in {', '.join(zones)}: an ALB wants two zones, and one subnet in each.", remedy)
+        found.fail(name, f"They are in {', '.join(zones)}: an ALB needs two zones, and one subnet in each.", remedy)
     elif full:
         found.fail(name, f"Fewer than {BALANCER_ADDRESSES} addresses are free in {', '.join(full)}.", remedy)
     elif inside:
@@ -187,7 +199,7 @@ def _balancer_subnets(
         found.ok(name, f"In {', '.join(zones)}.")
 
 
-def _to_the_internet(routes: list[dict[str, Any]]) -> bool:
+def _to_the_internet(routes: list[RouteTypeDef]) -> bool:
     return any(
         r.get("DestinationCidrBlock") == EVERYWHERE and str(r.get("GatewayId", "")).startswith("igw-") for r in routes
     )
@@ -196,7 +208,7 @@ def _to_the_internet(routes: list[dict[str, Any]]) -> bool:
 # -- security groups
 
 
-def _groups(found: Checklist, config: AwsConfig, held: dict[str, Any]) -> None:
+def _groups(found: Checklist, config: AwsConfig, held: dict[str, SecurityGroupTypeDef]) -> None:
     for group_id in dict.fromkeys([*config.security_groups, *config.balancer_security_groups]):
         name, group = f"security group {group_id}", held.get(group_id)
         if group is None:
@@ -217,19 +229,19 @@ def _groups(found: Checklist, config: AwsConfig, held: dict[str, Any]) -> None:
         _from_balancers(found, machines, set(config.balancer_security_groups))
 
 
-def _among_themselves(found: Checklist, machines: list[dict[str, Any]], ours: set[str]) -> None:
+def _among_themselves(found: Checklist, machines: list[SecurityGroupTypeDef], ours: set[str]) -> None:
     name = "machines among themselves"
     if any(rule["IpProtocol"] == "-1" and ours & _sources(rule) for rule in _inbound(machines)):
         found.ok(name, "All traffic.")
     else:
         found.fail(
             name,
-            "No group of the machines allows all traffic from the machines: Ray's nodes can't join their head.",
+            "No group of the machines allows all traffic from the machines: Ray's nodes cannot join their head.",
             f"Add to {sorted(ours)[0]} an inbound rule for all traffic from itself.",
         )
 
 
-def _outwards(found: Checklist, machines: list[dict[str, Any]]) -> None:
+def _outwards(found: Checklist, machines: list[SecurityGroupTypeDef]) -> None:
     name = "machines outwards"
     rules = [rule for group in machines for rule in group.get("IpPermissionsEgress", [])]
     if any(_covers(rule, 443) and _blocks(rule) for rule in rules):
@@ -242,20 +254,20 @@ def _outwards(found: Checklist, machines: list[dict[str, Any]]) -> None:
         )
 
 
-def _from_outside(found: Checklist, machines: list[dict[str, Any]]) -> None:
+def _from_outside(found: Checklist, machines: list[SecurityGroupTypeDef]) -> None:
     """Nothing of ours calls a machine; load balancers come by their group."""
     name = "machines from outside"
     opened = [r for r in _inbound(machines) if {EVERYWHERE, "::/0"} & _blocks(r)]
     if opened:
         ports = ", ".join(sorted({_ports(rule) for rule in opened}))
         found.warn(
-            name, f"The whole world may call machines ({ports}).", "Take the rule away: nothing of ours needs it."
+            name, f"Machines are open to the internet ({ports}).", "Remove the rule: Heliostat does not need it."
         )
     else:
-        found.ok(name, "Not open to the world.")
+        found.ok(name, "Not open to the internet.")
 
 
-def _from_balancers(found: Checklist, machines: list[dict[str, Any]], balancers: set[str]) -> None:
+def _from_balancers(found: Checklist, machines: list[SecurityGroupTypeDef], balancers: set[str]) -> None:
     name = "load balancers to machines"
     if not balancers:
         found.fail(name, "The cloud has no balancer_security_groups.", "Name one, and let it reach the machines.")
@@ -276,24 +288,24 @@ def _from_balancers(found: Checklist, machines: list[dict[str, Any]], balancers:
         found.ok(name, f"TCP {' and '.join(map(str, SERVE_PORTS))}.")
 
 
-def _inbound(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _inbound(groups: list[SecurityGroupTypeDef]) -> list[IpPermissionOutputTypeDef]:
     return [rule for group in groups for rule in group.get("IpPermissions", [])]
 
 
-def _sources(rule: dict[str, Any]) -> set[str]:
+def _sources(rule: IpPermissionOutputTypeDef) -> set[str]:
     return {pair["GroupId"] for pair in rule.get("UserIdGroupPairs", [])}
 
 
-def _blocks(rule: dict[str, Any]) -> set[str]:
+def _blocks(rule: IpPermissionOutputTypeDef) -> set[str]:
     return {r["CidrIp"] for r in rule.get("IpRanges", [])} | {r["CidrIpv6"] for r in rule.get("Ipv6Ranges", [])}
 
 
-def _covers(rule: dict[str, Any], port: int) -> bool:
+def _covers(rule: IpPermissionOutputTypeDef, port: int) -> bool:
     protocol = str(rule["IpProtocol"])
     return protocol == "-1" or (protocol == "tcp" and port in range(rule.get("FromPort", 0), rule["ToPort"] + 1))
 
 
-def _ports(rule: dict[str, Any]) -> str:
+def _ports(rule: IpPermissionOutputTypeDef) -> str:
     if rule["IpProtocol"] == "-1":
         return "all ports"
     first, last = rule.get("FromPort"), rule.get("ToPort")

@@ -1,4 +1,4 @@
-"""Rights of the assumed role, told without using them up: simulated, or by a launch that EC2 only pretends."""
+"""Rights of the assumed role, checked without using them: simulated, or by a dry run of a launch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from clouds.aws.account.session import AwsSession
 from clouds.aws.machines import instances
 from clouds.aws.machines.images import Image
-from clouds.aws.machines.retained import Keeps
+from clouds.aws.machines.retained import RetainedStore
 from clouds.aws.setup import rights
 from clouds.checklist import Checklist
 from clouds.contract.machines import MachineSpec
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 from heliostat.errors import CloudError
 from heliostat.models.clouds import AwsConfig, AwsSubnet
 from heliostat.models.clusters import NodeRole
@@ -30,7 +30,7 @@ SIMULATED = (
 """Statements of ``rights.role_policy`` that nothing harmless tries."""
 
 
-_KEEP = Keep(volume_gib=1, mount_path="/mnt/head", address=True)
+_RETAINED = RetainedResources(volume_gib=1, mount_path="/mnt/head", address=True)
 
 
 def add_to_role(statements: list[dict[str, Any]]) -> str:
@@ -82,7 +82,7 @@ def _simulated(found: Checklist, session: AwsSession, policy: rights.Policy) -> 
             remedy = add_to_role(rights.granting(policy, "iam:SimulatePrincipalPolicy"))
             names = sorted({a for s in policy["Statement"] if s["Sid"] in SIMULATED for a in s["Action"]})
             for action in names:
-                found.skip(f"right {action}", f"It can't be simulated: {e.message}", remedy)
+                found.skip(f"right {action}", f"It cannot be simulated: {e.message}", remedy)
             return
         for action in statement["Action"]:
             missing.setdefault(action, [])
@@ -92,7 +92,7 @@ def _simulated(found: Checklist, session: AwsSession, policy: rights.Policy) -> 
         if statements and statements[0]["Sid"] == "ServiceLinkedRoles":
             found.warn(
                 f"right {action}",
-                "An account's first spot machine and load balancer want roles of AWS's own; this one can't make them.",
+                "An account's first spot machine and load balancer want roles of AWS's own; this one cannot make them.",
                 add_to_role(statements),
             )
         elif statements:
@@ -157,14 +157,16 @@ def launches(
 
 def _keeps(found: Checklist, session: AwsSession, config: AwsConfig, installation_id: str, subnet: AwsSubnet) -> None:
     """What heads may keep there."""
-    keeps, spec = Keeps(config, session, installation_id, {}), _spec(installation_id)
+    retained, spec = RetainedStore(config, session, installation_id, {}), _spec(installation_id)
     name = f"volume and address of a head in {subnet.id}"
 
     def pretended() -> bool:
         for ask in (
-            lambda: session.call("ec2", "CreateVolume", None, DryRun=True, **keeps.volume_request(spec, _KEEP, subnet)),
             lambda: session.call(
-                "ec2", "CreateNetworkInterface", None, DryRun=True, **keeps.interface_request(spec, subnet)
+                "ec2", "CreateVolume", None, DryRun=True, **retained.volume_request(spec, _RETAINED, subnet)
+            ),
+            lambda: session.call(
+                "ec2", "CreateNetworkInterface", None, DryRun=True, **retained.interface_request(spec, subnet)
             ),
         ):
             _pretended(ask)

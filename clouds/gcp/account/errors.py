@@ -1,9 +1,8 @@
-"""What Google Cloud says, in the few words of ``clouds.contract``: one table for HTTP answers and failed operations.
+"""Maps errors of Google Cloud to those of ``clouds.contract``: one table for HTTP answers and failed operations.
 
 HTTP answers have a status and ``errors[].reason`` (https://cloud.google.com/compute/docs/troubleshooting/common-errors
 and https://cloud.google.com/apis/design/errors); an operation that is DONE has ``error.errors[].code``. What is out of
-stock comes the second way alone. Codes were gathered from Google's pages and from what SkyPilot handles
-(research/cloud.md §3).
+stock comes the second way alone. The codes come from Google's pages and from what SkyPilot handles.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class Exists(CloudError):
 
 
 class Changed(CloudError):
-    """The thing is not as it was when it was read (412). Never leaves this package, but as an error to try again."""
+    """The resource has changed since it was read (412). Leaves this package only as an error to retry."""
 
 
 class InUse(CloudError):
@@ -94,7 +93,7 @@ REMEDIES: dict[type[CloudError], str] = {
     QuotaExceeded: "Wait until other resources are gone, or raise the project's quota (console: IAM & Admin, Quotas).",
     Throttled: "Try again later.",
     BadConfig: "Change the cloud's or the compute config.",
-    Gone: "It does not exist any more.",
+    Gone: "It no longer exists.",
     Denied: "Grant it to the cloud's service account.",
 }
 
@@ -103,7 +102,7 @@ _PERMISSION = re.compile(
     r"|does not have permission '?(?P<d>[\w.]+\.[\w.]+)"
 )
 _POLICY = re.compile(r"\b(?:constraints|customConstraints)/[\w.]+")
-"""What an organization's policy forbids is told as a fingerprint that is not the newest (412, CONDITION_NOT_MET)."""
+"""An organization's policy refuses by the error of an outdated fingerprint (412, CONDITION_NOT_MET)."""
 _API = re.compile(r"\b(\w+\.googleapis\.com)\b")
 
 
@@ -151,15 +150,15 @@ def raised(e: Exception, doing: str, resource: str | None = None) -> CloudError:
             remedy="Try again: the call is repeatable. Check the network if it goes on.",
             resource=resource,
         )
-    raise TypeError(f"{type(e)} is no error of Google's libraries")
+    raise TypeError(f"{type(e)} is not an error of Google's libraries")
 
 
 def answered(response: requests.Response, doing: str, resource: str | None = None) -> CloudError:
     """An HTTP answer of 400 and above of Cloud Storage's JSON API or of IAM, as one of ours."""
     try:
-        told = response.json()["error"]
-        code = next((e["reason"] for e in told.get("errors", [])), str(told.get("status", "")))
-        text = str(told["message"])
+        body_json = response.json()["error"]
+        code = next((e["reason"] for e in body_json.get("errors", [])), str(body_json.get("status", "")))
+        text = str(body_json["message"])
     except (ValueError, KeyError, TypeError):
         code, text = "", response.text[:500] or response.reason
     return error(code, response.status_code, text, doing, resource)
@@ -182,9 +181,9 @@ def _not_trusted(e: OAuthError | RefreshError, doing: str) -> CloudError:
         return CloudError(f"Google's token service failed when asked to {doing}.", remedy="Try again.")
     text = body
     try:
-        told = json.loads(body)
-        held = told.get("error")
-        text = held["message"] if isinstance(held, dict) else f"{held}: {told.get('error_description', '')}"
+        body_json = json.loads(body)
+        held = body_json.get("error")
+        text = held["message"] if isinstance(held, dict) else f"{held}: {body_json.get('error_description', '')}"
     except (ValueError, KeyError, AttributeError):
         pass  # not JSON: as it is
     missing = permission(text) or ("iam.serviceAccounts.getAccessToken" if "getAccessToken" in text else "")

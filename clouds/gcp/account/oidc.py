@@ -1,7 +1,7 @@
 """Our own OpenID issuer: what Google's workload identity federation trusts in place of a stored key.
 
 The operator makes a workload identity pool with a provider whose issuer is our URL; Google's STS fetches the two
-documents below from it over HTTPS (or holds an uploaded JWKS, for a control plane that it can't reach), checks our
+documents below from it over HTTPS (or holds an uploaded JWKS, for a control plane that it cannot reach), checks our
 token and
 maps its claims: ``google.subject=assertion.sub``, with the condition ``assertion.org == "<organization>"``, which plays
     the

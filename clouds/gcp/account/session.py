@@ -4,7 +4,7 @@ Nothing is stored: our own OIDC token (``clouds.gcp.account.oidc``) is exchanged
 federation), and the result acts as the customer's service account for an hour at most. Everything is built from the
 checked fields of ``GcpConfig``. A customer's credential JSON is never taken, since google-auth sends our token
 to whatever URL stands in it, and ``google.auth.load_credentials_from_*`` is never called, since it calls hosts of its
-own (research/cloud.md §4).
+own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from google.auth.transport.requests import AuthorizedSession
 from clouds.contract.errors import Throttled
 from clouds.gcp.account import errors
 from clouds.gcp.account.oidc import Issuer
-from clouds.gcp.account.throttle import Pace
+from clouds.gcp.account.throttle import Backoff
 from heliostat.models.clouds import GcpConfig
 
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
@@ -69,7 +69,7 @@ class Federated(Credentials):  # type: ignore[misc]
     """An access token of the customer's service account, refreshed by one thread at a time.
 
     google-auth's own external-account credentials look up "regional access boundaries" at a fixed host from a thread of
-    their own before a call (google-auth 2.62); asked for tokens alone, as here, they do not.
+    their own before a call (google-auth 2.62); for tokens alone, as here, they do not.
 
     Args:
         config: names the provider and the service account.
@@ -120,7 +120,7 @@ class Session:
         service_account: whom we act as, by e-mail.
         credentials: what calls are signed with.
         endpoints: Google's, or a fake's.
-        pace: shared by all who call this project.
+        backoff: shared by all who call this project.
     """
 
     def __init__(
@@ -129,10 +129,10 @@ class Session:
         service_account: str,
         credentials: Credentials,
         endpoints: Endpoints | None = None,
-        pace: Pace | None = None,
+        backoff: Backoff | None = None,
     ) -> None:
         self.project, self.service_account, self.credentials = project, service_account, credentials
-        self.endpoints, self.pace = endpoints or Endpoints(), pace or Pace()
+        self.endpoints, self.backoff = endpoints or Endpoints(), backoff or Backoff()
         self._lock = threading.Lock()
         self._clients: dict[str, Any] = {}
         self._local = threading.local()
@@ -146,7 +146,7 @@ class Session:
 
     def client(self, name: str) -> Any:
         """The client of that name, e.g. ``Instances``; one of each kind. Their ``*_unary`` methods only: the others'
-        ``result()`` asks compute.googleapis.com, whatever the endpoint (research/cloud.md §3)."""
+        ``result()`` asks compute.googleapis.com, whatever the endpoint."""
         with self._lock:
             if name not in self._clients:
                 make = getattr(self.types, f"{name}Client")
@@ -187,18 +187,18 @@ class Session:
         return response
 
     def _paced(self, ask: Callable[[], Any], doing: str, resource: str | None) -> Any:
-        asked_at = self.pace.wait(doing)
+        asked_at = self.backoff.wait(doing)
         try:
             answer = ask()
         except RAISED as e:
             found = errors.raised(e, doing, resource)
             if isinstance(found, Throttled):
-                self.pace.refused(asked_at)
+                self.backoff.refused(asked_at)
             raise found from e
         if isinstance(answer, requests.Response) and answer.status_code == 429:
-            self.pace.refused(asked_at)
+            self.backoff.refused(asked_at)
         else:
-            self.pace.taken(asked_at)
+            self.backoff.taken(asked_at)
         return answer
 
     def _authorized(self) -> Any:
@@ -232,7 +232,7 @@ class Sessions:
         self._endpoints, self._anonymous = endpoints or Endpoints(), anonymous
         self._lock = threading.Lock()
         self._made: dict[tuple[str, str, str, str], Session] = {}
-        self._paces: dict[str, Pace] = {}
+        self._backoffs: dict[str, Backoff] = {}
 
     def get(self, config: GcpConfig, organization: str) -> Session:
         """The session of that project, the same for all its regions.
@@ -243,9 +243,9 @@ class Sessions:
         key = (organization, config.service_account, config.project, config.workload_identity_provider)
         with self._lock:
             if key not in self._made:
-                pace = self._paces.setdefault(config.project, Pace())
+                backoff = self._backoffs.setdefault(config.project, Backoff())
                 credentials = self._credentials(config, organization)
-                self._made[key] = Session(config.project, config.service_account, credentials, self._endpoints, pace)
+                self._made[key] = Session(config.project, config.service_account, credentials, self._endpoints, backoff)
             return self._made[key]
 
     def _credentials(self, config: GcpConfig, organization: str) -> Credentials:

@@ -17,10 +17,10 @@ from clouds.contract.errors import Throttled
 
 FIRST_S, MOST_S = 1.0, 60.0
 PATIENCE_S = 15.0
-"""Who would have to wait for longer is told so at once: the activity's own retry waits better than a thread does."""
+"""A caller that would wait for longer fails at once: the activity's own retry waits better than a thread does."""
 
 
-class Pace:
+class Backoff:
     """One project's; safe from several threads.
 
     Args:
@@ -41,7 +41,7 @@ class Pace:
             left = self._not_before - asked
         if left > PATIENCE_S:
             raise Throttled(
-                f"Google Cloud takes no more calls of this project for {left:.0f} s; not done: {doing}.",
+                f"Google Cloud throttles this project for {left:.0f} s; not done: {doing}.",
                 remedy="Try again later; raise the project's quota of API requests if this is common.",
             )
         if left > 0:

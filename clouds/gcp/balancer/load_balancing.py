@@ -15,9 +15,9 @@ from typing import Any
 from clouds.contract.balancer import Backend, BackendCounters, Endpoint, EndpointSpec
 from clouds.contract.errors import BackendsLost, BadConfig, Gone, Outdated
 from clouds.gcp.account.errors import Changed
+from clouds.gcp.account.resources import ADDRESS, GROUP, HEALTH, HTTP, HTTPS, MAP, POLL_S, RULE, SERVICE, Resources
 from clouds.gcp.account.session import Session, name_of
 from clouds.gcp.balancer import url_map as maps
-from clouds.gcp.balancer.parts import ADDRESS, GROUP, HEALTH, HTTP, HTTPS, MAP, POLL_S, RULE, SERVICE, Parts
 from clouds.gcp.balancer.pools import HEALTH_WAIT_S, Pools
 from heliostat.errors import CloudError
 from heliostat.models.clouds import GcpConfig
@@ -41,7 +41,7 @@ class GcpBalancer:
       connection are one (``gateway-error``).
     - A version whose clusters are all down keeps its share of the requests, which get 503; a retry goes to another
       cluster of the same version. An only backend that fails its health check gets no requests.
-    - ``counters`` tells who is up, and counts nothing: Google counts in Cloud Monitoring, minutes late.
+    - ``counters`` reports who is up, and counts nothing: Google counts in Cloud Monitoring, minutes late.
     - gRPC needs a certificate: Google speaks HTTP/2 with clients over TLS alone.
     - A backend must be a machine of this project, known by its cluster's label and its address; one whose machine is
     gone
@@ -70,36 +70,36 @@ class GcpBalancer:
         clock: Callable[[], datetime] = utcnow,
     ) -> None:
         self._config = config
-        self._parts = Parts(session, config.region, poll_s)
-        self._pools = Pools(config, session, self._parts, poll_s=poll_s, health_wait_s=health_wait_s)
+        self._resources = Resources(session, config.region, poll_s)
+        self._pools = Pools(config, session, self._resources, poll_s=poll_s, health_wait_s=health_wait_s)
         self._propagation_s, self._clock = propagation_s, clock
 
     def ensure(self, spec: EndpointSpec, *, make: bool = True) -> Endpoint:
         """A renewed certificate is one of another name in the config, for Google changes none: the proxy gets it. The
         one before stays in the project, as all certificates are its people's own."""
-        name, parts, config = maps.base(spec.service_id), self._parts, self._config
+        name, resources, config = maps.base(spec.service_id), self._resources, self._config
         if spec.grpc and not config.balancer_certificates:
             raise BadConfig(
                 f"Service {spec.service_id} speaks gRPC, and the cloud has no certificate for its endpoints.",
                 remedy="Name a regional SSL certificate in the cloud's balancer_certificates.",
                 resource=spec.service_id,
             )
-        held = parts.get(ADDRESS, name)
+        held = resources.get(ADDRESS, name)
         if held is None and not make:
             raise self._gone(spec.service_id)
         if held is not None and maps.read(held.description).get("heliostat") != spec.installation_id:
             raise BadConfig(f"{spec.service_id} belongs to another installation.", resource=spec.service_id)
-        told = {"description": maps.described(spec)}
+        described = {"description": maps.described(spec)}
         if held is None:
-            parts.make(ADDRESS, name, {**told, **self._address()})
+            resources.make(ADDRESS, name, {**described, **self._address()})
         for grpc in (False, True):
-            parts.make(HEALTH, f"{name}-{'tcp' if grpc else 'http'}", {**told, **maps.health_check(grpc)})
+            resources.make(HEALTH, f"{name}-{'tcp' if grpc else 'http'}", {**described, **maps.health_check(grpc)})
         self._pools.make_none(name, spec)
-        found = parts.get(MAP, name)
+        found = resources.get(MAP, name)
         if found is None:
-            fields = {"default_service": parts.link(SERVICE, f"{name}-none")}
-            parts.make(MAP, name, {**fields, "description": self._revision(told["description"], -1, [])})
-        self._front(spec, name, told)
+            fields = {"default_service": resources.link(SERVICE, f"{name}-none")}
+            resources.make(MAP, name, {**fields, "description": self._revision(described["description"], -1, [])})
+        self._front(spec, name, described)
         endpoint = self.describe(spec.service_id)
         if endpoint is None:
             raise CloudError(f"The endpoint of {spec.service_id} was removed meanwhile.", remedy="Try again.")
@@ -120,7 +120,7 @@ class GcpBalancer:
         fingerprint; then what neither it nor the one before names is deleted."""
         name = maps.base(service_id)
         for _ in range(TRIES):
-            before = self._parts.get(MAP, name)
+            before = self._resources.get(MAP, name)
             if before is None:
                 raise self._gone(service_id)
             held = maps.read(before.description)
@@ -129,26 +129,26 @@ class GcpBalancer:
                     return
                 if revision <= held["revision"]:
                     raise Outdated.backends(service_id, revision, held["revision"])
-            address = self._parts.get(ADDRESS, name)
+            address = self._resources.get(ADDRESS, name)
             if address is None:
                 raise CloudError(
-                    f"The endpoint of {service_id} must be mended first.", remedy="Try again after ensure."
+                    f"The endpoint of {service_id} must be repaired first.", remedy="Try again after ensure."
                 )
             matcher = self._pools.prepare(name, address.description, backends, maps.services_of(before))
             wanted = {
                 "name": name,
                 "fingerprint": before.fingerprint,
                 "description": self._revision(address.description, revision, backends),
-                "default_service": self._parts.link(SERVICE, f"{name}-none"),
+                "default_service": self._resources.link(SERVICE, f"{name}-none"),
                 "host_rules": [{"hosts": ["*"], "path_matcher": maps.MATCHER}],
                 "path_matchers": [matcher],
             }
             try:
-                self._parts.patch(MAP, name, wanted)
+                self._resources.patch(MAP, name, wanted)
             except Changed:
                 continue  # somebody else was faster: what is wanted is compared with theirs
             time.sleep(self._propagation_s)
-            after = self._parts.get(MAP, name)
+            after = self._resources.get(MAP, name)
             self._pools.clear(
                 name, maps.services_of(before) | (maps.services_of(after) if after is not None else set())
             )
@@ -159,15 +159,15 @@ class GcpBalancer:
         """``up`` by Google's health checks; ``requests`` is empty (see the class). One call for each backend and one
         more."""
         name = maps.base(service_id)
-        url_map = self._parts.get(MAP, name)
+        url_map = self._resources.get(MAP, name)
         if url_map is None:
             raise self._gone(service_id)
-        services = {s.name: s for s in self._parts.list(SERVICE, f"{name}-.*")}
+        services = {s.name: s for s in self._resources.list(SERVICE, f"{name}-.*")}
         return [
             BackendCounters(
                 backend_id=backend_id,
                 version_id=version_id,
-                up=used in services and self._parts.healthy(services[used]),
+                up=used in services and self._resources.healthy(services[used]),
             )
             for backend_id, version_id, used in maps.listed(url_map)
         ]
@@ -175,7 +175,7 @@ class GcpBalancer:
     def describe(self, service_id: str) -> Endpoint | None:
         """Three reads, and one more with certificates."""
         name = maps.base(service_id)
-        address, url_map, rule = (self._parts.get(kind, name) for kind in (ADDRESS, MAP, RULE))
+        address, url_map, rule = (self._resources.get(kind, name) for kind in (ADDRESS, MAP, RULE))
         if address is None and url_map is None:
             return None
         state = "ready"
@@ -185,7 +185,7 @@ class GcpBalancer:
         elif not maps.holds(maps.read(url_map.description)):
             state = "its backends are lost"
         elif self._config.balancer_certificates:
-            proxy = self._parts.get(HTTPS, name)
+            proxy = self._resources.get(HTTPS, name)
             if proxy is None:
                 state = "its target proxy must be made"
             elif not self._certified(proxy):
@@ -198,20 +198,20 @@ class GcpBalancer:
         """From the front to the back, since Google deletes nothing that is in use."""
         name = maps.base(service_id)
         for kind in (RULE, HTTP, HTTPS, MAP):
-            self._parts.delete(kind, name)
+            self._resources.delete(kind, name)
         self._pools.clear(name, set())
         for health in (f"{name}-http", f"{name}-tcp"):
-            self._parts.delete(HEALTH, health)
-        self._parts.delete(ADDRESS, name)
+            self._resources.delete(HEALTH, health)
+        self._resources.delete(ADDRESS, name)
 
     def list_owned(self, installation_id: str) -> list[str]:
         """By what any part of them says, so that a half-removed one is found. Six lists."""
         found = set()
         for kind in (ADDRESS, MAP, SERVICE, GROUP, HEALTH, RULE):
-            for part in self._parts.list(kind, f"{maps.OURS}.*"):
-                told = maps.read(part.description)
-                if told.get("heliostat") == installation_id:
-                    found.add(str(told["service"]))
+            for part in self._resources.list(kind, f"{maps.OURS}.*"):
+                stored = maps.read(part.description)
+                if stored.get("heliostat") == installation_id:
+                    found.add(str(stored["service"]))
         return sorted(found)
 
     # -- inside
@@ -225,40 +225,45 @@ class GcpBalancer:
             "subnetwork": maps.subnetwork(self._config),
         }
 
-    def _front(self, spec: EndpointSpec, name: str, told: dict[str, str]) -> None:
+    def _front(self, spec: EndpointSpec, name: str, described: dict[str, str]) -> None:
         """The target proxy and the forwarding rule."""
-        config, parts = self._config, self._parts
-        proxy: dict[str, Any] = {**told, "url_map": parts.link(MAP, name)}
+        config, resources = self._config, self._resources
+        proxy: dict[str, Any] = {**described, "url_map": resources.link(MAP, name)}
         if config.balancer_certificates:
             proxy["ssl_certificates"] = list(config.balancer_certificates)
         kind, port = (HTTPS, "443") if config.balancer_certificates else (HTTP, "80")
-        made = parts.make(kind, name, proxy)
-        if not made and kind is HTTPS and (held := parts.get(HTTPS, name)) is not None and not self._certified(held):
-            parts.certify(name, proxy["ssl_certificates"])
-        if parts.get(RULE, name) is None:
+        made = resources.make(kind, name, proxy)
+        if (
+            not made
+            and kind is HTTPS
+            and (held := resources.get(HTTPS, name)) is not None
+            and not self._certified(held)
+        ):
+            resources.certify(name, proxy["ssl_certificates"])
+        if resources.get(RULE, name) is None:
             rule: dict[str, Any] = {
-                **told,
+                **described,
                 "labels": maps.rule_labels(spec),
-                "I_p_address": parts.link(ADDRESS, name),
+                "I_p_address": resources.link(ADDRESS, name),
                 "I_p_protocol": "TCP",
                 "port_range": port,
                 "load_balancing_scheme": maps.scheme(config),
                 "network": maps.network(self._config),
-                "target": parts.link(kind, name),
+                "target": resources.link(kind, name),
             }
             if config.balancer_internal:
                 rule["subnetwork"] = maps.subnetwork(self._config)
-            parts.make(RULE, name, rule)
+            resources.make(RULE, name, rule)
 
     def _certified(self, proxy: Any) -> bool:
         """By their names: those of a proxy are of its project and region, which Google writes in its own way."""
         return [name_of(c) for c in proxy.ssl_certificates] == [name_of(c) for c in self._config.balancer_certificates]
 
-    def _revision(self, told: str, revision: int, backends: list[Backend]) -> str:
-        """The URL map's description; ``told``: the other parts'."""
+    def _revision(self, description: str, revision: int, backends: list[Backend]) -> str:
+        """The URL map's description, made from that of the other parts."""
         at = self._clock().isoformat(timespec="seconds")
         more = {"revision": revision, "digest": maps.digest(backends), "changed_at": at}
-        return json.dumps(maps.read(told) | more, sort_keys=True)
+        return json.dumps(maps.read(description) | more, sort_keys=True)
 
     def _gone(self, service_id: str) -> Gone:
         return Gone(f"Service {service_id} has no load balancer.", resource=service_id)

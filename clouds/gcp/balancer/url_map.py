@@ -1,4 +1,4 @@
-"""What the parts of a service's load balancer are called and hold: pure functions, no call.
+"""Names and contents of the parts of a service's load balancer: pure functions, no call.
 
 A part says whose it is in its description, as JSON, since most kinds have no labels. The URL map's also has the
 revision and a digest of the backends that it was made from, and is changed under its fingerprint alone: it is what
@@ -65,7 +65,7 @@ def described(spec: EndpointSpec, **more: Any) -> str:
 
 
 def read(text: str) -> dict[str, Any]:
-    """A part's description; {} for one that is not ours or garbled."""
+    """A part's description; {} for one that is not ours or corrupt."""
     try:
         found = json.loads(text)
     except ValueError:

@@ -35,10 +35,10 @@ class GcpBucket:
     whole and shows it at
     once, in reads and in lists (https://cloud.google.com/storage/docs/consistency).
 
-    What differs, since Google can't be told more in a URL:
+    What differs, since Google cannot be told more in a URL:
 
     - ``presign_put`` with ``size`` signs the ``Content-Length``: another length, or none, is refused with 403, not 400.
-    - ``sha256`` can't be enforced: Google knows CRC32C and MD5 alone, and wants either in a header of the client's.
+    - ``sha256`` cannot be enforced: Google knows CRC32C and MD5 alone, and wants either in a header of the client's.
     Whoever
       reads must check it.
     - A bucket has no end: no 507.
@@ -69,7 +69,11 @@ class GcpBucket:
     def get(self, key: str) -> bytes:
         answer = self._ask("GET", self._url(key), "read", key, params={"alt": "media"}, timeout=UPLOAD_S)
         if answer is None:
-            raise Gone(f"Object {key} does not exist.", remedy="It may have been pruned.", resource=key)
+            raise Gone(
+                f"Object {key} does not exist.",
+                remedy="It may have been deleted by the retention policy.",
+                resource=key,
+            )
         return bytes(answer.content)
 
     def stat(self, key: str) -> StoredObject | None:
@@ -106,7 +110,7 @@ class GcpBucket:
 
     def presign_put(self, key: str, expires_in_s: int, *, size: int | None = None, sha256: str | None = None) -> str:
         if sha256 is not None and len(sha256) != 64:
-            raise InvalidRequest(f"{sha256[:80]!r} is no sha256.", field="sha256")
+            raise InvalidRequest(f"{sha256[:80]!r} is not a valid sha256.", field="sha256")
         headers = {} if size is None else {"content-length": str(size)}
         return self._signer.url("PUT", self._bucket, self._name(key), expires_in_s, headers)
 

@@ -13,30 +13,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from clouds.contract.errors import BadConfig
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 
 OWNED = {
-    "name": "by it a launch is repeated safely",
+    "name": "it makes a launch idempotent",
     "metadata": "it starts the node's agent",
-    "labels": "give tags to the cluster",
-    "scheduling": "give market_type; a machine of ours boots once",
+    "labels": "set tags of the cluster",
+    "scheduling": "give market_type; each machine boots once",
     "machine_type": "give instance_type",
     "guest_accelerators": "give instance_type, e.g. n1-standard-8/nvidia-tesla-t4:1",
-    "zone": "give zones",
+    "zone": "set zones",
     "network_interfaces": "the cloud has its network",
     "service_accounts": "the cloud has its nodes' service account",
-    "source_machine_image": "it could set what is ours",
+    "source_machine_image": "it could override Heliostat's fields",
     "deletion_protection": "it would outlive its cluster",
-    "params": "it could set what is ours",
+    "params": "it could override Heliostat's fields",
 }
 """Field → why it is ours, or what to give instead."""
 
 
-KEPT_DEVICE = "heliostat-kept"
-"""What the disk that a head keeps is attached as: ``/dev/disk/by-id/google-heliostat-kept``."""
+RETAINED_DEVICE = "heliostat-kept"
+"""Device name of a head's retained disk: ``/dev/disk/by-id/google-heliostat-kept``."""
 
 
-def check(advanced: Mapping[str, Any], keep: Keep | None = None) -> None:
+def check(advanced: Mapping[str, Any], keep: RetainedResources | None = None) -> None:
     """Raises BadConfig that names the field."""
     if not advanced:
         return
@@ -45,19 +45,19 @@ def check(advanced: Mapping[str, Any], keep: Keep | None = None) -> None:
     given = _snake(advanced)
     for name, why in OWNED.items():
         if name in given:
-            raise _refused(name, f"{name} is set by us: {why}")
+            raise _refused(name, f"{name} is set by Heliostat: {why}")
     for name, value in given.items():
         try:
             compute_v1.Instance.from_json(json.dumps({name: value}))
         except Exception as e:  # protobuf's, and what it makes of a value that is none of its kinds
-            raise _refused(name, f"an instance has no such thing: {e}") from e
+            raise _refused(name, f"an instance has no such field: {e}") from e
     for i, disk in enumerate(given.get("disks", [])):
         if disk.get("auto_delete", True) is not True:
             raise _refused(f"disks.{i}.auto_delete", "a disk always goes with its machine")
         if "source" in disk:
-            raise _refused(f"disks.{i}.source", "a disk of its own can't be in two machines")
-        if keep is not None and keep.volume_gib and disk.get("device_name") == KEPT_DEVICE:
-            raise _refused(f"disks.{i}.device_name", f"{KEPT_DEVICE} is the retained volume")
+            raise _refused(f"disks.{i}.source", "a disk of its own cannot be in two machines")
+        if keep is not None and keep.volume_gib and disk.get("device_name") == RETAINED_DEVICE:
+            raise _refused(f"disks.{i}.device_name", f"{RETAINED_DEVICE} is the retained volume")
 
 
 def put_over(request: dict[str, Any], advanced: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,5 +87,5 @@ def _merged(ours: Any, theirs: Any) -> Any:
 
 def _refused(field: str, why: str) -> BadConfig:
     return BadConfig(
-        f"advanced_instance_config is refused: {why}.", remedy=f"Leave out or correct {field}.", field=field
+        f"advanced_instance_config is not valid: {why}.", remedy=f"Leave out or correct {field}.", field=field
     )

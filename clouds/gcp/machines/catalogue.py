@@ -1,4 +1,4 @@
-"""Machine types of Compute Engine: what they have, and which one fits.
+"""Machine types of Compute Engine: their size, and which one fits a request.
 
 ``catalogue.csv`` ships with us, without prices. It is made from Google's public pages "General-purpose",
 "Compute-optimized", "Memory-optimized" and "Accelerator-optimized machine family" and "GPU machine types"
@@ -14,22 +14,19 @@ A type with GPUs that are attached to it, which only N1 has, is written ``n1-sta
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clouds.shapes import is_accelerator, own_or_shipped
+from clouds import instance_types
 
 SHIPPED = Path(__file__).with_name("catalogue.csv")
 OWN = "gcp-types.csv"
 """The operator's, in HELIOSTAT_HOME."""
-MEMORY_PER_CPU = 4 * 2**30
-"""Bytes for each CPU, where nothing is said: the ratio of the ``standard`` types."""
 FAMILIES = ("e2", "n2", "n2d", "g2", "n1", "a2", "a3")
 """These come first, as they are offered in the most regions and zones."""
 HYPERDISK_ONLY = ("n4", "c4", "c4a", "c4d", "x4", "a4", "a3-ultragpu")
@@ -38,22 +35,18 @@ _NAME = re.compile(r"(?P<machine>[a-z0-9-]+)(/(?P<accelerator>[a-z0-9-]+):(?P<co
 
 
 @dataclass(frozen=True)
-class MachineType:
-    name: str
-    """As a compute config says it."""
-    cpu: int
-    """vCPUs."""
-    memory: int
-    """Bytes."""
-    gpu: int
-    accelerator: str
-    """Of its GPUs, as Google calls it, e.g. ``nvidia-l4``; "": none."""
-    architecture: str
-    """``x86_64`` or ``arm64``."""
+class MachineType(instance_types.InstanceType):
+    """Types of old families are choosable only with a GPU."""
+
     disk: str
     """The kind of root disk that it takes."""
-    choosable: bool
-    """Whether it may be chosen by what it has: not of an old family without a GPU."""
+
+    def order(self) -> instance_types.Order:
+        """The smallest first, then families that many zones offer."""
+        family = self.name.partition("-")[0]
+        rank = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
+        size = self.cpu + self.memory / 2**30 / 8  # on demand a GiB costs about an eighth of a vCPU
+        return self.gpu, size, rank, self.name
 
     @classmethod
     def listed(cls, said: Any) -> MachineType:
@@ -88,60 +81,11 @@ def parts(name: str) -> tuple[str, str, int] | None:
     return found["machine"], found["accelerator"] or "", int(found["count"] or 0)
 
 
-class Catalogue:
-    def __init__(self, types: Iterable[MachineType]) -> None:
-        self.types = {t.name: t for t in types}
-        choosable = [t for t in self.types.values() if t.choosable]
-        self.max_cpu = max((t.cpu for t in choosable), default=0)
-        self.max_memory = max((t.memory for t in choosable), default=0)
-        self.max_gpu = max((t.gpu for t in choosable), default=0)
-
-    def only(self, names: Iterable[str] | None) -> Catalogue:
-        """Those of these names; None: all."""
-        if names is None:
-            return self
-        kept = [t for name in names if (t := self.types.get(name)) is not None]
-        return Catalogue(MachineType(**{**asdict(t), "choosable": True}) for t in kept)
-
-    def candidates(
-        self,
-        cpu: float = 0,
-        memory: int | None = None,
-        gpu: int = 0,
-        accelerator: str = "",
-        architecture: str = "x86_64",
-    ) -> list[MachineType]:
-        """What has at least that, best first: fewest GPUs, then the smallest, then families that many zones offer.
-
-        Args:
-            memory: bytes; None: as much as ``standard`` types of so many CPUs have, if there is such a one.
-        """
-        least = cpu if gpu else max(cpu, 2)  # types with one CPU are offered in few zones
-        wanted = memory if memory is not None else 0 if gpu else int(least * MEMORY_PER_CPU)
-        fit = [
-            t
-            for t in self.types.values()
-            if t.choosable
-            and t.architecture == architecture
-            and t.cpu >= least
-            and (t.gpu >= gpu if gpu else t.gpu == 0)
-            and (not accelerator or is_accelerator(accelerator, t.accelerator))
-        ]
-        roomy = [t for t in fit if t.memory >= wanted]
-        if memory is None and not roomy:
-            roomy = fit
-        return sorted(roomy, key=_order)
-
-
-def _order(t: MachineType) -> tuple[int, float, int, str]:
-    family = t.name.partition("-")[0]
-    rank = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
-    return t.gpu, t.cpu + t.memory / 2**30 / 8, rank, t.name  # on demand a GiB costs about an eighth of a vCPU
+Catalogue = instance_types.Catalogue[MachineType]
 
 
 def load(path: Path) -> Catalogue:
-    with path.open(newline="") as f:
-        return Catalogue(_row(row) for row in csv.DictReader(f))
+    return instance_types.load(MachineType, path)
 
 
 @functools.cache
@@ -150,8 +94,8 @@ def shipped() -> Catalogue:
 
 
 def of(home: Path) -> Catalogue:
-    """The operator's own, if there is one, else the one that ships. Raises Unavailable for one that can't be read."""
-    return own_or_shipped(home / OWN, load, shipped, "clouds.gcp.machines.catalogue")
+    """The operator's own, if there is one, else the one that ships. Raises Unavailable for one that cannot be read."""
+    return instance_types.own_or_shipped(home / OWN, load, shipped, "clouds.gcp.machines.catalogue")
 
 
 def refreshed(machine_types: Iterable[Any]) -> Catalogue:
@@ -163,24 +107,7 @@ def refreshed(machine_types: Iterable[Any]) -> Catalogue:
 
 
 def save(catalogue: Catalogue, path: Path) -> None:
-    with path.open("w", newline="") as f:
-        writer = csv.DictWriter(f, [field.name for field in fields(MachineType)], lineterminator="\n")
-        writer.writeheader()
-        for name in sorted(catalogue.types):
-            writer.writerow(asdict(catalogue.types[name]) | {"choosable": int(catalogue.types[name].choosable)})
-
-
-def _row(row: dict[str, str]) -> MachineType:
-    return MachineType(
-        name=row["name"],
-        cpu=int(row["cpu"]),
-        memory=int(row["memory"]),
-        gpu=int(row["gpu"]),
-        accelerator=row["accelerator"],
-        architecture=row["architecture"],
-        disk=row["disk"],
-        choosable=row["choosable"] == "1",
-    )
+    instance_types.save(MachineType, catalogue, path)
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""What a node's request means on Google Cloud, or why it can't be had: decided before anything is asked."""
+"""Chooses the machine type of a node on Google Cloud, or says why there is none. No call is made here."""
 
 from __future__ import annotations
 
 from clouds.contract.errors import BadConfig
 from clouds.contract.machines import MachineSpec
+from clouds.gcp.account.operations import label
 from clouds.gcp.machines import advanced, instance
 from clouds.gcp.machines.catalogue import Catalogue, MachineType, disk_of, parts
 from heliostat.models.clouds import GcpConfig
@@ -22,8 +23,8 @@ def chosen(spec: MachineSpec, config: GcpConfig, types: Catalogue) -> MachineTyp
         refused = f"{spec.zone!r} is none of the cloud's zones ({', '.join(config.zones)})"
     elif len(spec.user_data.encode()) > instance.MAX_USER_DATA_BYTES:
         refused = f"the start-up script has {len(spec.user_data.encode())} bytes, more than 256 KiB"
-    elif instance.label(spec.installation_id) != spec.installation_id:
-        refused = f"the installation's id {spec.installation_id!r} can't be a label's value"
+    elif label(spec.installation_id) != spec.installation_id:
+        refused = f"the installation's id {spec.installation_id!r} cannot be a label's value"
     elif spec.instance_type is None and asks:
         architecture = spec.cpu_architecture or "x86_64"
         fit = types.candidates(spec.cpu or 0, spec.memory, spec.gpu, spec.accelerator or "", architecture)
@@ -39,9 +40,9 @@ def chosen(spec: MachineSpec, config: GcpConfig, types: Catalogue) -> MachineTyp
         elif (kind := _named(types, name)) is not None:
             return kind
         else:
-            refused = f"{name!r} is no machine type's name"
+            refused = f"{name!r} is not a valid machine type"
     raise BadConfig(
-        f"The cloud in project {config.project} can't have node {spec.node_id}: {refused}.",
+        f"The cloud in project {config.project} cannot have node {spec.node_id}: {refused}.",
         remedy="Change the compute config.",
         resource=spec.node_id,
     )
@@ -55,4 +56,4 @@ def _named(types: Catalogue, name: str) -> MachineType | None:
     machine, accelerator, count = found
     gpus = count or int(machine.startswith(_WITH_GPUS))
     arm = "arm64" if machine.startswith(_ARM) else "x86_64"
-    return MachineType(name, 0, 0, gpus, accelerator, arm, disk_of(machine), choosable=False)
+    return MachineType(name, 0, 0, gpus, accelerator, arm, choosable=False, disk=disk_of(machine))

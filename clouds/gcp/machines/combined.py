@@ -1,4 +1,4 @@
-"""Questions of several threads, asked as one: what makes 200 launches at once cost one list, not 200."""
+"""Batches the queries of several threads: 200 launches at once cost one list, not 200."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ from typing import Any
 from clouds.contract.errors import BadConfig, Gone, NoCapacity, NotOffered, QuotaExceeded
 from clouds.contract.machines import OWNER_TAG, Machine, MachineSpec, MachineState
 from clouds.gcp.account import errors
+from clouds.gcp.account.operations import done, label, reached
 from clouds.gcp.account.session import Session, matching, name_of
-from clouds.gcp.machines import instance
-from clouds.gcp.machines import orphans as sweep
+from clouds.gcp.machines import instance, orphans
 from clouds.gcp.machines.catalogue import Catalogue, MachineType, shipped
 from clouds.gcp.machines.choice import chosen
 from clouds.gcp.machines.combined import Combined
-from clouds.gcp.machines.history import NAMES_A_QUESTION, History, Story, done, reached
-from clouds.gcp.machines.retained import Keeps, Kept
+from clouds.gcp.machines.history import NAMES_A_QUESTION, History, MachineHistory
+from clouds.gcp.machines.retained import RetainedState, RetainedStore
 from heliostat.errors import CloudError
 from heliostat.models.clouds import Capabilities, GcpConfig, Market
 from heliostat.models.common import utcnow
@@ -44,8 +44,8 @@ class GcpMachines:
     Args:
         config: where machines go.
         session: of the same project.
-        installation_id: ours; ``prune`` deletes only what carries it.
-        tags: labels of everything that is made, beside ours, e.g. the organization's.
+        installation_id: ours; ``forget_ended`` deletes only what carries it.
+        tags: labels of everything that is made, besides ours, e.g. the organization's.
         types: what is chosen for what a node asks for; default: the catalogue that ships with us.
         poll_s: between two looks at an operation.
         clock: now; it must be the cloud's within ``history.LAG_S``.
@@ -69,7 +69,7 @@ class GcpMachines:
         self._installation_id, self._poll_s, self._clock = installation_id, poll_s, clock
         self._types = (types or shipped()).only(config.instance_types)
         self._history = History(session)
-        self._keeps = Keeps(config, session, installation_id, self._tags, poll_s)
+        self._retained = RetainedStore(config, session, installation_id, self._tags, poll_s)
         self._listed = Combined(self._list_names, NAMES_A_QUESTION)
 
     def capabilities(self) -> Capabilities:
@@ -86,29 +86,30 @@ class GcpMachines:
     def launch(self, spec: MachineSpec) -> Machine:
         """``zone`` None: the config's zones in their order. ``PREFER_SPOT``: all zones for SPOT first.
 
-        Each place has a request id of its own for each attempt, and the next place is asked only when the operation of
-        the one before has failed; so two launchers of one token make the same calls and one machine."""
+        Each placement has a request id of its own for each attempt. The next one is tried only when the operation of
+        the one before has failed, so two launchers of one token make the same calls and one machine."""
         kind = chosen(spec, self._config, self._types)
         name = instance.name_for(spec.token)
-        story = self._history.of([name]).get(name, Story())
+        history = self._history.of([name]).get(name, MachineHistory())
         deadline = time.monotonic() + LAUNCH_WAIT_S
-        if story.insert is not None:
-            return self._settled(spec, story.insert, deadline)
-        kept = self._keeps.prepare(spec, spec.keep) if spec.keep else None
-        places = [place for place in self._places(spec) if kept is None or kept.may_be_in(place[0])]
-        tried = [_attempts(spec, place, story.failed) for place in places]
+        if history.insert is not None:
+            return self._settled(spec, history.insert, deadline)
+        retained = self._retained.prepare(spec, spec.keep) if spec.keep else None
+        placements = [p for p in self._placements(spec) if retained is None or retained.may_be_in(p[0])]
+        tried = [_attempts(spec, placement, history.failed) for placement in placements]
         refused: list[CloudError] = []
-        for place, attempt in zip(places, tried, strict=True):
+        for placement, attempt in zip(placements, tried, strict=True):
             if attempt > min(tried):
                 continue  # it was asked already, in a round that broke off
             if refused and time.monotonic() > deadline:
                 raise CloudError(
-                    f"{len(refused)} of {len(places)} places have no machine for node {spec.node_id}; time is over.",
-                    remedy="Try again: it goes on with the next place.",
+                    f"{len(refused)} of {len(placements)} placements have no machine for node {spec.node_id}; "
+                    "the deadline has passed.",
+                    remedy="Try again: it continues with the next placement.",
                     resource=spec.node_id,
                 )
             try:
-                return self._settled(spec, self._insert(spec, kind, *place, attempt, kept), deadline)
+                return self._settled(spec, self._insert(spec, kind, *placement, attempt, retained), deadline)
             except errors.Exists:
                 return self._launched(spec)
             except (NoCapacity, QuotaExceeded) as e:
@@ -120,13 +121,13 @@ class GcpMachines:
         names = [i for i in dict.fromkeys(machine_ids) if instance.NAME.fullmatch(i)]
         listed = self._listed.get(names)
         ended = [n for n in names if n not in listed or _state(listed[n]) is MachineState.GONE]
-        stories = self._history.of(ended)
+        histories = self._history.of(ended)
         found = []
         for name in names:
-            story = stories.get(name, Story())
+            history = histories.get(name, MachineHistory())
             if name in listed:
-                found.append(instance.machine(listed[name], story.reason))
-            elif (machine := story.machine(name, self._clock())) is not None:
+                found.append(instance.machine(listed[name], history.reason))
+            elif (machine := history.machine(name, self._clock())) is not None:
                 found.append(machine)
         return found
 
@@ -144,24 +145,24 @@ class GcpMachines:
         listed = self._listed.get(names)
         self._delete([i for i in listed.values() if i.labels.get(OWNER_TAG)])
 
-    def prune(self, older_than_s: float) -> list[str]:
+    def forget_ended(self, older_than_s: float) -> list[str]:
         """Deletes the machines of this installation that have stopped themselves, however lately: they cost money for
         their disks, and the operations on them remain. Nothing else is kept for us."""
         stopped = [i for i in self._owned(self._installation_id) if _state(i) is MachineState.GONE]
         self._delete(stopped)
         return [i.name for i in stopped]
 
-    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
+    def attach_retained(self, cluster_id: str, machine_id: str | None) -> None:
         if machine_id is None:
-            self._keeps.release(cluster_id)
+            self._retained.release(cluster_id)
         else:
-            self._keeps.attach(cluster_id, machine_id)
+            self._retained.attach(cluster_id, machine_id)
 
-    def leftovers(
+    def delete_orphans(
         self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
     ) -> list[str]:
         before = self._clock() - timedelta(seconds=older_than_s)
-        return sweep.clear(self._session, self._keeps, installation_id, before, lives)
+        return orphans.clear(self._session, self._retained, installation_id, before, lives)
 
     def console_output(self, machine_id: str) -> str:
         """The serial port's. Gone with the machine."""
@@ -181,16 +182,22 @@ class GcpMachines:
 
     # -- inside
 
-    def _places(self, spec: MachineSpec) -> list[tuple[str, Market]]:
+    def _placements(self, spec: MachineSpec) -> list[tuple[str, Market]]:
         zones = [spec.zone] if spec.zone is not None else self._config.zones
         markets = [Market.SPOT, Market.ON_DEMAND] if spec.market is Market.PREFER_SPOT else [spec.market]
         return [(zone, market) for market in markets for zone in zones]
 
     def _insert(
-        self, spec: MachineSpec, kind: MachineType, zone: str, market: Market, attempt: int, kept: Kept | None
+        self,
+        spec: MachineSpec,
+        kind: MachineType,
+        zone: str,
+        market: Market,
+        attempt: int,
+        retained: RetainedState | None,
     ) -> Any:
         """The operation, which may be that of an earlier call."""
-        more = self._keeps.for_insert(spec, kept, kind, zone) if kept is not None else {}
+        more = self._retained.for_insert(spec, retained, kind, zone) if retained is not None else {}
         try:
             return self._session.call(
                 "Instances",
@@ -221,7 +228,7 @@ class GcpMachines:
         while not done(op) and time.monotonic() < deadline:
             time.sleep(wait)
             wait = min(wait * 2, self._poll_s)
-            inserts = self._history.of([name]).get(name, Story()).inserts
+            inserts = self._history.of([name]).get(name, MachineHistory()).inserts
             op = next((o for o in inserts if o.name == op.name), op)
         doing = f"launch node {spec.node_id} in zone {name_of(op.zone)}"
         failed = errors.operation_error(op, doing, spec.node_id) if done(op) else None
@@ -236,11 +243,7 @@ class GcpMachines:
         name = instance.name_for(spec.token)
         listed = self._listed.get([name]).get(name)
         if listed is not None and listed.labels.get(instance.REQUEST_LABEL) != instance.digest(spec):
-            raise BadConfig(
-                f"Machine {name} was launched under the same token with another request.",
-                remedy="Use a new generation of the node for another request.",
-                resource=spec.node_id,
-            )
+            raise BadConfig.same_token(name, spec.node_id)
         if listed is not None and _state(listed) is not MachineState.GONE:
             return instance.machine(listed)
         found = self._one(name)
@@ -255,7 +258,7 @@ class GcpMachines:
         return {i.name: i for i in self._list(matching("name", names))}
 
     def _owned(self, installation_id: str) -> list[Any]:
-        if instance.label(installation_id) != installation_id:
+        if label(installation_id) != installation_id:
             return []
         return self._list(f'labels.{OWNER_TAG} = "{installation_id}"')
 
@@ -282,10 +285,10 @@ class GcpMachines:
                 answer.result()
 
 
-def _attempts(spec: MachineSpec, place: tuple[str, Market], failed: set[str]) -> int:
-    """How often that place was asked in vain."""
+def _attempts(spec: MachineSpec, placement: tuple[str, Market], failed: set[str]) -> int:
+    """How often that placement has failed."""
     attempt = 0
-    while instance.request_id(spec.token, *place, attempt) in failed:
+    while instance.request_id(spec.token, *placement, attempt) in failed:
         attempt += 1
     return attempt
 
@@ -295,7 +298,7 @@ def _state(listed: Any) -> MachineState:
 
 
 def _of(refused: list[CloudError], spec: MachineSpec) -> CloudError:
-    """What to say when no place would have it: what the last one said, and the others' words. A type that no zone
+    """The error when no placement has a machine: that of the last one, and the others' messages. A type that no zone
     offers is a bad request, but another zone may still be wanted."""
     last = refused[-1]
     if len(refused) == 1:

@@ -12,6 +12,7 @@ from typing import Any
 
 from clouds.contract.machines import Machine, MachineState
 from clouds.gcp.account import errors
+from clouds.gcp.account.operations import done, reached
 from clouds.gcp.account.session import Session, matching, name_of
 from clouds.gcp.machines.combined import Combined
 from heliostat.errors import CloudError
@@ -25,7 +26,7 @@ ENDINGS = {
     "delete": "terminated",
     "stop": "somebody stopped it",
     "suspend": "somebody suspended it",
-    "compute.instances.preempted": "the cloud has reclaimed the machine",
+    "compute.instances.preempted": "the cloud reclaimed the machine",
     "compute.instances.guestTerminate": "the machine stopped itself",
     "compute.instances.hostError": "the host failed",
     "compute.instances.terminateOnHostMaintenance": "the host was taken out of service",
@@ -36,8 +37,8 @@ ENDINGS = {
 
 
 @dataclass
-class Story:
-    """What is known of one machine's operations, in time's order."""
+class MachineHistory:
+    """The operations on one machine, oldest first."""
 
     inserts: list[Any] = field(default_factory=list)
     endings: list[Any] = field(default_factory=list)
@@ -73,19 +74,19 @@ class Story:
             cluster_id=None,
             state=state,
             launched_at=launched,
-            reason=self.reason or ("it is no longer there" if state is MachineState.GONE else ""),
+            reason=self.reason or ("it no longer exists" if state is MachineState.GONE else ""),
         )
 
 
 class History:
-    """Stories of one project's machines. Questions of several threads go together."""
+    """Histories of one project's machines. Questions of several threads go together."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.of = Combined(self._stories, NAMES_A_QUESTION).get
-        """Stories by machine name; none for a name that no operation has."""
+        self.of = Combined(self._histories, NAMES_A_QUESTION).get
+        """Histories by machine name; none for a name that no operation has."""
 
-    def _stories(self, names: list[str]) -> dict[str, Story]:
+    def _histories(self, names: list[str]) -> dict[str, MachineHistory]:
         links = [f".*/instances/{name}" for name in names]
         pages = self._session.call(
             "GlobalOperations",
@@ -93,25 +94,14 @@ class History:
             {"filter": matching("targetLink", links)},
             "list operations on machines",
         )
-        found: dict[str, Story] = {}
+        found: dict[str, MachineHistory] = {}
         for op in sorted((op for _, page in pages for op in reached(page).operations), key=_when):
-            story = found.setdefault(name_of(op.target_link), Story())
+            history = found.setdefault(name_of(op.target_link), MachineHistory())
             if op.operation_type == "insert":
-                story.inserts.append(op)
+                history.inserts.append(op)
             elif op.operation_type in ENDINGS and failure(op) is None:
-                story.endings.append(op)
+                history.endings.append(op)
         return found
-
-
-def reached(page: Any) -> Any:
-    """The page of one zone, which must have been asked: what is missing in a list counts as gone."""
-    if page.warning and page.warning.code == "UNREACHABLE":
-        raise CloudError("Google Cloud could not ask every zone.", remedy="Try again.")
-    return page
-
-
-def done(op: Any) -> bool:
-    return bool(op.status == type(op).Status.DONE)
 
 
 def failure(op: Any) -> CloudError | None:

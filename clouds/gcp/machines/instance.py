@@ -1,4 +1,4 @@
-"""One machine, in Compute Engine's words: what is asked for (``request``), and what there is (``machine``)."""
+"""One machine as an insert request of Compute Engine (``request``), and as its answer (``machine``)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, Machine, MachineSpec, MachineState
 from clouds.contract.retained import DEVICES
+from clouds.gcp.account.operations import label
 from clouds.gcp.machines import advanced
 from clouds.gcp.machines.catalogue import MachineType, parts
 from heliostat.models.clouds import GcpConfig, Market
@@ -22,7 +23,7 @@ MAX_USER_DATA_BYTES = 256 * 1024
 GENERATION_LABEL, TOKEN_LABEL = "heliostat-generation", "heliostat-token"
 REQUEST_LABEL = "heliostat-request"
 """Digest of the request, by which another one under the same token is known."""
-KEPT_DEVICES = f"/dev/disk/by-id/google-{advanced.KEPT_DEVICE}"
+RETAINED_DEVICES = f"/dev/disk/by-id/google-{advanced.RETAINED_DEVICE}"
 """Where the disk that a head keeps appears."""
 TAGS_KEY = "heliostat-tags"
 """Metadata item with the exact tags: labels have fewer letters."""
@@ -65,12 +66,6 @@ def tags(spec: MachineSpec) -> dict[str, str]:
     return spec.tags | ours
 
 
-def label(text: str) -> str:
-    """As a label's value: small letters, digits, ``_`` and ``-``, 63 of them at most
-    (https://cloud.google.com/compute/docs/labeling-resources#requirements)."""
-    return re.sub(r"[^a-z0-9_-]", "_", text.lower())[:63]
-
-
 def labels(spec: MachineSpec, more: Mapping[str, str]) -> dict[str, str]:
     """The tags as far as labels take them, for the operator's bills and filters, and our own."""
     given = {**more, **spec.tags}
@@ -99,18 +94,18 @@ def request(
     market: Market,
     more: Mapping[str, str],
     *,
-    kept_disk: dict[str, Any] | None = None,
+    retained_disk: dict[str, Any] | None = None,
     ip: str | None = None,
 ) -> dict[str, Any]:
     """The instance to insert, as fields of ``compute_v1.Instance``.
 
     Shielded; the disk encrypted and deleted with it; no public address, no SSH key and no OS login unless the config
-    says so; never started again by the cloud, for a machine of ours boots once. Secure boot is off where there are
+    says so; never started again by the cloud, for each machine boots once. Secure boot is off where there are
     GPUs: NVIDIA's driver is a module that Google's images do not sign.
 
     Args:
         more: labels beside the node's.
-        kept_disk, ip: what a head has from the one before (``clouds.gcp.machines.retained``).
+        retained_disk, ip: what a head has from the one before (``clouds.gcp.machines.retained``).
     """
     named = parts(kind.name)
     assert named is not None
@@ -137,7 +132,7 @@ def request(
     if config.external_ip:
         interface["access_configs"] = [{"name": "External NAT", "type_": "ONE_TO_ONE_NAT"}]
     metadata = {
-        "startup-script": spec.user_data.replace(DEVICES, KEPT_DEVICES),
+        "startup-script": spec.user_data.replace(DEVICES, RETAINED_DEVICES),
         TAGS_KEY: json.dumps(tags(spec), sort_keys=True),
         "block-project-ssh-keys": "TRUE",
         "enable-oslogin": "FALSE",
@@ -148,7 +143,7 @@ def request(
         "description": f"Heliostat node {spec.node_id} of {spec.cluster_id}",
         "machine_type": f"zones/{zone}/machineTypes/{machine_type}",
         "labels": ours,
-        "disks": [disk, kept_disk] if kept_disk else [disk],
+        "disks": [disk, retained_disk] if retained_disk else [disk],
         "network_interfaces": [interface],
         "metadata": {"items": [{"key": key, "value": value} for key, value in metadata.items()]},
         "scheduling": _scheduling(config, kind, market),

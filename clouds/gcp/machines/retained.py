@@ -1,8 +1,8 @@
-"""What the heads of a cluster hand on on Google Cloud: a persistent disk, which is of one zone, and a reserved internal
+"""A cluster's retained resources on Google Cloud: a persistent disk, which is of one zone, and a reserved internal
 address, which is of the region.
 
 The first head's own insert makes the disk, so a zone without machines makes none; should a failed insert leave one
-behind, it is deleted when a head has its own elsewhere. The disk's name is the same in each zone. Addresses can't be
+behind, it is deleted when a head has its own elsewhere. The disk's name is the same in each zone. Addresses cannot be
 made with labels: theirs are in the description, as those of load balancers' parts are.
 """
 
@@ -17,13 +17,14 @@ from typing import Any
 
 from clouds.contract.errors import Gone, NotOffered
 from clouds.contract.machines import CLUSTER_TAG, NODE_TAG, OWNER_TAG, MachineSpec
-from clouds.contract.retained import KEPT_TAG, Keep
+from clouds.contract.retained import RETAINED_TAG, RetainedResources
+from clouds.gcp.account.operations import label, reached
+from clouds.gcp.account.resources import ADDRESS, Resources
 from clouds.gcp.account.session import Session, name_of
-from clouds.gcp.balancer.parts import ADDRESS, Parts
-from clouds.gcp.machines.advanced import KEPT_DEVICE
+from clouds.gcp.machines.advanced import RETAINED_DEVICE
 from clouds.gcp.machines.catalogue import MachineType
-from clouds.gcp.machines.history import reached
-from clouds.gcp.machines.instance import label, subnetwork
+from clouds.gcp.machines.instance import subnetwork
+from clouds.try_each import try_each
 from heliostat.errors import CloudError
 from heliostat.models.clouds import GcpConfig
 
@@ -36,10 +37,10 @@ def name_for(cluster_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What there is before a head's insert."""
+class RetainedState:
+    """The retained resources that exist before a head's insert."""
 
-    keep: Keep
+    keep: RetainedResources
     ip: str | None = None
     zones: frozenset[str] = field(default_factory=frozenset)
     """Of the disk."""
@@ -48,10 +49,10 @@ class Kept:
         return zone in self.zones or not (self.keep.had and self.keep.volume_gib)
 
 
-class Keeps:
+class RetainedStore:
     """Args:
     installation_id: whose things are found and deleted here.
-    tags: labels of what is made, beside ours.
+    tags: labels of what is made, besides ours.
     poll_s: between two looks at an operation.
     """
 
@@ -60,9 +61,9 @@ class Keeps:
     ) -> None:
         self._config, self._session, self._tags = config, session, tags
         self._installation_id = installation_id
-        self._parts = Parts(session, config.region, poll_s)
+        self._resources = Resources(session, config.region, poll_s)
 
-    def prepare(self, spec: MachineSpec, keep: Keep) -> Kept:
+    def prepare(self, spec: MachineSpec, keep: RetainedResources) -> RetainedState:
         """Reserves the address, and looks for the disk. Raises CloudError for what is not there any more, NotOffered
         for a zone in which it is not."""
         name, ip = name_for(spec.cluster_id), None
@@ -72,29 +73,29 @@ class Keeps:
                 raise self._missing("disk", spec)
             if spec.zone is not None and spec.zone not in zones:
                 raise NotOffered(
-                    f"The head can't be in zone {spec.zone}: the disk that it keeps is in {', '.join(sorted(zones))}.",
+                    f"The head cannot be in zone {spec.zone}: its retained disk is in {', '.join(sorted(zones))}.",
                     remedy="Use that zone.",
                     resource=spec.node_id,
                 )
         if keep.address:
-            found = self._parts.get(ADDRESS, name)
+            found = self._resources.get(ADDRESS, name)
             if found is None and keep.had:
                 raise self._missing("address", spec)
             if found is None:
-                self._parts.make(ADDRESS, name, self._address(spec))
-                found = self._parts.get(ADDRESS, name)
+                self._resources.make(ADDRESS, name, self._address(spec))
+                found = self._resources.get(ADDRESS, name)
             if found is None or not found.address:
                 raise CloudError(f"Google Cloud does not show address {name} yet.", remedy="Try again.")
             ip = str(found.address)
-        return Kept(keep, ip, zones)
+        return RetainedState(keep, ip, zones)
 
-    def for_insert(self, spec: MachineSpec, kept: Kept, kind: MachineType, zone: str) -> dict[str, Any]:
+    def for_insert(self, spec: MachineSpec, retained: RetainedState, kind: MachineType, zone: str) -> dict[str, Any]:
         """Arguments of ``instance.request``."""
-        disk = self._disk(spec, kept, kind, zone) if kept.keep.volume_gib else None
-        return {"kept_disk": disk, "ip": kept.ip}
+        disk = self._disk(spec, retained, kind, zone) if retained.keep.volume_gib else None
+        return {"retained_disk": disk, "ip": retained.ip}
 
     def attach(self, cluster_id: str, machine_id: str) -> None:
-        """See ``Machines.hand_over``: the machine has it since its insert; one list, which finds the others."""
+        """See ``Machines.attach_retained``: the machine has it since its insert; one list, which finds the others."""
         disks = self._disks(name_for(cluster_id))
         if any(name_of(user) == machine_id for d in disks for user in d.users):
             self._delete_disks([d for d in disks if not list(d.users)])
@@ -103,29 +104,29 @@ class Keeps:
         """One list, and a call for each."""
         name = name_for(cluster_id)
         self._delete_disks(self._disks(name))
-        self._parts.delete(ADDRESS, name)
+        self._resources.delete(ADDRESS, name)
 
     def addresses_left(self, installation_id: str, before: datetime) -> Iterator[tuple[str, str]]:
         """(name, cluster) of those of that installation that no machine has, made before that time. One list."""
-        for address in self._parts.list(ADDRESS, _NAMES):
-            told = json.loads(address.description or "{}")
+        for address in self._resources.list(ADDRESS, _NAMES):
+            owner = json.loads(address.description or "{}")
             old = datetime.fromisoformat(address.creation_timestamp) < before
-            if told.get(OWNER_TAG) == installation_id and not list(address.users) and old:
-                yield address.name, str(told.get(CLUSTER_TAG, ""))
+            if owner.get(OWNER_TAG) == installation_id and not list(address.users) and old:
+                yield address.name, str(owner.get(CLUSTER_TAG, ""))
 
     def delete_address(self, name: str) -> None:
-        self._parts.delete(ADDRESS, name)
+        self._resources.delete(ADDRESS, name)
 
     # -- inside
 
-    def _disk(self, spec: MachineSpec, kept: Kept, kind: MachineType, zone: str) -> dict[str, Any]:
+    def _disk(self, spec: MachineSpec, retained: RetainedState, kind: MachineType, zone: str) -> dict[str, Any]:
         name = name_for(spec.cluster_id)
-        ours: dict[str, Any] = {"boot": False, "auto_delete": False, "device_name": KEPT_DEVICE}
-        if zone in kept.zones:
+        ours: dict[str, Any] = {"boot": False, "auto_delete": False, "device_name": RETAINED_DEVICE}
+        if zone in retained.zones:
             return ours | {"source": f"projects/{self._session.project}/zones/{zone}/disks/{name}"}
         ours["initialize_params"] = {
             "disk_name": name,
-            "disk_size_gb": kept.keep.volume_gib,
+            "disk_size_gb": retained.keep.volume_gib,
             "disk_type": f"zones/{zone}/diskTypes/{self._config.root_volume_type or kind.disk}",
             "labels": self._labels(spec),
         }
@@ -138,43 +139,36 @@ class Keeps:
         wanted = {"filter": f'name = "{name}"'}
         pages = self._session.call("Disks", "aggregated_list", wanted, "list disks")
         every = [disk for _, page in pages for disk in reached(page).disks]
-        return [d for d in every if d.labels.get(OWNER_TAG) == self._installation_id and KEPT_TAG in d.labels]
+        return [d for d in every if d.labels.get(OWNER_TAG) == self._installation_id and RETAINED_TAG in d.labels]
 
     def _delete_disks(self, disks: list[Any]) -> None:
         """Raises, after all were tried, what the first that failed did: InUse among it, which passes."""
-        failed: CloudError | None = None
-        for disk in disks:
-            where = {"zone": name_of(disk.zone), "disk": disk.name}
-            try:
-                self._parts.wait(
-                    self._session.call("Disks", "delete_unary", where, f"delete disk {disk.name}", disk.name)
-                )
-            except Gone:
-                pass
-            except CloudError as e:
-                failed = failed or e
-        if failed is not None:
-            raise failed
+
+        def delete(disk: Any) -> None:
+            where, doing = {"zone": name_of(disk.zone), "disk": disk.name}, f"delete disk {disk.name}"
+            self._resources.wait(self._session.call("Disks", "delete_unary", where, doing, disk.name))
+
+        try_each(disks, delete, lambda error: isinstance(error, Gone))
 
     def _address(self, spec: MachineSpec) -> dict[str, Any]:
-        told = {OWNER_TAG: spec.installation_id, CLUSTER_TAG: spec.cluster_id}
+        owner = {OWNER_TAG: spec.installation_id, CLUSTER_TAG: spec.cluster_id}
         return {
             "address_type": "INTERNAL",
             "purpose": "GCE_ENDPOINT",
             "subnetwork": subnetwork(self._config),
-            "description": json.dumps(told, sort_keys=True),
+            "description": json.dumps(owner, sort_keys=True),
         }
 
     def _labels(self, spec: MachineSpec) -> dict[str, str]:
         given = {**self._tags, **spec.tags}
         theirs = {label(key): label(value) for key, value in given.items() if label(key)[:1].isalpha()}
         theirs.pop(NODE_TAG, None)  # the first head's
-        ours = {OWNER_TAG: label(spec.installation_id), CLUSTER_TAG: label(spec.cluster_id), KEPT_TAG: "volume"}
+        ours = {OWNER_TAG: label(spec.installation_id), CLUSTER_TAG: label(spec.cluster_id), RETAINED_TAG: "volume"}
         return theirs | ours
 
     def _missing(self, what: str, spec: MachineSpec) -> CloudError:
         return CloudError(
-            f"Google Cloud does not show the {what} that the heads of cluster {spec.cluster_id} keep.",
-            remedy="If somebody has deleted it, make another cluster.",
+            f"Google Cloud does not show the {what} that the heads of cluster {spec.cluster_id} retain.",
+            remedy="If it was deleted by hand, create another cluster.",
             resource=spec.node_id,
         )

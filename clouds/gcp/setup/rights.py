@@ -145,7 +145,7 @@ def of_machines(config: GcpConfig | None = None) -> list[str]:
 
 
 def of_balancers() -> list[str]:
-    """Beside those of machines."""
+    """Besides those of machines."""
     return sorted(set(_all(BALANCERS)) - set(of_machines()))
 
 

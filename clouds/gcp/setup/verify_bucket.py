@@ -1,4 +1,4 @@
-"""The bucket: whose, where, and whether it can be written to and read from."""
+"""The bucket: its owner, its region, and whether it can be written to and read from."""
 
 from __future__ import annotations
 

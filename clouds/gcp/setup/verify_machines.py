@@ -56,7 +56,7 @@ def held(session: Session, client: str, method: str, request: dict[str, Any], do
 
 
 def _region(found: Checklist, session: Session, config: GcpConfig) -> Any | None:
-    """The region's description, if there is one and it may be looked at."""
+    """The region's description, if it exists and may be read."""
     doing = f"look at region {config.region}"
     answer = found.ask(
         "region", lambda: held(session, "Regions", "get", {"region": config.region}, doing), needed=False
@@ -130,7 +130,7 @@ def _images(found: Checklist, session: Session, config: GcpConfig, spec: Machine
         elif name == "image":
             found.fail(name, wrong, remedy)
         else:
-            found.warn(name, f"Such machines can't be launched: {wrong}", remedy)
+            found.warn(name, f"Such machines cannot be launched: {wrong}", remedy)
 
 
 def _booted(spec: MachineSpec, config: GcpConfig, kind: MachineType) -> str:
@@ -142,7 +142,7 @@ def _wrong_with(session: Session, config: GcpConfig, image: str, kind: MachineTy
     """(what, what to do); nothing wrong is ("", "")."""
     named = _IMAGE.fullmatch(image)
     if named is None:
-        return f"{image} is no image's path.", "Write projects/<project>/global/images/[family/]<name>."
+        return f"{image} is not a valid image path.", "Write projects/<project>/global/images/[family/]<name>."
     where = {"project": named["project"] or session.project}
     try:
         if named["family"]:
@@ -152,7 +152,7 @@ def _wrong_with(session: Session, config: GcpConfig, image: str, kind: MachineTy
         else:
             answer = session.call("Images", "get", {**where, "image": named["name"]}, f"look at image {image}")
     except Gone:
-        return f"There is no image {image}, or it may not be used by us.", "Correct the cloud's config."
+        return f"There is no image {image}, or Heliostat may not use it.", "Correct the cloud's config."
     except CloudError as e:
         return e.message, e.remedy
     architecture = ARCHITECTURES.get(answer.architecture, kind.architecture)
@@ -173,7 +173,7 @@ def _wrong_with(session: Session, config: GcpConfig, image: str, kind: MachineTy
 
 
 def _quotas(found: Checklist, config: GcpConfig, region: Any, kind: MachineType, cpus: int) -> None:
-    """What the region has left for one machine more, by https://cloud.google.com/compute/resource-usage."""
+    """The region's free quota for one more machine, by https://cloud.google.com/compute/resource-usage."""
     room = {q.metric: (q.limit, q.usage) for q in region.quotas}
     family = f"{config.instance_type.partition('-')[0].upper()}_CPUS"  # E2 and N1 count as CPUS
     wanted = {family if family in room else "CPUS": float(cpus or kind.cpu), "INSTANCES": 1.0}

@@ -44,7 +44,9 @@ def _subnetwork(found: Checklist, session: Session, config: GcpConfig) -> Any | 
     name = f"subnetwork {config.subnetwork}"
     if path is None:
         found.fail(
-            name, "It is no name and no path.", "Write projects/<host project>/regions/<region>/subnetworks/<name>."
+            name,
+            "It is neither a name nor a path.",
+            "Write projects/<host project>/regions/<region>/subnetworks/<name>.",
         )
         return None
     if path["region"] != config.region:
@@ -102,7 +104,8 @@ def _way_out(found: Checklist, session: Session, config: GcpConfig, subnet: Any,
     else:
         found.fail(
             name,
-            f"Its machines have no route to us ({api_url}): no public address, and no Cloud NAT serves the subnetwork.",
+            f"Its machines have no route to the control plane ({api_url}): no public address, and no Cloud NAT "
+            "serves the subnetwork.",
             "Make a Cloud NAT in its region, or set external_ip.",
         )
     if not subnet.private_ip_google_access:
@@ -154,7 +157,7 @@ def _among_themselves(found: Checklist, config: GcpConfig, rules: list[Any], blo
     else:
         found.fail(
             name,
-            "No firewall rule lets machines reach all TCP ports of each other: Ray's nodes can't join their head.",
+            "No firewall rule lets machines reach all TCP ports of each other: Ray's nodes cannot join their head.",
             f"gcloud compute firewall-rules create heliostat-internal --network={name_of(network(config))} "
             f"--allow=tcp,udp,icmp --source-ranges={block or '<the subnetwork>'}",
         )
@@ -166,11 +169,11 @@ def _from_outside(found: Checklist, rules: list[Any]) -> None:
     if opened:
         found.warn(
             name,
-            f"The whole world may call machines, by {', '.join(opened)}.",
-            "Take the rule away, or give machines a tag that it does not name: nothing of ours needs it.",
+            f"Machines are open to the internet by {', '.join(opened)}.",
+            "Remove the rule, or give machines a tag that it does not name: Heliostat does not need it.",
         )
     else:
-        found.ok(name, "Not open to the world.")
+        found.ok(name, "Not open to the internet.")
 
 
 def _proxies(found: Checklist, session: Session, config: GcpConfig) -> list[str] | None:
@@ -187,7 +190,7 @@ def _proxies(found: Checklist, session: Session, config: GcpConfig) -> list[str]
         return blocks
     found.warn(
         name,
-        f"Network {path[-1]} has none in {config.region}: services can't have endpoints.",
+        f"Network {path[-1]} has none in {config.region}: services cannot have endpoints.",
         f"gcloud compute networks subnets create heliostat-proxies --purpose={_PROXIES} --role=ACTIVE "
         f"--region={config.region} --network={path[-1]} --range=<a free /23>",
     )

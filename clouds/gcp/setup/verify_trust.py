@@ -40,7 +40,7 @@ _WRONG = (
     ("audience", "Make the pool and its provider, or correct `workload_identity_provider` (by the project's number)."),
     ("", "Compare the provider's issuer, keys, audience and condition with `heliostat cloud setup`'s."),
 )
-"""The first whose words are in STS's."""
+"""The first whose text is in the error of STS."""
 
 
 def looked_at(found: Checklist, session: Session, config: GcpConfig) -> bool:
@@ -54,12 +54,16 @@ def looked_at(found: Checklist, session: Session, config: GcpConfig) -> bool:
         renew(google.auth.transport.requests.Request())
     except OAuthError as e:
         said = _said(e)
-        found.fail(TOKEN, f"Google does not take our token: {said}", next(r for w, r in _WRONG if w in said))
+        found.fail(TOKEN, f"Google rejects the control plane's token: {said}", next(r for w, r in _WRONG if w in said))
         found.behind(TOKEN, ACCOUNT)
         return False
     except RefreshError as e:
         found.ok(TOKEN, config.workload_identity_provider)
-        found.fail(ACCOUNT, f"We may not act as {config.service_account}: {_said(e)}", _impersonation(config, _said(e)))
+        found.fail(
+            ACCOUNT,
+            f"The control plane may not act as {config.service_account}: {_said(e)}",
+            _impersonation(config, _said(e)),
+        )
         return False
     except GoogleAuthError as e:
         error = errors.raised(e, "exchange our token")
@@ -67,12 +71,12 @@ def looked_at(found: Checklist, session: Session, config: GcpConfig) -> bool:
         found.behind(TOKEN, ACCOUNT)
         return False
     found.ok(TOKEN, config.workload_identity_provider)
-    found.ok(ACCOUNT, f"We act as {config.service_account}, for an hour at a time.")
+    found.ok(ACCOUNT, f"The control plane acts as {config.service_account}, for an hour at a time.")
     return True
 
 
 def _said(e: GoogleAuthError) -> str:
-    """Google's words; they hold no token."""
+    """Google's message; it holds no token."""
     body = next((arg for arg in e.args[1:] if isinstance(arg, str)), "") or str(e)
     try:
         told = json.loads(body)
@@ -194,7 +198,8 @@ def _test(session: Session, url: str, wanted: list[str]) -> tuple[set[str], str]
     answer = session.http("POST", url, "test permissions", json={"permissions": wanted})
     if answer.status_code == 404:
         raise CloudError(
-            f"Google Cloud knows no {url.rpartition('/')[2].partition(':')[0]}.", remedy="Correct the cloud's config."
+            f"Google Cloud does not know {url.rpartition('/')[2].partition(':')[0]}.",
+            remedy="Correct the cloud's config.",
         )
     told: dict[str, Any] = answer.json()
     return set(told.get("permissions", [])), str(answer.headers.get("date", ""))

@@ -29,7 +29,7 @@ ENTRY_POINT, METRICS = "web", "metrics"
 """Names of the two sockets, by which Traefik takes them over (``LISTEN_FDNAMES``)."""
 
 TRIES, TRIES_TO_CONNECT = 6, 8
-"""Of a request whose connection broke (or whose backend itself answered 502, which can't be told apart); of each of
+"""Of a request whose connection broke (or whose backend itself answered 502, which cannot be told apart); of each of
 these, to find a backend that takes the connection. Two clusters of which one is dead: under load each try meets the
 dead one with probability 1/2, until the health check has found it; the first of them too, by connections that were
 kept and are dead: with 3 tries one PUT of 126 failed on a busy machine."""
@@ -41,7 +41,7 @@ HEALTH_INTERVAL, HEALTH_TIMEOUT = "1s", "5s"
 replicas on a busy machine: with a timeout of 1 s such backends lost their traffic, and their callers got 503."""
 
 ROUTES = ("routes.yml", "spare.yml")
-"""The same routes twice, in the order in which Traefik reads them, of which the first count. What Traefik can't parse
+"""The same routes twice, in the order in which Traefik reads them, of which the first count. What Traefik cannot parse
 it passes over whole, and goes on by what it has; but an empty file is a good one to it, which routes nothing:
 somebody's editor, or a full disk, would end the service.
 
@@ -97,7 +97,7 @@ def routes(backends: list[Backend], *, grpc: bool, certificate: tuple[Path, Path
     reads them again).
 
     Raises:
-        BadConfig: an id or an address that can't stand in a rule, one cluster twice, or two weights (but for 0) of one
+        BadConfig: an id or an address that cannot stand in a rule, one cluster twice, or two weights (but for 0) of one
             version.
     """
     _check(backends)
@@ -241,7 +241,7 @@ def _check(backends: list[Backend]) -> None:
     for b in backends:
         wrong = ""
         if not _ID.fullmatch(b.id) or not _ID.fullmatch(b.version_id):
-            wrong = "has an id that is none"
+            wrong = "has an invalid id"
         elif not _ADDRESS.fullmatch(b.http) or (b.grpc and not _ADDRESS.fullmatch(b.grpc)):
             wrong = f"has no address of the form ip:port: {b.http!r}, {b.grpc!r}"
         elif b.id in seen:

@@ -25,11 +25,11 @@ LOCK_S = 60.0
 """How long a call waits for others on the same service, each of which ends sooner."""
 
 
-class Garbled(CloudError):
-    """One of our own files can't be understood."""
+class CorruptFile(CloudError):
+    """One of our own files cannot be understood."""
 
 
-class Place(Result):
+class EndpointRecord(Result):
     """``endpoint.json``: what stays the same for the endpoint's life, but for ``grpc``."""
 
     service_id: str
@@ -42,38 +42,38 @@ class Place(Result):
     grpc: bool = False
 
 
-class Wanted(Result):
+class DesiredBackends(Result):
     """``backends.json``: the truth that the routes are made from."""
 
     revision: int = -1
     backends: list[Backend] = []
 
 
-Stored = TypeVar("Stored", Place, Wanted)
+Stored = TypeVar("Stored", EndpointRecord, DesiredBackends)
 
 
 def load(kind: type[Stored], path: Path) -> Stored:
-    """Raises FileNotFoundError, and Garbled."""
+    """Raises FileNotFoundError, and CorruptFile."""
     try:
         return kind.model_validate_json(path.read_text())
     except (ValidationError, UnicodeDecodeError):
-        raise Garbled(
-            f"{path} is not what we wrote.",
+        raise CorruptFile(
+            f"{path} is corrupt.",
             remedy="Take endpoint.json from a backup, or remove the folder: the service gets another port.",
             resource=path.parent.name,
         ) from None
 
 
-def places(root: Path) -> Iterator[Place]:
-    """Of all endpoints that are there. One whose file can't be read is logged and passed over: it is one service's
+def endpoints(root: Path) -> Iterator[EndpointRecord]:
+    """Of all endpoints that are there. One whose file cannot be read is logged and passed over: it is one service's
     trouble, and all others must not have it."""
     for path in sorted(root.glob("[!.]*/endpoint.json")):
         try:
-            yield load(Place, path)
+            yield load(EndpointRecord, path)
         except FileNotFoundError:
             continue  # removed in between
-        except (Garbled, OSError) as error:
-            log.error("an endpoint is passed over", service=path.parent.name, why=str(error))
+        except (CorruptFile, OSError) as error:
+            log.error("an endpoint is skipped", service=path.parent.name, why=str(error))
 
 
 def read(path: Path) -> str:
@@ -113,11 +113,11 @@ def locked(path: Path) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise CloudError(
                         f"{path} has been held by another process for {LOCK_S:.0f} s.",
-                        remedy=f"See what it does (`fuser {path}`); the call is safe to repeat.",
+                        remedy=f"Find that process (`fuser {path}`); the call is safe to repeat.",
                     ) from None
                 time.sleep(0.005)
         if os.fstat(fd).st_ino != path.stat().st_ino:
-            raise FileNotFoundError(errno.ENOENT, "it was removed and made anew meanwhile", str(path))
+            raise FileNotFoundError(errno.ENOENT, "it was replaced meanwhile", str(path))
         yield
     finally:
         os.close(fd)
@@ -135,7 +135,7 @@ def disk(folder: Path) -> Iterator[None]:
         }
         where = e.filename or folder
         raise kinds.get(e.errno or 0, CloudError)(
-            f"The load balancer's files can't be read or written: {where}: {e.strerror or e}.",
+            f"The load balancer's files cannot be read or written: {where}: {e.strerror or e}.",
             remedy=f"Make {folder.parent} writable for this user, with space on its disk, and try again.",
             resource=folder.name,
         ) from e

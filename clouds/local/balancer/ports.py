@@ -8,13 +8,13 @@ import socket
 from pathlib import Path
 
 from clouds.contract.errors import BadConfig, QuotaExceeded
-from clouds.local.balancer.files import places
+from clouds.local.balancer.files import endpoints
 from runtime.home import free_port
 
 
 def choose(home: Path, root: Path, host: str, ports: str) -> tuple[int, int]:
     """The endpoint's port on ``host`` and that of its metrics on loopback, neither of them another one's of this home,
-    running or not; of one whose file can't be read only the ports that it has open are known. To be called under the
+    running or not; of one whose file cannot be read only the ports that it has open are known. To be called under the
     lock of all of ``root``'s balancers.
 
     Args:
@@ -25,8 +25,8 @@ def choose(home: Path, root: Path, host: str, ports: str) -> tuple[int, int]:
         BadConfig: this machine has no such address, or this user may not open such a port.
     """
     taken = set()
-    for place in places(root):
-        taken |= {place.port, place.metrics_port}
+    for record in endpoints(root):
+        taken |= {record.port, record.metrics_port}
     stack = home / "stack.json"
     if stack.exists():
         taken |= set(json.loads(stack.read_text()).get("ports", {}).values())
@@ -56,7 +56,7 @@ def is_free(host: str, port: int) -> bool:
         if e.errno == errno.EADDRINUSE:
             return False
         raise BadConfig(
-            f"A load balancer can't listen at {host}, port {port}: {e.strerror}.",
+            f"A load balancer cannot listen at {host}, port {port}: {e.strerror}.",
             remedy="Set HELIOSTAT_BALANCER_HOST to an address of this machine, and HELIOSTAT_BALANCER_PORTS to ports "
             "that this user may open.",
         ) from e

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clouds.local.balancer import supervisor as balancer_supervisor
-from clouds.local.balancer.files import Place, is_held, read
+from clouds.local.balancer.files import EndpointRecord, is_held, read
 from clouds.local.machines import supervisor
 from heliostat.errors import CloudError
 
@@ -26,11 +26,11 @@ ASK_S = 2.0
 """For one request to Traefik itself."""
 
 
-def goes_by(place: Place, loaded: list[str]) -> bool:
+def has_routes(record: EndpointRecord, loaded: list[str]) -> bool:
     """Whether Traefik answers on the endpoint's port and has taken these routes up (``balancer_config.routes``)."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(place.host, place.host)  # noqa: S104
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(record.host, record.host)  # noqa: S104
     try:
-        return all(ask(host, place.port, path, place.service_id)[0] == 418 for path in loaded)
+        return all(ask(host, record.port, path, record.service_id)[0] == 418 for path in loaded)
     except CloudError:
         return False
 
@@ -53,8 +53,13 @@ def ask(host: str, port: int, path: str, service_id: str) -> tuple[int, str]:
 
 def end(folder: Path) -> None:
     """Ends the supervisor, then Traefik: the other way round it would be started again."""
-    _end_all(lambda: balancer_supervisor.found(folder, "supervisor"), folder)
+    end_supervisor(folder)
     end_traefik(folder)
+
+
+def end_supervisor(folder: Path) -> None:
+    """Traefik, if it runs, keeps running; the next supervisor adopts it."""
+    _end_all(lambda: balancer_supervisor.found(folder, "supervisor"), folder)
 
 
 def end_traefik(folder: Path) -> None:
@@ -78,7 +83,7 @@ def _end_all(left: Callable[[], Iterable[dict[str, Any]]], folder: Path) -> None
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """``status.json``; {} while the supervisor has not written any, or where it is garbled: it only tells."""
+    """``status.json``; {} while the supervisor has not written any, or where it is corrupt: it only tells."""
     try:
         found = json.loads(read(folder / "status.json"))
     except ValueError:

@@ -78,10 +78,10 @@ def main(argv: list[str]) -> None:
             if time.monotonic() > deadline:
                 return  # there is one
             time.sleep(0.01)  # or one that only looks whether there is
-    _Keeper(folder, traefik).run()
+    _Supervisor(folder, traefik).run()
 
 
-class _Keeper:
+class _Supervisor:
     def __init__(self, folder: Path, traefik: str) -> None:
         self._folder, self._traefik = folder, traefik
         self._sockets: list[socket.socket] = []
@@ -105,7 +105,7 @@ class _Keeper:
             _wait(running)
             running = None
             if self._sockets:
-                _deafen(self._sockets[0])
+                _drop_packets(self._sockets[0])
             if time.monotonic() - began < YOUNG_S:
                 self._problem = f"Traefik ends as soon as it starts; see {self._folder}/traefik.log and output.log"
                 self._tell(None, self._problem)
@@ -120,21 +120,21 @@ class _Keeper:
 
     def _listen(self) -> bool:
         """Opens both sockets, the first one deaf; false, and said so, if another program has one of them."""
-        place = json.loads((self._folder / "endpoint.json").read_text())
+        record = json.loads((self._folder / "endpoint.json").read_text())
         opened: list[socket.socket] = []
-        for host, port in ((place["host"], place["port"]), ("127.0.0.1", place["metrics_port"])):
+        for host, port in ((record["host"], record["port"]), ("127.0.0.1", record["metrics_port"])):
             one = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
             opened.append(one)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
             try:
                 one.bind((host, port))
                 if one is opened[0]:
-                    _deafen(one)
+                    _drop_packets(one)
                 one.listen(BACKLOG)
             except OSError as e:
                 for each in opened:
                     each.close()
-                self._tell(None, f"port {port} of {host} can't be opened ({e.strerror})", port=port)
+                self._tell(None, f"port {port} of {host} cannot be opened ({e.strerror})", port=port)
                 return False
         self._sockets = opened
         return True
@@ -146,7 +146,7 @@ class _Keeper:
         while supervisor.lives(running) and time.monotonic() < deadline and not _has_routes(port):
             time.sleep(0.005)
         if supervisor.lives(running):
-            _hear(self._sockets[0])
+            _accept_packets(self._sockets[0])
 
     def _start(self) -> int:
         """Forks by hand: LISTEN_PID must be the pid of the one that execs."""
@@ -175,7 +175,7 @@ class _Keeper:
             }
             os.execve(self._traefik, [self._traefik, f"--configFile={self._folder}/traefik.yml"], env)  # noqa: S606
         except OSError as e:
-            os.write(2, f"{self._traefik} can't be started: {e}\n".encode())
+            os.write(2, f"{self._traefik} cannot be started: {e}\n".encode())
         finally:
             os._exit(127)
 
@@ -186,7 +186,7 @@ class _Keeper:
             part.write_text(json.dumps(status))
             part.rename(self._folder / "status.json")
         except OSError as e:  # a full disk must not stop the traffic
-            sys.stderr.write(f"status.json can't be written: {e}\n")
+            sys.stderr.write(f"status.json cannot be written: {e}\n")
             sys.stderr.flush()
 
 
@@ -200,7 +200,7 @@ def _wait(running: dict[str, Any]) -> None:
         os.waitpid(running["pid"], 0)
 
 
-def _deafen(listener: socket.socket) -> None:
+def _drop_packets(listener: socket.socket) -> None:
     """Attaches a filter that drops every packet for this socket, and lets go of those who have connected but were not
     accepted: they would get a 404. Where the kernel has no such filters, there are some 404 at a restart."""
     drop_all = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes
@@ -213,7 +213,7 @@ def _deafen(listener: socket.socket) -> None:
             listener.accept()[0].close()
 
 
-def _hear(listener: socket.socket) -> None:
+def _accept_packets(listener: socket.socket) -> None:
     with contextlib.suppress(OSError):  # there is none
         listener.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 

@@ -34,7 +34,7 @@ class Certificate:
 
     def ready(self) -> None:
         """Makes our own if there is none yet, or it is broken; not safe to call twice at the same time. Raises
-        BadConfig if the operator's can't be used."""
+        BadConfig if the operator's cannot be used."""
         if self._one_of_two:
             raise BadConfig(
                 "Only one of the load balancer's certificate and key is set.",
@@ -56,7 +56,7 @@ def checked(cert_file: Path, key_file: Path) -> None:
         # No text of the exception: it may quote the file.
         why = f" ({e.strerror})" if isinstance(e, OSError) else ""
         raise BadConfig(
-            f"The load balancer's certificate {cert_file} or its key {key_file} can't be read{why}.",
+            f"The load balancer's certificate {cert_file} or its key {key_file} cannot be read{why}.",
             remedy="Set HELIOSTAT_BALANCER_CERT_FILE and HELIOSTAT_BALANCER_KEY_FILE to PEM files, the key not "
             "encrypted, both readable by this user.",
         ) from None

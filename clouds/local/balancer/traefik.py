@@ -17,7 +17,17 @@ from clouds.contract.errors import BackendsLost, BadConfig, Gone, Outdated
 from clouds.local.balancer import config as balancer_config
 from clouds.local.balancer import ports as balancer_ports
 from clouds.local.balancer import process as balancer_process
-from clouds.local.balancer.files import Garbled, Place, Wanted, disk, is_held, load, locked, places, read
+from clouds.local.balancer.files import (
+    CorruptFile,
+    DesiredBackends,
+    EndpointRecord,
+    disk,
+    endpoints,
+    is_held,
+    load,
+    locked,
+    read,
+)
 from clouds.local.balancer.tls import Certificate
 from clouds.local.machines import supervisor
 from heliostat.errors import CloudError
@@ -78,38 +88,38 @@ class LocalBalancer:
                         raise _gone(spec.service_id)
                     self._make(spec, folder)
             with locked(folder / "lock") if make else self._held(spec.service_id, folder):
-                place = self._place(folder)
-                if place.installation_id != spec.installation_id:
+                record = self._record(folder)
+                if record.installation_id != spec.installation_id:
                     raise BadConfig(
                         f"The endpoint of {spec.service_id} belongs to another installation.", resource=spec.service_id
                     )
-                if place.grpc != spec.grpc:
-                    place = place.model_copy(update={"grpc": spec.grpc})
-                    write_private(folder / "endpoint.json", place.model_dump_json(indent=1))
-                self._bring_about(folder, place, self._wanted(folder))
-        return Endpoint(service_id=place.service_id, url=place.url)
+                if record.grpc != spec.grpc:
+                    record = record.model_copy(update={"grpc": spec.grpc})
+                    write_private(folder / "endpoint.json", record.model_dump_json(indent=1))
+                self._reconcile(folder, record, self._wanted(folder))
+        return Endpoint(service_id=record.service_id, url=record.url)
 
     def set_backends(self, service_id: str, revision: int, backends: list[Backend]) -> None:
         folder = self._existing(service_id)
         with disk(folder), self._held(service_id, folder):
-            place = self._place(folder)
+            record = self._record(folder)
             try:
                 last = self._wanted(folder)
             except BackendsLost:
-                last = Wanted()  # this call says it anew
-            new = Wanted(revision=revision, backends=backends)
+                last = DesiredBackends()  # this call says it anew
+            new = DesiredBackends(revision=revision, backends=backends)
             if revision < last.revision or (revision == last.revision and new != last):
                 raise Outdated.backends(service_id, revision, last.revision)
-            self._routes(place, new)  # refuses what can't be, before it is written down
+            self._routes(record, new)  # refuses what cannot be, before it is written down
             if new != last:
                 write_private(folder / "backends.json", new.model_dump_json(indent=1))
-            self._bring_about(folder, place, new)
+            self._reconcile(folder, record, new)
 
     def counters(self, service_id: str) -> list[BackendCounters]:
         folder = self._existing(service_id)
         with disk(folder):
-            place, wanted = self._place(folder), self._wanted(folder)
-        _, text = balancer_process.ask("127.0.0.1", place.metrics_port, "/metrics", service_id)
+            record, wanted = self._record(folder), self._wanted(folder)
+        _, text = balancer_process.ask("127.0.0.1", record.metrics_port, "/metrics", service_id)
         return balancer_config.counted(text, wanted.backends)
 
     def describe(self, service_id: str) -> Endpoint | None:
@@ -118,12 +128,12 @@ class LocalBalancer:
             return None
         with disk(folder):
             try:
-                place = self._place(folder)
+                record = self._record(folder)
             except FileNotFoundError:
                 if folder.exists():
                     raise
                 return None  # removed in between
-            return Endpoint(service_id=service_id, url=place.url, state=self._state(folder, place))
+            return Endpoint(service_id=service_id, url=record.url, state=self._state(folder, record))
 
     def remove(self, service_id: str) -> None:
         folder = self._folder(service_id)
@@ -142,7 +152,7 @@ class LocalBalancer:
             shutil.rmtree(trash)
 
     def list_owned(self, installation_id: str) -> list[str]:
-        return [place.service_id for place in places(self._root) if place.installation_id == installation_id]
+        return [record.service_id for record in endpoints(self._root) if record.installation_id == installation_id]
 
     # -- making
 
@@ -151,7 +161,7 @@ class LocalBalancer:
         port, metrics_port = balancer_ports.choose(self._home, self._root, self._host, self._range)
         scheme = "https" if self._certificate.given else "http"
         public = f"[{self._public_host}]" if ":" in self._public_host else self._public_host
-        place = Place(
+        record = EndpointRecord(
             service_id=spec.service_id,
             service_name=spec.service_name,
             installation_id=spec.installation_id,
@@ -164,43 +174,43 @@ class LocalBalancer:
         part = self._root / f".part-{spec.service_id}"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700)
-        write_private(part / "endpoint.json", place.model_dump_json(indent=1))
+        write_private(part / "endpoint.json", record.model_dump_json(indent=1))
         # From the first on, so that one that is missing is known to be lost.
-        write_private(part / "backends.json", Wanted().model_dump_json(indent=1))
+        write_private(part / "backends.json", DesiredBackends().model_dump_json(indent=1))
         part.rename(folder)
 
-    def _routes(self, place: Place, wanted: Wanted) -> tuple[dict[str, str], list[str]]:
-        return balancer_config.routes(wanted.backends, grpc=place.grpc, certificate=self._certificate.files)
+    def _routes(self, record: EndpointRecord, wanted: DesiredBackends) -> tuple[dict[str, str], list[str]]:
+        return balancer_config.routes(wanted.backends, grpc=record.grpc, certificate=self._certificate.files)
 
-    def _static(self, folder: Path, place: Place) -> str:
-        return balancer_config.static(folder, place.host, place.port, place.metrics_port)
+    def _static(self, folder: Path, record: EndpointRecord) -> str:
+        return balancer_config.static(folder, record.host, record.port, record.metrics_port)
 
     # -- running
 
-    def _state(self, folder: Path, place: Place) -> str:
+    def _state(self, folder: Path, record: EndpointRecord) -> str:
         try:
-            texts, loaded = self._routes(place, self._wanted(folder))
+            texts, loaded = self._routes(record, self._wanted(folder))
         except BackendsLost as e:
             return str(e)
         except FileNotFoundError as e:
-            return f"its certificate is not there: {e.filename}"
-        if not balancer_process.goes_by(place, loaded):
+            return f"its certificate is missing: {e.filename}"
+        if not balancer_process.has_routes(record, loaded):
             problem = str(balancer_process.status(folder).get("problem") or "")
-            return problem or "its load balancer does not run, or not by its last routes"
+            return problem or "its load balancer does not run, or has old routes"
         if not is_held(folder / "supervisor.lock"):
             return "its supervisor does not run"
         # What runs has read them already; the next one to be started would not find them.
         routed = all(read(folder / "routes" / name) == text for name, text in texts.items())
-        if not routed or read(folder / "traefik.yml") != self._static(folder, place):
-            return "its files are not as they should be"
+        if not routed or read(folder / "traefik.yml") != self._static(folder, record):
+            return "its files are out of date"
         return "ready"
 
-    def _bring_about(self, folder: Path, place: Place, wanted: Wanted) -> None:
+    def _reconcile(self, folder: Path, record: EndpointRecord, wanted: DesiredBackends) -> None:
         """Returns when requests go by ``wanted``: writes what is not as it should be, starts what does not run. Under
         the service's lock. A Traefik that runs keeps its static configuration until it is started again: newer code
         of ours is no reason to cut streams."""
-        texts, loaded = self._routes(place, wanted)
-        static = self._static(folder, place)
+        texts, loaded = self._routes(record, wanted)
+        static = self._static(folder, record)
         if read(folder / "traefik.yml") != static:
             write_private(folder / "traefik.yml", static)
         blind = not (folder / "routes").is_dir()
@@ -210,11 +220,11 @@ class LocalBalancer:
         if blind:  # a Traefik that runs watches the folder that was there before
             balancer_process.end_traefik(folder)
         began = changed = time.monotonic()
-        restarted = False
+        restarted = replaced = False
         while True:
             if not is_held(folder / "supervisor.lock"):
                 balancer_process.supervise(folder, self._traefik)
-            elif balancer_process.goes_by(place, loaded):
+            elif balancer_process.has_routes(record, loaded):
                 return
             now, status = time.monotonic(), balancer_process.status(folder)
             runs = supervisor.lives(status.get("traefik"))
@@ -222,21 +232,25 @@ class LocalBalancer:
                 changed = now
                 if "port" in status and now - began > PORT_S:
                     raise BadConfig(
-                        f"The load balancer of service {place.service_id} can't listen: {status['problem']}.",
+                        f"The load balancer of service {record.service_id} cannot listen: {status['problem']}.",
                         remedy=f"End the program that has it (`ss -ltnp 'sport = :{status['port']}'` names it); "
                         "the load balancer takes the port over by itself.",
-                        resource=place.service_id,
+                        resource=record.service_id,
                     )
+                if status.get("problem") and "port" not in status and not replaced:
+                    # The supervisor starts the program that it was given: of an older release, which may be gone.
+                    balancer_process.end_supervisor(folder)
+                    replaced = True
             elif now - changed > RELOAD_S and not restarted:
                 self._publish(folder, texts)
                 balancer_process.end_traefik(folder)
                 restarted, changed = True, now
             if now - began > START_S:
                 raise CloudError(
-                    f"The load balancer of service {place.service_id} does not go by its routes after {START_S:.0f} s"
+                    f"The load balancer of service {record.service_id} has not loaded its routes after {START_S:.0f} s"
                     f"{': ' + status['problem'] if status.get('problem') else ''}.",
                     remedy=f"See {folder}/traefik.log and {folder}/output.log; the call is safe to repeat.",
-                    resource=place.service_id,
+                    resource=record.service_id,
                 )
             time.sleep(0.005 if now - began < 0.5 else 0.05)
 
@@ -250,7 +264,8 @@ class LocalBalancer:
 
     def _folder(self, service_id: str) -> Path:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", service_id):
-            raise BadConfig(f"{service_id!r} is no service's id.", resource=service_id)  # and no path that leads out
+            # Nor a path that leads out of the folder.
+            raise BadConfig(f"{service_id!r} is not a valid service id.", resource=service_id)
         return self._root / service_id
 
     def _existing(self, service_id: str) -> Path:
@@ -270,20 +285,20 @@ class LocalBalancer:
                 raise
             raise _gone(service_id) from None
 
-    def _place(self, folder: Path) -> Place:
-        return load(Place, folder / "endpoint.json")
+    def _record(self, folder: Path) -> EndpointRecord:
+        return load(EndpointRecord, folder / "endpoint.json")
 
-    def _wanted(self, folder: Path) -> Wanted:
+    def _wanted(self, folder: Path) -> DesiredBackends:
         """Raises BackendsLost, and FileNotFoundError when the endpoint is removed meanwhile."""
         path = folder / "backends.json"
         try:
-            return load(Wanted, path)
-        except (Garbled, FileNotFoundError) as e:
+            return load(DesiredBackends, path)
+        except (CorruptFile, FileNotFoundError) as e:
             if not folder.exists():
                 raise
             raise BackendsLost(
                 f"{path} is {'not there' if isinstance(e, FileNotFoundError) else 'not what we wrote'}.",
-                remedy="It is made anew by `set_backends`, which the service's workflow calls when it hears of this.",
+                remedy="The service's workflow writes it again by `set_backends`.",
                 resource=folder.name,
             ) from None
 

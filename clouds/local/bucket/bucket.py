@@ -1,4 +1,4 @@
-"""The ``local`` cloud's bucket: a directory, and signed URLs that ``clouds.local.bucket.server`` honours."""
+"""The ``local`` cloud's bucket: a directory, and signed URLs that ``clouds.local.bucket.server`` accepts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import BinaryIO, Self
 from clouds.contract.bucket import StoredObject
 from clouds.contract.errors import BadConfig, Gone, QuotaExceeded
 from clouds.contract.object_keys import checked
-from clouds.local.bucket.signed_urls import SignedUrls
+from clouds.signed_urls import SignedUrls
 from heliostat.errors import InvalidRequest
 
 LEFTOVER_S = 24 * 3600
@@ -33,7 +33,7 @@ class LocalBucket(SignedUrls):
         key: signs URLs; the server must have the same.
         quota_bytes: stands in for a full disk; None: the disk's own limit.
 
-    One difference from S3: a key can't be both an object and the folder of another (BadConfig).
+    One difference from S3: a key cannot be both an object and the folder of another (BadConfig).
     """
 
     def __init__(self, root: Path, url: str, key: bytes, *, quota_bytes: int | None = None) -> None:
@@ -63,7 +63,7 @@ class LocalBucket(SignedUrls):
     def list(self, prefix: str, start_after: str = "") -> list[StoredObject]:
         folder = self._objects / prefix.rpartition("/")[0]
         if not folder.resolve().is_relative_to(self._objects):
-            raise InvalidRequest(f"{prefix!r} is no prefix of object keys.", field="prefix")
+            raise InvalidRequest(f"{prefix!r} is not a valid prefix of object keys.", field="prefix")
         found = []
         for where, _, names in os.walk(folder):
             for name in names:
@@ -94,7 +94,11 @@ class LocalBucket(SignedUrls):
         try:
             return self._path(key).open("rb")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise Gone(f"Object {key} does not exist.", remedy="It may have been pruned.", resource=key) from None
+            raise Gone(
+                f"Object {key} does not exist.",
+                remedy="It may have been deleted by the retention policy.",
+                resource=key,
+            ) from None
 
     def remove_leftovers(self) -> None:
         """Parts of uploads whose writer has died."""
@@ -177,7 +181,7 @@ class Incoming:
             self._committed = True
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
             raise BadConfig(
-                f"Object {self._key} can't be written: an object and a folder would have one name.",
+                f"Object {self._key} cannot be written: an object and a folder would have one name.",
                 remedy="Use another key.",
                 resource=self._key,
             ) from None
@@ -186,7 +190,7 @@ class Incoming:
 
     def _full(self) -> QuotaExceeded:
         return QuotaExceeded(
-            f"The bucket's disk is full: {self._key} can't be written.",
-            remedy="Free disk space where the bucket lies, or lower the retention of logs and uploads.",
+            f"The bucket's disk is full: {self._key} cannot be written.",
+            remedy="Free disk space of the bucket, or lower the retention of logs and uploads.",
             resource=self._key,
         )

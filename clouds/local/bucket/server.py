@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from clouds.contract.errors import QuotaExceeded
 from clouds.local.bucket.bucket import LocalBucket
-from clouds.local.bucket.signed_urls import Grant
+from clouds.signed_urls import Grant
 from heliostat.errors import HeliostatError, InvalidRequest
 from runtime.keys import load_or_create
 from runtime.settings import Settings
@@ -82,17 +82,17 @@ async def _put(bucket: Served, request: Request, grant: Grant) -> Response:
     key = request.path_params["key"]
     declared = request.headers.get("content-length")
     if grant.size is not None and declared is not None and int(declared) != grant.size:
-        raise _refused(f"Object {key} was announced with {grant.size} bytes; {declared} come.", key)
+        raise _refused(f"Object {key} was declared with {grant.size} bytes; {declared} come.", key)
     try:
         with await asyncio.to_thread(bucket.incoming, key) as incoming:
             async for block in _blocks(request):
                 if grant.size is not None and incoming.size + len(block) > grant.size:
-                    raise _refused(f"Object {key} was announced with {grant.size} bytes; more come.", key)
+                    raise _refused(f"Object {key} was declared with {grant.size} bytes; more come.", key)
                 await asyncio.to_thread(incoming.write, block)
             if grant.size is not None and incoming.size != grant.size:
-                raise _refused(f"Object {key} was announced with {grant.size} bytes; {incoming.size} came.", key)
+                raise _refused(f"Object {key} was declared with {grant.size} bytes; {incoming.size} came.", key)
             if grant.sha256 is not None and incoming.sha256() != grant.sha256:
-                raise _refused(f"The bytes of object {key} are not those announced: their sha256 differs.", key)
+                raise _refused(f"The bytes of object {key} are not those declared: their sha256 differs.", key)
             await asyncio.to_thread(incoming.commit)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody reads it; nothing was stored

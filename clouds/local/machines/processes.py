@@ -38,7 +38,7 @@ class LocalMachines:
     Args:
         home: holds ``machines/<machine id>/``; two installations have two homes and share the host's slots.
         isolation: ``namespace`` (user and PID namespace), ``process``, or ``auto``: namespaces where the kernel
-            lets this user make one. Raises BadConfig for a namespace that can't be made.
+            lets this user make one. Raises BadConfig for a namespace that cannot be made.
         python: interpreter of the nodes; must have Ray. Its folder comes first in their PATH.
         max_machines: how many may live at once on this host.
 
@@ -107,11 +107,7 @@ class LocalMachines:
             if machine is None or request is None:
                 continue  # pruned this moment
             if request["spec_sha256"] != spec.digest():
-                raise BadConfig(
-                    f"Machine {machine_id} was launched under the same token with another request.",
-                    remedy="Use a new generation of the node for another request.",
-                    resource=spec.node_id,
-                )
+                raise BadConfig.same_token(machine_id, spec.node_id)
             if (folder / "started").exists() or (folder / "stop").exists():
                 return machine
             if spawned == 2 or time.monotonic() > deadline:
@@ -161,10 +157,10 @@ class LocalMachines:
             for process in supervisor.strays(machine_id):
                 supervisor.kill(process)
 
-    def hand_over(self, cluster_id: str, machine_id: str | None) -> None:
+    def attach_retained(self, cluster_id: str, machine_id: str | None) -> None:
         """Heads keep nothing here."""
 
-    def leftovers(
+    def delete_orphans(
         self, installation_id: str, older_than_s: float, lives: Callable[[str], bool] = lambda cluster_id: True
     ) -> list[str]:
         return []
@@ -179,7 +175,7 @@ class LocalMachines:
         except FileNotFoundError:
             return ""
 
-    def prune(self, older_than_s: float) -> list[str]:
+    def forget_ended(self, older_than_s: float) -> list[str]:
         """Forgets the machines that ended longer ago than that, and removes at once what the others among the
         ended leave (a supervisor that was killed could not). Gives the ids forgotten. A forgotten token would
         boot again: keep them longer than any launch is repeated, a day at least."""
@@ -212,9 +208,9 @@ class LocalMachines:
         elif spec.instance_type not in (None, INSTANCE_TYPE):
             refused = f"has no instance type {spec.instance_type!r}; leave it out or use {INSTANCE_TYPE!r}"
         elif spec.accelerator or spec.cpu_architecture or spec.advanced:
-            refused = "is the machine that it is; leave accelerator, cpu_architecture and advanced_instance_config out"
+            refused = "is fixed hardware; remove accelerator, cpu_architecture and advanced_instance_config"
         elif spec.keep is not None:
-            refused = "has neither disks nor addresses to keep; leave retained_volume and fixed_address out"
+            refused = "has no disks or addresses to retain; remove retained_volume and fixed_address"
         elif spec.gpu > can.max_gpu_per_node:
             refused = f"has {can.max_gpu_per_node} GPUs, not {spec.gpu}"
         elif spec.cpu is not None and can.max_cpu_per_node is not None and spec.cpu > can.max_cpu_per_node:
@@ -255,8 +251,8 @@ class LocalMachines:
         )
         if slot is None:
             raise NoCapacity(
-                f"All {self._max_machines} places for machines on this host are taken.",
-                remedy="End clusters that are not needed, or wait.",
+                f"All {self._max_machines} machine slots of this host are in use.",
+                remedy="End clusters that you do not need, or wait.",
                 resource=spec.node_id,
             )
         console = os.open(folder / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -1,4 +1,4 @@
-"""Places for machines on this host: an address, a block of ports, and the guard that makes them one's own."""
+"""Slots for machines on this host: an address, a block of ports, and the guard that reserves them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def take(start: int, count: int = SLOTS) -> Slot | None:
 
     The guard holds the block's first port number (``hold_port``); Ray itself uses TCP only.
 
-    Callers start at a place of their own (not at 0) so that a slot which has just become free is not given to
+    Callers start at a slot of their own (not at 0), so that a slot which has just become free is not given to
     the next machine at once: what is left of the old cluster may still be calling there.
     """
     for i in range(count):
@@ -55,7 +55,7 @@ def _free(port: int) -> bool:
 
 
 def _address(number: int) -> str:
-    """A loopback address of the slot's own, so that Ray takes its nodes for different hosts (research/ray.md §10);
+    """A loopback address of the slot's own, so that Ray takes its nodes for different hosts;
     where the system has only 127.0.0.1 all nodes share that and differ by port."""
     own = f"127.0.{1 + number // 250}.{1 + number % 250}"
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

@@ -86,7 +86,7 @@ def kill(who: dict[str, Any] | None) -> None:
     except ProcessLookupError:
         return
     try:
-        if lives(who):  # asked after the pidfd is open: from here on the pid can't become another's unseen
+        if lives(who):  # asked after the pidfd is open: from here on the pid cannot become another's unseen
             signal.pidfd_send_signal(fd, signal.SIGKILL)
     except ProcessLookupError:
         pass  # ended meanwhile
@@ -126,7 +126,7 @@ def strays(machine_id: str) -> list[dict[str, Any]]:
 
 def clean(machine: Path) -> None:
     """Removes what an ended machine leaves: its user-data, its node directory, and the short name in /tmp that the
-    agent made for a folder of it (Ray's sockets allow no long path). What can't be removed (folders that the
+    agent made for a folder of it (Ray's sockets allow no long path). What cannot be removed (folders that the
     user's program made read-only) stays: it must not keep the machine from ending."""
     for link in Path("/tmp").glob("hn-*"):
         with contextlib.suppress(FileNotFoundError):  # of another machine that ends at the same moment
@@ -198,7 +198,7 @@ def _end(machine: Path, exit_code: int | None) -> None:
     elif exit_code is not None and exit_code < 0:
         reason = f"killed by signal {-exit_code}"
     else:
-        reason = f"its start-up program ended with exit code {exit_code}"
+        reason = f"its startup program ended with exit code {exit_code}"
     write_once(machine / "ended", {"at": time.time(), "exit_code": exit_code, "reason": reason})
 
 

@@ -10,14 +10,22 @@ from heliostat.cli import live, options
 from heliostat.cli.output import Format, age, next_steps, note, screen, show, table
 from heliostat.cli.services import view as service_view
 from heliostat.cli.services.deploy import deploy
-from heliostat.cli.services.rollout import ordered, rollout
-from heliostat.cli.services.shared import OrderWait, Ref, check_limit
+from heliostat.cli.services.rollout import rollout, show_result
+from heliostat.cli.services.shared import CommandWait, Ref, check_limit
 from heliostat.errors import InvalidRequest
 
 app = typer.Typer(
-    name="service", help="Ray Serve applications behind one URL.", no_args_is_help=True, rich_markup_mode=None
+    name="service",
+    help="Manage services (Ray Serve applications behind one URL).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
-token = typer.Typer(name="token", help="What requests to it carry.", no_args_is_help=True, rich_markup_mode=None)
+token = typer.Typer(
+    name="token",
+    help="Manage query tokens (requests to a service carry one).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.command()(deploy)
 app.add_typer(rollout)
 app.add_typer(token)
@@ -27,14 +35,14 @@ app.add_typer(token)
 def status(
     ref: Ref,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Again every second, until it is terminated. Ctrl-C leaves it alone.")
+        bool, typer.Option("--watch", help="Refresh every second until it is terminated. Ctrl-C does not stop it.")
     ] = False,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
     """Show a service, its versions and their traffic."""
     if watch and not screen.text:
-        raise InvalidRequest("A watched status is text.", remedy="Leave -o or --watch out.")
+        raise InvalidRequest("--watch works with text output only.", remedy="Remove -o or --watch.")
     with options.connect() as client:
         service = client.services.get(ref, project=project)
         if watch:
@@ -48,7 +56,7 @@ def list_(
     state: options.State = None,
     name: options.Name = None,
     project: options.Project = None,
-    cloud: Annotated[str | None, typer.Option("--cloud", help="Only those in this cloud.")] = None,
+    cloud: Annotated[str | None, typer.Option("--cloud", help="Only services in this cloud.")] = None,
     tag: options.Tags = None,
     limit: options.Limit = 50,
     output: options.Output = Format.TEXT,
@@ -82,12 +90,12 @@ def list_(
 @app.command()
 def wait(
     ref: Ref,
-    state: Annotated[str, typer.Option("-s", "--state", help="The state to wait for.")] = "RUNNING",
+    state: Annotated[str, typer.Option("-s", "--state", help="State to wait for.")] = "RUNNING",
     timeout_s: options.WaitLimit = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Wait until a service is in a state; exit 10 as soon as it can't get there."""
+    """Wait until a service reaches a state. Exit 10 if it can no longer reach it."""
     from heliostat.models.services import ServiceState
 
     wanted = options.choice(state, ServiceState, "--state")
@@ -100,7 +108,7 @@ def wait(
 def events(
     ref: Ref, limit: options.EventLimit = 200, project: options.Project = None, output: options.Output = Format.TEXT
 ) -> None:
-    """Show who did what to a service, when and why."""
+    """Show a service's events: who did what, when and why."""
     with options.connect() as client:
         options.show_events(client.services.events(ref, project=project), limit)
 
@@ -108,15 +116,15 @@ def events(
 @app.command()
 def logs(
     ref: Ref,
-    version: Annotated[str | None, typer.Option("--version", help="One version only: its name or id.")] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the service is terminated.")] = False,
-    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Begin with the last so many lines.")] = None,
+    version: Annotated[str | None, typer.Option("--version", help="Only this version: its name or id.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow until the service is terminated.")] = False,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Start with this many of the last lines.")] = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Print what a service's replicas and nodes have written; also after its clusters are gone."""
+    """Print the logs of a service's replicas and nodes. They outlive its clusters."""
     if follow and not screen.text:
-        raise InvalidRequest("A followed log is text.", remedy="Leave -o or -f out.")
+        raise InvalidRequest("-f works with text output only.", remedy="Remove -o or -f.")
     with options.connect() as client:
         service = client.services.get(ref, project=project)
         with live.detachable(f"service {service.name}", f"heliostat service logs -f {service.name}  follow it again"):
@@ -127,17 +135,17 @@ def logs(
 def rollback(
     ref: Ref,
     reason: options.Reason = "",
-    wait: OrderWait = False,
+    wait: CommandWait = False,
     timeout_s: options.WaitLimit = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Go back: give up the rollout under way or, when none is, bring back the version before."""
+    """Roll back a service. Aborts the current rollout or, without one, returns to the previous version."""
     check_limit(wait, timeout_s)
     with options.connect() as client:
         before = client.services.get(ref, project=project) if wait else None
         service = client.services.rollback(ref, reason=reason, project=project)
-        ordered(client, before, service, f"Service {service.name} goes back.", None, None, timeout_s)
+        show_result(client, before, service, f"Service {service.name} is rolling back.", None, None, timeout_s)
 
 
 @app.command()
@@ -148,7 +156,7 @@ def terminate(
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """End a service at any moment: requests under way are answered, then its clusters are released."""
+    """Terminate a service. Its open requests are answered, then its clusters are released."""
     from heliostat.models.services import ServiceState
 
     with options.connect() as client:
@@ -156,7 +164,9 @@ def terminate(
         if wait and not service.state.settled:
             service = service_view.wait_for(client, service, ServiceState.TERMINATED, None)
     ended = f"is {service.state}" if service.state.settled else "is being terminated"
-    steps = next_steps((f"heliostat service wait -s {ServiceState.TERMINATED} {service.name}", "wait for its end"))
+    steps = next_steps(
+        (f"heliostat service wait -s {ServiceState.TERMINATED} {service.name}", "wait until it has ended")
+    )
     if service.state.settled:
         steps = service_view.next_commands(service)
     show(service, lambda: f"Service {service.name} ({service.id}) {ended}.\n{steps}")
@@ -164,7 +174,7 @@ def terminate(
 
 @app.command()
 def delete(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Forget a terminated service: its name, tokens and versions."""
+    """Delete a terminated service with its name, tokens and versions."""
     with options.connect() as client:
         client.services.delete(ref, project=project)
     show({"deleted": ref}, lambda: f"Service {ref} is deleted.")
@@ -172,27 +182,27 @@ def delete(ref: Ref, project: options.Project = None, output: options.Output = F
 
 @token.command("add")
 def add_token(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Make a second token. It is printed alone on stdout; the first one stays valid until it is deleted."""
+    """Create a second token and print it on stdout. The first one stays valid until you delete it."""
     with options.connect() as client:
         made = client.services.add_token(ref, project=project)
     note(
-        f"Token {made.id} is made"
-        + (":" if made.active else "; `heliostat service status` says when every proxy takes it:")
+        f"Token {made.id} is created"
+        + (":" if made.active else "; `heliostat service status` shows when every proxy accepts it:")
     )
     show(made, lambda: made.token)
-    note(f"When every caller has it: `heliostat service token delete {ref}` ends the first one.")
+    note(f"When every caller uses it, `heliostat service token delete {ref}` deletes the first one.")
 
 
 @token.command("delete")
 def delete_token(
     ref: Ref,
     token_id: Annotated[
-        str | None, typer.Option("--id", help="Which; default: the primary one, the other takes its place.")
+        str | None, typer.Option("--id", help="Token id. Default: the primary one; the other one becomes primary.")
     ] = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Refuse requests with this token from now on."""
+    """Delete a token. Requests that carry it are refused."""
     with options.connect() as client:
         client.services.delete_token(ref, token_id, project=project)
     which = token_id or "primary"

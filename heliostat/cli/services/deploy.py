@@ -20,22 +20,22 @@ from heliostat.cli.services.shared import accepted, check_limit
 
 def deploy(
     import_path: Annotated[
-        str | None, typer.Argument(metavar="[IMPORT_PATH]", help="module.sub:app; default: the file's applications.")
+        str | None, typer.Argument(metavar="[IMPORT_PATH]", help="module.sub:app. Default: the file's applications.")
     ] = None,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[K=V...]", help="Arguments of the application's builder.")
+        list[str] | None, typer.Argument(metavar="[K=V...]", help="Arguments of the application builder.")
     ] = None,
     file: Annotated[
         list[Path] | None,
         typer.Option(
             "-f",
             "--config-file",
-            help="YAML in the shape of ServiceConfig; flags win over it. Several, one a version, with --versions.",
+            help="YAML file with a ServiceConfig; flags override its fields. With --versions: one per version.",
         ),
     ] = None,
     name: options.Name = None,
     version_name: Annotated[
-        str | None, typer.Option("--version-name", help="Name of the new version; default: v and its number.")
+        str | None, typer.Option("--version-name", help="Name of the new version. Default: v and its number.")
     ] = None,
     working_dir: options.WorkingDir = None,
     exclude: options.Exclude = None,
@@ -43,50 +43,51 @@ def deploy(
     env: options.Env = None,
     py_module: options.PyModule = None,
     compute_config: options.ComputeConfigOf = None,
-    cloud: Annotated[str | None, typer.Option("--cloud", help="Where its clusters are made.")] = None,
+    cloud: Annotated[str | None, typer.Option("--cloud", help="Cloud of its clusters.")] = None,
     project: options.Project = None,
     cluster_replicas: Annotated[
-        int | None, typer.Option("--cluster-replicas", help="Clusters of the version; 2 outlive the loss of a head.")
+        int | None, typer.Option("--cluster-replicas", help="Clusters per version; 2 survive the loss of a head.")
     ] = None,
     in_place: Annotated[
         bool,
         typer.Option(
-            "--in-place", help="Update the running version on its own clusters: Serve's config, counts or code only."
+            "--in-place", help="Update the running version on its own clusters: Serve's config, replicas or code only."
         ),
     ] = False,
     canary_percent: Annotated[
         int | None,
-        typer.Option("--canary-percent", help="Pause at this share of the traffic until promoted or aborted."),
+        typer.Option("--canary-percent", help="Pause at this percentage of traffic until you promote or abort."),
     ] = None,
     max_surge_percent: Annotated[
         int | None,
-        typer.Option("--max-surge-percent", help="Capacity beyond the running version's while two run; default 100."),
+        typer.Option("--max-surge-percent", help="Extra capacity while two versions run, in percent. Default: 100."),
     ] = None,
     steps: Annotated[
-        str | None, typer.Option("--steps", help="Percent of the traffic step by step, e.g. 5,25,50,100.")
+        str | None,
+        typer.Option("--steps", help="Percent of traffic for the new version, step by step, e.g. 5,25,50,100."),
     ] = None,
     hold_s: Annotated[
-        float | None, typer.Option("--hold-s", help="Seconds for which each step is held and watched; default 15.")
+        float | None, typer.Option("--hold-s", help="Seconds to hold and observe each step. Default: 15.")
     ] = None,
     versions: Annotated[
         str | None,
         typer.Option(
             "--versions",
             metavar="JSON",
-            help='Static weights: \'[{"name": "v1", "traffic_percent": 80}, …]\', which sum to 100.',
+            help='Static weights that sum to 100: \'[{"name": "v1", "traffic_percent": 80}, …]\'',
         ),
     ] = None,
     tag: options.Tags = None,
     wait: Annotated[
         bool,
         typer.Option(
-            "-w", "--wait", help="Wait until the version has its traffic, without a time limit; exit 10 if it fails."
+            "-w", "--wait", help="Wait until the version has its traffic; exit 10 if it fails. No time limit."
         ),
     ] = False,
     timeout_s: options.WaitLimit = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Deploy a service: a new version takes the traffic over step by step, no request fails."""
+    """Deploy a service. The new version takes over the traffic step by step; no request fails."""
     check_limit(wait, timeout_s)
     flags = {
         "name": name,

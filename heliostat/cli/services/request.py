@@ -1,5 +1,5 @@
-"""From the files and flags of ``heliostat service deploy`` to one ``ServiceDeploy``. Nothing is sent before it is
-right."""
+"""From the files and flags of ``heliostat service deploy`` to one ``ServiceDeploy``. Nothing is sent before all of it
+is checked."""
 
 from __future__ import annotations
 
@@ -39,20 +39,18 @@ def build(
     from heliostat.models.services import ServiceDeploy
 
     if versions is None and len(files) > 1:
-        raise InvalidRequest("Several files are several versions.", remedy="Say their shares with --versions.")
+        raise InvalidRequest("Several files need --versions.", remedy="Give each version its weight with --versions.")
     if len(files) > 1 and "version_name" in replacing:
         raise InvalidRequest(
-            "--version-name is one name for several files.", remedy="Write version_name into each file."
+            "--version-name can't name the versions of several files.", remedy="Set version_name in each file."
         )
     if len(files) > 1 and adding.application:
-        raise InvalidRequest(
-            "IMPORT_PATH is one application for several files.", remedy="Write `applications:` into each file."
-        )
+        raise InvalidRequest("IMPORT_PATH can't apply to several files.", remedy="Set `applications` in each file.")
     if adding.rollout and (versions is not None or how.get("in_place")):
         flag = "--versions" if versions is not None else "--in-place"
         raise InvalidRequest(
-            f"{flag} has no steps: --steps and --hold-s do not go with it.",
-            remedy="Leave them out; for later rollouts write `rollout:` in the file.",
+            f"--steps and --hold-s can't be combined with {flag}.",
+            remedy="Remove them. For later rollouts, set `rollout` in the file.",
             field=f"rollout.{next(iter(adding.rollout))}",
         )
     fields: dict[str, Any] = dict(how)
@@ -61,21 +59,24 @@ def build(
     if versions is not None and not files and not adding.application:
         if adding or replacing.keys() - {"name", "project"}:
             raise InvalidRequest(
-                "Without a file or an import path only weights are changed.",
-                remedy="Beside --versions give -n and --project alone, or a new version's -f.",
+                "Without a file or an import path, --versions changes weights only.",
+                remedy="Combine --versions with -n and --project only, or give the new version's file with -f.",
             )
-        return yaml_files.build(ServiceDeploy, fields | replacing, "the command line")
-    sources: list[Path | None] = [*files] or [None]
+        return yaml_files.build(ServiceDeploy, fields | replacing, yaml_files.COMMAND_LINE)
+    documents = [yaml_files.load(path) for path in files] or [yaml_files.Document({}, yaml_files.COMMAND_LINE)]
     configs = [
         yaml_files.service_config(
-            _merged(yaml_files.load(path) if path else {}, replacing, adding), str(path or "the command line")
+            _merged(document, replacing, adding),
+            document.source.replaced(replacing)
+            .replaced(adding.application, "applications.0.")
+            .replaced(adding.rollout, "rollout."),
         )
-        for path in sources
+        for document in documents
     ]
     if all(config.name is None for config in configs):
-        raise InvalidRequest("The service has no name.", remedy="Give -n, or `name:` in the file.", field="name")
+        raise InvalidRequest("The service has no name.", remedy="Give -n, or set `name` in the file.", field="name")
     fields |= {"config": configs[0]} if versions is None else {"configs": configs}
-    return yaml_files.build(ServiceDeploy, fields, "the command line")
+    return yaml_files.build(ServiceDeploy, fields, yaml_files.COMMAND_LINE)
 
 
 def application(import_path: str | None, arguments: list[str]) -> dict[str, Any]:
@@ -94,7 +95,9 @@ def rollout(steps: str | None, hold_s: float | None) -> dict[str, Any]:
         return fields | {"steps": [int(part.strip().removesuffix("%")) for part in steps.split(",")]}
     except ValueError:
         raise InvalidRequest(
-            f"--steps {steps!r} are no percentages.", remedy="Write e.g. --steps 5,25,50,100.", field="rollout.steps"
+            f"--steps {steps!r} is not a list of percentages.",
+            remedy="Write e.g. --steps 5,25,50,100.",
+            field="rollout.steps",
         ) from None
 
 
@@ -104,15 +107,15 @@ def _merged(fields: dict[str, Any], replacing: dict[str, Any], adding: Added) ->
         apps = fields.get("applications") or [{}]
         if not isinstance(apps, list) or len(apps) > 1 or not isinstance(apps[0], dict):
             raise InvalidRequest(
-                "The file has several applications; IMPORT_PATH says one.",
-                remedy="Leave IMPORT_PATH out, or change the file.",
+                "The file has several applications; IMPORT_PATH names only one.",
+                remedy="Remove IMPORT_PATH, or change the file.",
                 field="applications",
             )
         fields["applications"] = [{**apps[0], **adding.application}]
     if not fields.get("applications"):
         raise InvalidRequest(
-            "There is no application.",
-            remedy="Give its import path, module:app, or `applications:` in the file.",
+            "The service has no application.",
+            remedy="Give its import path, module:app, or set `applications` in the file.",
             field="applications",
         )
     if adding.excludes:
@@ -127,7 +130,7 @@ def _merged(fields: dict[str, Any], replacing: dict[str, Any], adding: Added) ->
 def _mapping(fields: dict[str, Any], name: str) -> dict[str, Any]:
     value = fields.get(name) or {}
     if not isinstance(value, dict):
-        raise InvalidRequest(f"{name} is no mapping.", remedy="Write 'key: value' lines.", field=name)
+        raise InvalidRequest(f"{name} is not a mapping.", remedy="Write 'key: value' lines.", field=name)
     return value
 
 
@@ -135,7 +138,9 @@ def _weights(text: str) -> list[Any]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise InvalidRequest(f"--versions is no JSON: {error}.", remedy=VERSIONS_SHAPE, field="versions") from None
+        raise InvalidRequest(
+            f"--versions is not valid JSON: {error}.", remedy=VERSIONS_SHAPE, field="versions"
+        ) from None
     if not isinstance(content, list):
-        raise InvalidRequest("--versions is no list.", remedy=VERSIONS_SHAPE, field="versions")
+        raise InvalidRequest("--versions is not a list.", remedy=VERSIONS_SHAPE, field="versions")
     return content

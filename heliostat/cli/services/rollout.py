@@ -15,59 +15,59 @@ from heliostat.errors import HeliostatError, InvalidRequest
 if TYPE_CHECKING:
     from heliostat.client.client import Client
     from heliostat.models.services import Service
-from heliostat.cli.services.shared import OrderWait, Ref, check_limit
+from heliostat.cli.services.shared import CommandWait, Ref, check_limit
 
-rollout = typer.Typer(
-    name="rollout", help="Steer the rollout that is under way.", no_args_is_help=True, rich_markup_mode=None
-)
+rollout = typer.Typer(name="rollout", help="Control the current rollout.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @rollout.command()
 def pause(ref: Ref, project: options.Project = None, output: options.Output = Format.TEXT) -> None:
-    """Stay at the present share until it is resumed, promoted or aborted."""
-    _steer(ref, "pause", "stays where it is", project)
+    """Pause the rollout. It stays at its percentage until you resume, promote or abort it."""
+    _control(ref, "pause", "is paused", project)
 
 
 @rollout.command()
 def resume(
     ref: Ref,
-    wait: OrderWait = False,
+    wait: CommandWait = False,
     timeout_s: options.WaitLimit = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Go on step by step after a pause."""
-    _steer(ref, "resume", "goes on", project, wait=wait, timeout_s=timeout_s)
+    """Resume a paused rollout, step by step."""
+    _control(ref, "resume", "is resumed", project, wait=wait, timeout_s=timeout_s)
 
 
 @rollout.command()
 def promote(
     ref: Ref,
     percent: Annotated[
-        int | None, typer.Option("--percent", help="Give the new version this share and stop there; default: all.")
+        int | None, typer.Option("--percent", help="Percent of traffic for the new version, then pause. Default: 100.")
     ] = None,
-    wait: OrderWait = False,
+    wait: CommandWait = False,
     timeout_s: options.WaitLimit = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Give the new version its traffic now, without further steps."""
-    _steer(ref, "promote", f"goes to {percent or 100} %", project, percent, wait=wait, timeout_s=timeout_s)
+    """Send traffic to the new version now, without further steps."""
+    _control(ref, "promote", f"is promoted to {percent or 100} %", project, percent, wait=wait, timeout_s=timeout_s)
 
 
 @rollout.command()
 def abort(
     ref: Ref,
-    wait: OrderWait = False,
+    wait: CommandWait = False,
     timeout_s: options.WaitLimit = None,
     project: options.Project = None,
     output: options.Output = Format.TEXT,
 ) -> None:
-    """Give all the traffic back to the version that ran."""
-    _steer(ref, "abort", "is given up, the traffic goes back", project, wait=wait, timeout_s=timeout_s)
+    """Abort the rollout: all traffic returns to the previous version."""
+    _control(
+        ref, "abort", "is aborted; the traffic returns to the previous version", project, wait=wait, timeout_s=timeout_s
+    )
 
 
-def _steer(
+def _control(
     ref: str,
     action: str,
     done: str,
@@ -78,16 +78,18 @@ def _steer(
     timeout_s: float | None = None,
 ) -> None:
     if percent is not None and not 1 <= percent <= 100:
-        raise InvalidRequest(f"--percent {percent} is no share.", remedy="Give 1 to 100.", field="percent")
+        raise InvalidRequest(
+            f"--percent {percent} is not a percentage.", remedy="Give a number from 1 to 100.", field="percent"
+        )
     check_limit(wait, timeout_s)
     with options.connect() as client:
         before = client.services.get(ref, project=project) if wait else None
         service = client.services.rollout(ref, action, percent=percent, project=project)
         text = f"The rollout of service {service.name} {done}."
-        ordered(client, before, service, text, action, percent, timeout_s)
+        show_result(client, before, service, text, action, percent, timeout_s)
 
 
-def ordered(
+def show_result(
     client: Client,
     before: Service | None,
     service: Service,
@@ -96,18 +98,18 @@ def ordered(
     percent: int | None,
     timeout_s: float | None,
 ) -> None:
-    """Shows what was accepted or, where it is waited for, what came of it. ``before``: the service before the order, to
-    wait; None: don't."""
+    """Shows what was accepted or, with ``--wait``, the result. ``before``: the service before the command; None: do
+    not wait."""
     if before is None:
         show(service, lambda: text + "\n" + service_view.next_commands(service))
         return
     note(text)
-    last = followed(service, lambda seen: service_view.follow_order(client, before, action, percent, timeout_s, seen))
+    last = followed(service, lambda seen: service_view.follow_command(client, before, action, percent, timeout_s, seen))
     show(last, lambda: service_view.status(last))
 
 
 def followed(service: Service, follow: Callable[[Callable[[Service], None]], Service]) -> Service:
-    """A failure is shown as a document too: the service as it was seen last."""
+    """Waits. In JSON and YAML a failure shows the service too, in its last known state."""
     last = service
 
     def seen(now: Service) -> None:

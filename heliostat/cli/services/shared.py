@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from heliostat.models.services import Service, ServiceDeploy
 
 Ref = Annotated[str, typer.Argument(metavar="NAME|ID")]
-OrderWait = Annotated[
+CommandWait = Annotated[
     bool,
-    typer.Option("-w", "--wait", help="Wait until it is so, without a time limit; exit 10 if it can't be any more."),
+    typer.Option("-w", "--wait", help="Wait until it is done; exit 10 if it can no longer succeed. No time limit."),
 ]
 
 
 def check_limit(wait: bool, timeout_s: float | None) -> None:
     if timeout_s is not None and not wait:
         raise InvalidRequest(
-            "--timeout-s limits a wait.", remedy="Give --wait too, or leave it out.", field="timeout_s"
+            "--timeout-s needs --wait.", remedy="Add --wait, or remove --timeout-s.", field="timeout_s"
         )
 
 
@@ -30,10 +30,10 @@ def accepted(service: Service, request: ServiceDeploy) -> str:
 
     target = Target.of(service, request)
     if target.version_id is None:
-        return f"Service {service.name} ({service.id}): accepted are {target.in_words}."
+        return f"Service {service.name} ({service.id}): {target.in_words} is accepted."
     name = next(v.name for v in service.versions if v.id == target.version_id)
     under_way = service.rollout.version_id if service.rollout is not None else None
     other = next((v.name for v in service.versions if v.id == under_way and v.id != target.version_id), None)
     return f"Service {service.name} ({service.id}): version {name} is accepted." + (
-        f" It supersedes the rollout to {other}." if other else ""
+        f" It replaces the rollout to {other}." if other else ""
     )

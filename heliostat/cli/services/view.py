@@ -1,4 +1,4 @@
-"""How a service looks: its status, the line while it is awaited, the live picture."""
+"""The views of a service: its status, the status line of a wait, the live table."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from heliostat.cli.output import (
     coloured,
     duration,
     facts,
+    is_terminal,
     next_steps,
     note,
     table,
@@ -34,16 +35,16 @@ COLUMNS = ["VERSION", "STATE", "WEIGHT", "CLUSTERS", "REQUESTS", "REQ/S", "ERROR
 def follow_deploy(
     client: Client, service: Service, deploy: ServiceDeploy, timeout: float | None, on_change: Any
 ) -> Service:
-    """``Services.wait_deployed`` with the status line; each shift of the traffic stands on a line of its own.
-    ``on_change`` is told each look at the service that shows something new."""
+    """``Services.wait_deployed`` with the status line; each shift of the traffic gets a line of its own.
+    ``on_change`` gets each new state of the service."""
     with _following(service, on_change) as changed:
         return client.services.wait_deployed(service, deploy, timeout=timeout, on_change=changed)
 
 
-def follow_order(
+def follow_command(
     client: Client, before: Service, action: str | None, percent: int | None, timeout: float | None, on_change: Any
 ) -> Service:
-    """``Services.wait_steered``, likewise."""
+    """``Services.wait_steered`` with the status line."""
     with _following(before, on_change) as changed:
         return client.services.wait_steered(before, action, percent=percent, timeout=timeout, on_change=changed)
 
@@ -73,26 +74,26 @@ def wait_for(client: Client, service: Service, state: Any, timeout: float | None
 def _detachable(service: Service) -> Iterator[None]:
     with live.detachable(
         f"service {service.name}",
-        f"heliostat service status --watch {service.name}  see how it goes",
-        f"heliostat service rollout abort {service.name}   go back to the version that ran",
+        f"heliostat service status --watch {service.name}  watch it",
+        f"heliostat service rollout abort {service.name}   return to the previous version",
     ):
         yield
 
 
 class Steps:
-    """Says on stderr how the traffic shifts, step by step."""
+    """Prints on stderr how the traffic shifts, step by step."""
 
     def __init__(self, line: live.StatusLine) -> None:
         self.line = line
-        self.told = ""
+        self.shown = ""
 
     def show(self, service: Service) -> None:
         text = weights(service)
         if service.rollout is not None and service.rollout.state == "paused":
             text += ", paused"
-        if not text or text == self.told:
+        if not text or text == self.shown:
             return
-        self.told = text
+        self.shown = text
         self.line.clear()
         seen = service.rollout.observed if service.rollout is not None else ""
         note(f"  {text}" + (f"  ({seen.rstrip('.')})" if seen else ""))
@@ -105,7 +106,7 @@ def weights(service: Service) -> str:
 
 
 def waiting(service: Service) -> tuple[str, datetime | None]:
-    """What is awaited, and since when."""
+    """What the service waits for, and since when."""
     text = f"Service {service.name}: {service.state}"
     rollout = service.rollout
     version = next((v for v in service.versions if rollout is not None and v.id == rollout.version_id), None)
@@ -115,7 +116,7 @@ def waiting(service: Service) -> tuple[str, datetime | None]:
         return f"{text}, paused at {rollout.percent} %", rollout.since
     if rollout is not None and version is not None and rollout.state == "holding":
         held = f" ({version.config.rollout.hold_s:g} s a step)"
-        return f"{text}, {version.name} is watched at {rollout.percent} %{held}", rollout.since
+        return f"{text}, {version.name} is observed at {rollout.percent} %{held}", rollout.since
     if version is not None and unmet is not None:
         what = unmet.message or unmet.reason or f"its {unmet.type.lower()}"
         return f"{text}, {version.name} waits for {what}{_usually(service, version, unmet)}", unmet.since
@@ -128,7 +129,7 @@ def _usually(service: Service, version: ServiceVersion, unmet: Condition) -> str
         for condition in other.checklist:
             if other.id != version.id and condition.type == unmet.type and condition.status:
                 took = (condition.since - other.created_at).total_seconds()
-                return f" ({other.name} had it {duration(took)} after its deploy)"
+                return f" ({other.name}: {duration(took)} after its deploy)"
     return ""
 
 
@@ -143,7 +144,7 @@ def status(service: Service) -> str:
         if not c.status
     ]
     if unmet:
-        text += "\n\n" + table(["VERSION", "NOT YET", "FOR", "WAITS FOR"], unmet, empty="")
+        text += "\n\n" + table(["VERSION", "CONDITION", "FOR", "WAITS FOR"], unmet, empty="")
     return text + "\n" + next_commands(service)
 
 
@@ -166,11 +167,11 @@ def _facts(service: Service) -> list[tuple[str, Any]]:
 
 
 def _tokens(service: Service) -> str:
-    """Which there are, while there are two; what they are stands in the request below."""
+    """The ids of the tokens while there are two; the request below carries the primary one."""
     if len(service.query_auth_tokens) < 2:
         return ""
     return ", ".join(
-        f"{t.id} ({'primary' if t.primary else 'second'}{'' if t.active else ', not taken everywhere yet'})"
+        f"{t.id} ({'primary' if t.primary else 'second'}{'' if t.active else ', not accepted by every proxy yet'})"
         for t in service.query_auth_tokens
     )
 
@@ -224,7 +225,7 @@ def _ms(value: float | None) -> str:
 
 
 def curl(service: Service) -> str:
-    """A request that works as it stands, "" while there is no URL."""
+    """A curl command for the service; "" while there is no URL."""
     if service.query_url is None or service.state.settled:
         return ""
     primary = next((v for v in service.versions if v.id == service.primary_version), None)
@@ -241,44 +242,43 @@ def next_commands(service: Service) -> str:
     name = service.name
     if service.state.settled:
         return next_steps(
-            (f"heliostat service events {name}", "read its story"),
-            (f"heliostat service delete {name}", "forget it, its tokens and its versions"),
+            (f"heliostat service events {name}", "show its events"),
+            (f"heliostat service delete {name}", "delete it with its tokens and versions"),
         )
-    steps = [(f"heliostat service status --watch {name}", "see its traffic")]
+    steps = [(f"heliostat service status --watch {name}", "watch its traffic")]
     if service.rollout is not None:
         steps += [
-            (f"heliostat service rollout promote {name}", "give the new version all the traffic"),
-            (f"heliostat service rollout abort {name}", "go back to the version that ran"),
+            (f"heliostat service rollout promote {name}", "send all traffic to the new version"),
+            (f"heliostat service rollout abort {name}", "return to the previous version"),
         ]
     elif sum(v.state != "UNHEALTHY" for v in service.versions) > 1:
-        steps.append((f"heliostat service rollback {name}", "go back to the version before"))
+        steps.append((f"heliostat service rollback {name}", "return to the previous version"))
     steps += [
         (f"heliostat service logs -f {name}", "follow its log"),
-        (f"heliostat service terminate {name}", "end it"),
+        (f"heliostat service terminate {name}", "terminate it"),
     ]
     request = curl(service)
     return (f"\n  {request}\n" if request else "") + next_steps(*steps)
 
 
 def watch(client: Client, service: Service) -> None:
-    """A live table on a terminal, which leaves its last picture; elsewhere a line per change. Until the service is
-    terminated, or Ctrl-C."""
+    """A live table on a terminal; elsewhere a line per change. Until the service is terminated, or Ctrl-C."""
     back = f"heliostat service status --watch {service.name}  watch it again"
     with live.detachable(f"service {service.name}", back):
-        looks = client.services.watch(service.id)
-        if sys.stdout.isatty():
-            _draw(looks)
+        states = client.services.watch(service.id)
+        if is_terminal(sys.stdout):
+            _draw(states)
             return
-        told = ""
-        for now in looks:
+        shown = ""
+        for now in states:
             text = change_line(now)
-            if text != told:
-                told = text
+            if text != shown:
+                shown = text
                 write(text + "\n")
 
 
 def change_line(service: Service) -> str:
-    """Without counters: a line of a log that says something new."""
+    """A line of a log, without counters: it changes only with the service's state."""
     states = ", ".join(f"{v.name} {v.state} {v.weight} %" for v in _shown(service) if v.state != "TERMINATED")
     text = f"{service.state}" + (f"  {states}" if states else "")
     if service.rollout is not None:
@@ -288,25 +288,25 @@ def change_line(service: Service) -> str:
 
 
 def why_so(service: Service) -> str:
-    """What it waits for, or why it is as it is."""
+    """What it waits for, or the reason of its state."""
     if service.waits_for and not service.state.settled:
         return f"waits for {service.waits_for}"
     return service.reason
 
 
-def _draw(looks: Iterator[Service]) -> None:
+def _draw(states: Iterator[Service]) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    picture = _Picture(next(looks))
+    live_table = _LiveTable(next(states))
     console = Console(no_color=not coloured(sys.stdout))
-    with Live(picture, console=console, refresh_per_second=4):
-        for now in looks:
-            picture.service = now
+    with Live(live_table, console=console, refresh_per_second=4):
+        for now in states:
+            live_table.service = now
 
 
-class _Picture:
-    """Redrawn by rich several times a second: times run on between two looks."""
+class _LiveTable:
+    """rich redraws it several times a second, so times run on between two polls."""
 
     def __init__(self, service: Service) -> None:
         self.service = service

@@ -3,7 +3,7 @@
 from heliostat.models.services.config import (
     DEFAULT_STEPS,
     IMPORT_PATH,
-    NOT_HONOURED_SERVICE,
+    NOT_SUPPORTED_SERVICE,
     ApplicationConfig,
     ProbeConfig,
     RolloutConfig,
@@ -39,7 +39,7 @@ __all__ = [
     "IMPORT_PATH",
     "LATENCY_BOUNDS_MS",
     "MAX_VERSIONS",
-    "NOT_HONOURED_SERVICE",
+    "NOT_SUPPORTED_SERVICE",
     "ProbeConfig",
     "QueryToken",
     "Rollout",

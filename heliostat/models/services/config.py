@@ -244,7 +244,7 @@ class ServiceConfig(Model):
     __str__ = __repr__
 
 
-NOT_HONOURED_SERVICE = {
+NOT_SUPPORTED_SERVICE = {
     "image_uri": "images come with the AWS and GCP clouds; a local node runs the control plane's own environment",
     "containerfile": "images come with the AWS and GCP clouds",
     "registry_login_secret": "images come with the AWS and GCP clouds",

@@ -45,7 +45,7 @@ class Signals:
     def get_workflow_handle(self, id: str) -> Any:
         @dataclass
         class Handle:
-            async def signal(_, name: str, message: EndpointLost | EndpointTrouble) -> None:
+            async def signal(_, name: str, message: EndpointLost | EndpointTrouble, **__: Any) -> None:
                 if self.answer is not None:
                     raise RPCError("no", self.answer, b"")
                 if isinstance(message, EndpointLost):
@@ -115,8 +115,8 @@ class World:
         return id
 
     async def look(self) -> None:
-        await self.watch.look()
-        await self.watch.mended()
+        await self.watch.poll()
+        await self.watch.wait_for_repairs()
 
     def state(self, service_id: str) -> str | None:
         found = self.balancer.describe(service_id)
@@ -178,17 +178,17 @@ async def test_a_look_does_not_wait_for_what_is_being_mended(world: World) -> No
     slow, other = await world.service(), await world.service()
     world.balancer.damage(slow, "it does not run")
     world.balancer.holding.clear()
-    await world.watch.look()
+    await world.watch.poll()
     world.balancer.damage(other, "it does not run")
     try:
         async with asyncio.timeout(20):
             while world.state(other) != "ready":
-                await world.watch.look()
+                await world.watch.poll()
                 await asyncio.sleep(0.01)
         assert world.state(slow) == "it does not run"
     finally:
         world.balancer.holding.set()
-    await world.watch.mended()
+    await world.watch.wait_for_repairs()
     assert world.state(slow) == "ready"
 
 
@@ -249,10 +249,10 @@ async def test_one_that_is_removed_meanwhile_does_not_come_to_be_again(world: Wo
     service = await world.service()
     world.balancer.damage(service, "it does not run")
     world.balancer.holding.clear()
-    await world.watch.look()
+    await world.watch.poll()
     world.balancer.remove(service)
     world.balancer.holding.set()
-    await world.watch.mended()
+    await world.watch.wait_for_repairs()
     assert world.state(service) is None
 
 
@@ -296,7 +296,7 @@ async def test_the_monitor_looks_every_few_seconds_beside_its_rounds(
     monkeypatch.setattr("activities.monitor.loop.ENDPOINTS_S", 0.0)
     world.balancer.damage(service, "it does not run")
     await until_mended()
-    monitor._stop_looking()
+    monitor._stop_polling()
 
 
 async def test_what_cannot_be_mended_is_told_once_and_taken_back(world: World) -> None:

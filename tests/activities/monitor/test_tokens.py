@@ -95,12 +95,12 @@ async def test_a_token_that_is_deleted_while_older_ones_are_told_stays_deleted(d
     async def the_api_deletes_a() -> None:
         await write(db, token("a", told=True, deleted=True), token("b", told=True))
         workflow.gate = GateTokens(hashes=["sha-b"])
-        await token_records.gate_told(db, "svc_1", workflow.gate)
+        await token_records.acknowledge_tokens(db, "svc_1", workflow.gate)
 
     workflow.meanwhile = the_api_deletes_a
     await monitor(db, workflow).round(utcnow())
     assert workflow.gate.hashes == ["sha-b"]
-    assert await token_records.untold_gates(db) == []
+    assert await token_records.pending_tokens(db) == []
 
 
 async def test_what_was_deployed_before_a_change_of_tokens_is_told_before_it(db: Database) -> None:

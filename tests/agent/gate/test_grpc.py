@@ -15,8 +15,9 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc.aio import _server
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from agent import serve_gate
-from agent.serve_gate import GateFile, Stats
+from agent.gate import grpc as gate_grpc
+from agent.gate.policy import GateFile
+from agent.gate.stats import Stats
 from tests.agent.conftest import held_port
 from tests.agent.gate.support import PROBE, TOKEN, GateWriter
 
@@ -141,8 +142,8 @@ async def serving(folder: Path, monkeypatch: pytest.MonkeyPatch, functions: list
     from ray.serve._private.grpc_util import start_grpc_server
 
     writer, stats, proxy = GateWriter(folder / "gate.json"), Stats(), Proxy()
-    monkeypatch.setattr(serve_gate, "FILE_OF_PROCESS", GateFile(str(writer.path)))
-    monkeypatch.setattr(serve_gate, "STATS", stats)
+    monkeypatch.setattr(gate_grpc, "GATE_FILE", GateFile(str(writer.path)))
+    monkeypatch.setattr(gate_grpc, "STATS", stats)
     with held_port() as port:
         options = SimpleNamespace(port=port, grpc_servicer_func_callable=functions, enable_reflection=True)
         task, server = await start_grpc_server(
@@ -164,7 +165,7 @@ async def serving(folder: Path, monkeypatch: pytest.MonkeyPatch, functions: list
 @pytest.fixture(params=["first", "last", "twice", "last, old grpcio"])
 async def served(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Whatever its place among the functions: nothing may be left without a guard."""
-    guard = serve_gate.guard_grpc
+    guard = gate_grpc.guard_grpc
     place, _, old = request.param.partition(", ")
     if old:  # it knows generic handlers only, and Serve goes by that
         monkeypatch.setattr(_server.Server, "add_registered_method_handlers", lambda *args: None)
@@ -222,7 +223,7 @@ async def test_a_probe_is_not_counted_and_its_token_stays_here(served: Served) -
     ],
 )
 async def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, code: str, errors: int) -> None:
-    async with serving(tmp_path, monkeypatch, [serve_gate.guard_grpc, add_echo]) as served:
+    async with serving(tmp_path, monkeypatch, [gate_grpc.guard_grpc, add_echo]) as served:
         for n, kind in enumerate(KINDS, 1):
             assert (await served.ask(kind, text))[0] == code
             counted = served.stats.snapshot()
@@ -231,7 +232,7 @@ async def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_client_that_leaves_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    async with serving(tmp_path, monkeypatch, [serve_gate.guard_grpc, add_echo]) as served:
+    async with serving(tmp_path, monkeypatch, [gate_grpc.guard_grpc, add_echo]) as served:
         call = served.call(kind, "wait")
         reading = asyncio.ensure_future(call.read() if kind.endswith("Stream") else call.wait_for_connection())
         async with asyncio.timeout(WAIT_S):
@@ -250,7 +251,7 @@ async def test_a_client_that_leaves_is_no_error(tmp_path: Path, monkeypatch: pyt
 async def test_a_stream_is_answered_with_its_first_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    async with serving(tmp_path, monkeypatch, [serve_gate.guard_grpc, add_echo]) as served:
+    async with serving(tmp_path, monkeypatch, [gate_grpc.guard_grpc, add_echo]) as served:
         call = served.call(kind, "wait after the first")
         assert (await call.read()).value == "wait after the first"
         counted = served.stats.snapshot()
@@ -293,5 +294,5 @@ async def test_without_a_policy_only_the_health_check_passes(served: Served) -> 
 
 
 def test_a_handler_that_blocks_is_not_guarded_but_refused() -> None:
-    with pytest.raises(TypeError, match="not async"):
-        serve_gate.guarded("/a.B/C", lambda request, context: None)
+    with pytest.raises(TypeError, match="async handlers only"):
+        gate_grpc.guarded("/a.B/C", lambda request, context: None)

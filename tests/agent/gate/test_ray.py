@@ -22,7 +22,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from agent import processes, serve_gate
+from agent import gate as gate_package
+from agent import processes
 from heliostat.models.agents import ServeTraffic
 from tests.agent.conftest import until
 from tests.agent.gate.support import PROBE, TOKEN, GateWriter
@@ -117,7 +118,7 @@ ray.shutdown()
 class Running:
     def __init__(self, folder: Path, temp: str) -> None:
         self.writer = GateWriter(folder / "gate.json")
-        shutil.copyfile(serve_gate.__file__, folder / "heliostat_serve_gate.py")
+        shutil.copytree(Path(gate_package.__file__).parent, folder / "heliostat_serve_gate")
         (folder / "echo.py").write_text(ECHO)
         (folder / "program.py").write_text(PROGRAM)
         with socket.socket() as one, socket.socket() as two:

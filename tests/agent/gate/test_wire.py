@@ -17,8 +17,10 @@ import uvicorn
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from agent import serve_gate
-from agent.serve_gate import Gate, GateFile, Stats
+from agent.gate import http as gate_http
+from agent.gate.http import Gate
+from agent.gate.policy import GateFile
+from agent.gate.stats import Stats
 from tests.agent.conftest import until
 from tests.agent.gate.support import OLD, PROBE, TOKEN, GateWriter, sha256
 
@@ -411,10 +413,10 @@ def test_connections_are_counted_and_idle_ones_closed_in_a_drain(
         silent.sendall(request("/", AUTH)[:20])
         chat = stack.enter_context(websocket(service, TOKEN))
         service.has_connections(6)
-        monkeypatch.setattr(serve_gate, "DRAIN_GRACE_S", 3600.0)
+        monkeypatch.setattr(gate_http, "DRAIN_GRACE_S", 3600.0)
         service.change(draining=True)
         service.has_connections(6)
-        monkeypatch.setattr(serve_gate, "DRAIN_GRACE_S", 0.0)
+        monkeypatch.setattr(gate_http, "DRAIN_GRACE_S", 0.0)
         service.has_connections(2, "idle connections are kept")
         assert [sock.recv(1) for sock in idle] == [b"", b"", b""]
         chat.send("a")
@@ -427,7 +429,7 @@ def test_connections_are_counted_and_idle_ones_closed_in_a_drain(
 
 
 def test_an_idle_connection_is_not_closed_without_a_drain(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve_gate, "DRAIN_GRACE_S", 0.0)
+    monkeypatch.setattr(gate_http, "DRAIN_GRACE_S", 0.0)
     service.change(draining=True)
     service.change(draining=False)
     with service.connect() as sock:

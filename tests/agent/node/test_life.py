@@ -174,7 +174,7 @@ def test_what_ray_refuses_is_told_and_not_tried_again(start: Any, plane: Control
     answer = plane.do("submit_run", run_id="j-1", entrypoint="true", env_vars={"A": SECRET})
     assert (answer["ok"], answer["retryable"]) == (False, False)
     assert "bad spec" in answer["error"]
-    assert plane.do("nonsense")["error"].startswith("this agent knows no command 'nonsense'")
+    assert plane.do("nonsense")["error"].startswith("this agent does not support the command 'nonsense'")
     assert plane.do("submit_run", entrypoint="no id")["ok"] is False
 
 
@@ -216,7 +216,7 @@ def test_packages_are_fetched_once_checked_and_given_a_stable_url(start: Any, pl
     wrong = plane.do("submit_run", run_id="j-3", entrypoint="true",
                      working_dir=package(plane, "x") | {"url": elsewhere})  # fmt: skip
     assert (wrong["ok"], wrong["retryable"]) == (False, False)
-    assert "another content" in wrong["error"]
+    assert "does not have the hash" in wrong["error"]
     nowhere = {"url": f"{plane.url}/bucket/none?signature=hidden", "sha256": "0" * 64}
     missing = plane.do("submit_run", run_id="j-4", entrypoint="true", working_dir=nowhere)  # fmt: skip
     assert (missing["ok"], missing["retryable"]) == (False, True)
@@ -280,7 +280,7 @@ def test_sigterm_ends_in_order_with_the_log_shipped(start: Any, plane: ControlPl
     plane.fact("ray_ready")
     assert head.end(60) == 0
     everything_gone(head)
-    assert b"ending: told to end by a signal" in plane.log("nd_head", "node/agent.log")
+    assert b"shutting down: ended by a signal" in plane.log("nd_head", "node/agent.log")
     assert plane.log("nd_head", "node/agent.log").count(b"fake ray starts") == 1
     assert plane.log("nd_head", "ray/raylet.out") == b"raylet says hello\n"
 

@@ -15,7 +15,7 @@ import pytest
 
 from agent.boot import Boot, Ports
 from agent.constants import Constants
-from agent.facts import Facts
+from agent.events import Events
 from agent.head.members import Members
 from agent.head.server import Server
 from agent.journal import Journal, write_private
@@ -30,28 +30,28 @@ GROUPS = [
 
 
 class World:
-    """A Scaling, its facts, and a control plane that does as it is told when asked to."""
+    """A Scaling, its events, and a control plane that does as it is told when asked to."""
 
     def __init__(self, folder: Path) -> None:
         self.boot = Boot("http://x", "nd_head", 1, "b", "127.0.0.1", Ports.of(free_block()), folder, Constants())
-        self.facts = Facts(Journal(folder / "facts"), "b" * 32, 100)
+        self.events = Events(Journal(folder / "events"), "b" * 32, 100)
         self.at = 1000.0
-        self.scaling = Scaling(self.boot, self.facts, GROUPS, {"small": 0, "fixed": 1}, clock=lambda: self.at)
+        self.scaling = Scaling(self.boot, self.events, GROUPS, {"small": 0, "fixed": 1}, clock=lambda: self.at)
         self.nodes = [{"id": "f1", "group": "fixed", "state": "RUNNING", "ip": "127.0.0.9"}]
         self.desired = {"small": 0, "fixed": 1}
         self.answer()
 
     def told(self) -> list[dict[str, Any]]:
-        return [f["data"] for f in self.facts.pending() if f["kind"] == "desired"]
+        return [f["data"] for f in self.events.pending() if f["kind"] == "desired"]
 
-    def answer(self, ack: bool = True, obey: bool = True) -> None:
+    def answer(self, acknowledge: bool = True, obey: bool = True) -> None:
         """One report's answer."""
-        told = self.facts.pending()
+        told = self.events.pending()
         if obey and told:
             self.desired = dict(told[-1]["data"]["desired"])
-        if ack:
-            self.facts.ack([f["id"] for f in told])
-        self.spare = self.scaling.spare(self.nodes)
+        if acknowledge:
+            self.events.acknowledge([f["id"] for f in told])
+        self.headroom = self.scaling.headroom(self.nodes)
         self.scaling.update(self.nodes, dict(self.desired))
 
     def appears(self, node_id: str, group: str = "small", state: str = "REQUESTED") -> None:
@@ -159,7 +159,7 @@ def test_one_that_its_cloud_takes_back_is_replaced_once_and_its_end_is_no_wish_f
 def test_a_replacement_is_shown_to_ray_after_the_maximum_that_it_needs(world: World) -> None:
     world.nodes[0]["leaving"] = True  # of a group whose maximum is 1
     world.appears("f2", "fixed")
-    assert world.spare == {"fixed": 1}
+    assert world.headroom == {"fixed": 1}
     assert world.ids() == ["nd_head", "f1"]  # Ray's round may have begun with the old maximum
     world.scaling.create("fixed", 1, "r1")  # and Ray, which sees that f1 drains, may want another one
     assert world.scaling.desired["fixed"] == 1
@@ -168,10 +168,10 @@ def test_a_replacement_is_shown_to_ray_after_the_maximum_that_it_needs(world: Wo
     assert world.scaling.listed()[2]["tags"]["ray-launch-request"] == "r1"
     world.nodes[0]["state"] = "TERMINATING"
     world.answer()
-    assert world.spare == {"fixed": 1}  # Ray may have listed it and not have read the maximum yet
+    assert world.headroom == {"fixed": 1}  # Ray may have listed it and not have read the maximum yet
     world.at += 11
     world.answer()
-    assert world.spare == {}
+    assert world.headroom == {}
     assert world.told() == []
 
 
@@ -193,9 +193,9 @@ def test_the_control_planes_count_wins_unless_a_newer_one_is_under_way(world: Wo
     assert world.scaling.desired["small"] == 3
     world.scaling.create("small", 4, "r1")
     assert world.scaling.desired["small"] == 4
-    world.answer(ack=False, obey=False)  # away, or an old answer
+    world.answer(acknowledge=False, obey=False)  # away, or an old answer
     assert world.scaling.desired["small"] == 4
-    world.answer(ack=True, obey=False)  # heard, not yet acted upon
+    world.answer(acknowledge=True, obey=False)  # heard, not yet acted upon
     assert world.scaling.desired["small"] == 4
     world.scaling.create("small", 1, "r1")  # Ray repeats it meanwhile
     assert world.scaling.desired["small"] == 4
@@ -236,7 +236,7 @@ def test_a_package_is_served_by_its_hash_alone(world: World, server: Server) -> 
     (world.boot.node_dir / "packages" / f"{sha256}.zip").write_bytes(b"zip" * 100_000)
     with urllib.request.urlopen(f"http://{server.address}/packages/{sha256}.zip", timeout=5) as response:
         assert response.read() == b"zip" * 100_000
-    for path in ("/packages/" + "cd" * 32 + ".zip", "/packages/../facts", "/packages/%2e%2e/provider-token"):
+    for path in ("/packages/" + "cd" * 32 + ".zip", "/packages/../events", "/packages/%2e%2e/provider-token"):
         with socket.create_connection(server._http.server_address, 5) as raw:
             raw.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             assert raw.recv(100).split()[1] in (b"404", b"401")
@@ -271,9 +271,14 @@ class _Ray:
 
 
 def test_a_worker_that_died_is_lost_though_ray_lets_it_go_before_we_looked(world: World) -> None:
-    members = Members(_Ray(), world.facts, world.scaling, world.boot.constants)  # type: ignore[arg-type]
+    members = Members(_Ray(), world.events, world.scaling, world.boot.constants)  # type: ignore[arg-type]
     server = Server(
-        "127.0.0.1", world.boot.ports.agent, "tok", Packages(world.boot), world.scaling, members.look_before_an_end
+        "127.0.0.1",
+        world.boot.ports.agent,
+        "tok",
+        Packages(world.boot),
+        world.scaling,
+        members.refresh_before_terminate,
     )
     try:
         request = urllib.request.Request(
@@ -282,7 +287,7 @@ def test_a_worker_that_died_is_lost_though_ray_lets_it_go_before_we_looked(world
         urllib.request.urlopen(request, timeout=5).close()
     finally:
         server.close()
-    assert [(f["kind"], f["data"].get("node_id")) for f in world.facts.pending()] == [("node_lost", "f1")]
+    assert [(f["kind"], f["data"].get("node_id")) for f in world.events.pending()] == [("node_lost", "f1")]
     assert world.scaling.desired["fixed"] == 1
 
 

@@ -225,7 +225,7 @@ def test_the_cluster_grows_by_demand_and_shrinks_when_idle(cluster: Cluster) -> 
 def test_new_bounds_reach_the_running_autoscaler(cluster: Cluster) -> None:
     mark, count = len(cluster.plane.facts), cluster.count
     cluster.plane.groups = [{**GROUPS[0], "min_nodes": "many"}]
-    cluster.plane.wait(lambda: "the old ones hold" in cluster.head.log(), 30, "the refusal in the agent's log")
+    cluster.plane.wait(lambda: "the old ones stay" in cluster.head.log(), 30, "the refusal in the agent's log")
     cluster.plane.groups = [{**GROUPS[0], "min_nodes": 2}]
     cluster.plane.fact("desired", 60, after=mark, desired={"w": 2}, remove=[])
     cluster.plane.wait(lambda: cluster.count > count, why="the launch, which follows the fact")

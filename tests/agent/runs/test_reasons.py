@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.runs.reasons import MAX_CHARS, short
+from agent.runs.reasons import MAX_CHARS, summarize
 
 HEAD = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n"
 RAYS = "2026-11-23 07:38:20\tINFO job_manager.py:581 -- Runtime env is setting up.\nRunning entrypoint for job j: x\n"
@@ -29,16 +29,16 @@ RAYS = "2026-11-23 07:38:20\tINFO job_manager.py:581 -- Runtime env is setting u
          "Last 50 lines of stdout:\n"
          "    ERROR: Could not find a version that satisfies the requirement no-such==99 (from versions: none)\n"
          "    ERROR: No matching distribution found for no-such==99\n",
-         "the runtime environment could not be made: Could not find a version that satisfies the requirement "
+         "the runtime environment could not be created: Could not find a version that satisfies the requirement "
          "no-such==99 (from versions: none); No matching distribution found for no-such==99"),
         ("runtime_env setup failed: Failed.\nTraceback (most recent call last):\n  File \"x\"\n"
          "OSError: HTTP 404 for http://x/y.zip\n",
-         "the runtime environment could not be made: OSError: HTTP 404 for http://x/y.zip"),
+         "the runtime environment could not be created: OSError: HTTP 404 for http://x/y.zip"),
     ],
 )  # fmt: skip
 def test_one_line(message: str, reason: str) -> None:
-    assert short(message) == reason
+    assert summarize(message) == reason
 
 
 def test_is_bounded() -> None:
-    assert len(short("a" * 10_000)) == MAX_CHARS
+    assert len(summarize("a" * 10_000)) == MAX_CHARS

@@ -19,11 +19,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from agent import serve_gate
 from agent.constants import Constants
-from agent.serve import probe_grpc as serve_probe_grpc
+from agent.gate import grpc as gate_grpc
+from agent.gate import policy as gate_policy
+from agent.gate.policy import GateFile
+from agent.gate.stats import Stats
+from agent.serve import probe_grpc
 from agent.serve.probe import Prober
-from agent.serve_gate import GateFile, Stats
 from clouds.contract.balancer import Backend
 from clouds.local.balancer.traefik import LocalBalancer
 from tests.agent.conftest import held_port
@@ -60,21 +62,21 @@ class Served:
         return unary
 
     async def probe(
-        self, url: str = "", *, good: int = 2, give_up_s: float = WAIT_S, look: Any = None, **how: Any
+        self, url: str = "", *, good: int = 2, give_up_s: float = WAIT_S, health: Any = None, **how: Any
     ) -> dict[str, Any]:
-        """``look``: what Serve says of its health; as a rule that it is well."""
+        """``health``: Serve's status; healthy unless given."""
         args = {
             "url": url or f"http://127.0.0.1:{self.port}", "cluster_id": CLUSTER, "version_id": "sv_1",
             "give_up_s": give_up_s, "probes": [{"application": "gRPC", "grpc": True, "timeout_s": 10} | how],
         }  # fmt: skip
         constants = Constants(serve_probe_pause_s=0.01, serve_probes_good=good)
-        look = look or (lambda: ("sv_1", True, False, ""))
-        return await asyncio.to_thread(Prober(args, PROBE.decode(), constants, look, list).run)
+        health = health or (lambda: ("sv_1", True, False, ""))
+        return await asyncio.to_thread(Prober(args, PROBE.decode(), constants, health, list).run)
 
     async def refusal(self, url: str = "", **how: Any) -> str:
-        """What is said of the only call, which fails: at the second look Serve has given it up."""
+        """What is said of the only call, which fails: at the second poll Serve has given it up."""
         given_up = iter([False, True])
-        found = await self.probe(url, look=lambda: ("sv_1", True, next(given_up), ""), **how)
+        found = await self.probe(url, health=lambda: ("sv_1", True, next(given_up), ""), **how)
         assert found["healthy"] is False
         return str(found["applications"]["gRPC"]["message"])
 
@@ -84,11 +86,12 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     from ray.serve._private.grpc_util import start_grpc_server
 
     writer, stats = GateWriter(tmp_path / "gate.json"), Stats()
-    monkeypatch.setattr(serve_gate, "FILE_OF_PROCESS", GateFile(str(writer.path)))
-    monkeypatch.setattr(serve_gate, "STATS", stats)
+    monkeypatch.setattr(gate_policy, "REFRESH_S", 0.0)  # each call sees the file as a test has just written it
+    monkeypatch.setattr(gate_grpc, "GATE_FILE", GateFile(str(writer.path)))
+    monkeypatch.setattr(gate_grpc, "STATS", stats)
     with held_port() as port:
         served = Served(port, writer, stats)
-        functions = [serve_gate.guard_grpc]
+        functions = [gate_grpc.guard_grpc]
         options = SimpleNamespace(port=port, grpc_servicer_func_callable=functions, enable_reflection=False)
         task, server = await start_grpc_server(
             served.factory, options, event_loop=asyncio.get_running_loop(), enable_so_reuseport=True
@@ -122,7 +125,7 @@ async def test_a_call_goes_through_the_load_balancer_to_this_very_head(served: S
             assert found["healthy"] is True, found
             assert found["applications"]["gRPC"]["status"] == 0
             assert found["message"] == ""
-            assert [method for method, _ in served.seen] == [serve_probe_grpc.METHOD] * 2
+            assert [method for method, _ in served.seen] == [probe_grpc.METHOD] * 2
             metadata = served.seen[0][1]
             assert metadata["x-heliostat-backend"] == CLUSTER
             assert "authorization" not in metadata, "the gate keeps the probe's token to itself"
@@ -135,12 +138,12 @@ async def test_what_is_no_good_answer_is_told_with_its_reason(served: Served) ->
     served.writer.write(version_id="sv_2")
     assert "gRPC OK came from version sv_2" in await served.refusal()
     served.writer.write(version_id="sv_1", probe_hash="0" * 64)
-    assert "a gate that is not this head's" in await served.refusal()
+    assert "another head's gate" in await served.refusal()
     served.writer.path.unlink()
-    assert "something that is not this service's proxy" in await served.refusal()
+    assert "another server than this service's proxy" in await served.refusal()
     served.writer.write(probe_hash=sha256(PROBE))
     served.applications = []
-    assert "knows no application" in await served.refusal()
+    assert "has no application" in await served.refusal()
     served.applications, served.code = ["default"], "UNAVAILABLE"
     said = await served.refusal()
     assert "gRPC UNAVAILABLE: says the proxy of" in said
@@ -149,7 +152,7 @@ async def test_what_is_no_good_answer_is_told_with_its_reason(served: Served) ->
     assert "no answer within 0.2 s" in await served.refusal(timeout_s=0.2)
     served.hold = False
     assert (await served.probe())["healthy"] is True
-    assert "gRPC UNAVAILABLE came from something" in await served.refusal("http://127.0.0.1:1")
+    assert "gRPC UNAVAILABLE came from another server" in await served.refusal("http://127.0.0.1:1")
     assert "the request failed" in await served.refusal("https://127.0.0.1:1")
 
 
@@ -157,7 +160,7 @@ async def test_a_cluster_without_a_backend_is_not_taken_for_another(served: Serv
     with balanced(tmp_path / "home", served.port) as url:
         LocalBalancer(tmp_path / "home").set_backends(SERVICE, 2, [])
         # UNAVAILABLE by the answer's 503, or UNKNOWN where its text comes in first: gRPC's own race.
-        assert "came from something that is not this service's proxy" in await served.refusal(url)
+        assert "came from another server than this service's proxy" in await served.refusal(url)
     assert served.seen == []
 
 
@@ -178,7 +181,7 @@ async def test_a_head_without_grpc_says_so_at_once(served: Served, monkeypatch: 
     monkeypatch.setitem(sys.modules, "grpc", None)
     found = await served.probe(give_up_s=600)
     assert found["healthy"] is False
-    assert "no module grpc" in found["message"]
+    assert "lacks the module grpc" in found["message"]
 
 
 def issued(folder: Path, *names: str) -> tuple[Path, Path, Path]:
@@ -219,8 +222,8 @@ async def test_an_operators_certificate_is_checked_for_a_name_and_not_for_an_add
         by_name = urllib.parse.urlsplit(url.replace("127.0.0.1", "localhost"))
         metadata = {"X-Heliostat-Backend": CLUSTER, "Authorization": f"Bearer {PROBE.decode()}"}
 
-        def ask(context: ssl.SSLContext) -> serve_probe_grpc.Answer:
-            return serve_probe_grpc.ask(by_name, metadata, WAIT_S, context)
+        def ask(context: ssl.SSLContext) -> probe_grpc.Answer:
+            return probe_grpc.ask(by_name, metadata, WAIT_S, context)
 
         known = ssl.create_default_context(cafile=str(authority))
         assert (await asyncio.to_thread(ask, known)).code == "OK"

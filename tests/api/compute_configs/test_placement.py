@@ -163,7 +163,7 @@ NODE: list[tuple[Cloud, dict[str, Any], str, str, str]] = [
     (AWS, {"advanced_instance_config": {"UserData": "x"}}, "advanced_instance_config.UserData", "UserData", "UserData"),
     (
         AWS, {"advanced_instance_config": {"Placement": {"AvailabilityZone": "a"}}},
-        "advanced_instance_config.Placement.AvailabilityZone", "give zones", "AvailabilityZone",
+        "advanced_instance_config.Placement.AvailabilityZone", "set zones", "AvailabilityZone",
     ),
     (
         AWS, {"advanced_instance_config": {"EbsOptimised": True}}, "advanced_instance_config.EbsOptimised",
@@ -179,7 +179,7 @@ NODE: list[tuple[Cloud, dict[str, Any], str, str, str]] = [
     ),
     (
         GCP, {"advanced_instance_config": {"min_cpu_plattform": "x"}}, "advanced_instance_config.min_cpu_plattform",
-        "no such thing", "correct",
+        "no such field", "correct",
     ),
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from api.kit import temporal
 from heliostat.errors import Unavailable
 from runtime.messages.common import TerminateRequest
+from runtime.messages.jobs import JobHandle
 
 
 class Refusing:
@@ -30,16 +31,26 @@ class Refusing:
             raise RPCError("unexpected workflow task failure", RPCStatusCode.FAILED_PRECONDITION, b"")
 
 
-async def test_an_update_over_which_a_workflow_task_failed_is_said_again_under_the_same_id() -> None:
+async def test_an_update_over_which_a_workflow_task_failed_is_sent_again_under_the_same_id() -> None:
     client = Refusing(2)
-    await temporal.update(cast(Client, client), "job_1", "terminate", TerminateRequest(actor="user:ann"), None, "job")
+    async with temporal.updating("job", "job_1"):
+        job = JobHandle(cast(Client, client), "job_1")
+        await job.terminate(TerminateRequest(actor="user:ann"), timeout_s=temporal.UPDATE_S)
     assert len(client.ids) == 3
     assert len(set(client.ids)) == 1, "else it could be carried out twice"
 
 
-async def test_a_workflow_that_stays_unready_is_said_to_be_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(temporal, "UPDATE_S", -1.5)
+async def test_a_repeat_under_the_same_key_is_the_same_update() -> None:
+    client = Refusing(0)
+    job = JobHandle(cast(Client, client), "job_1")
+    for key in ("a", "a", "b", None, None):
+        await job.terminate(TerminateRequest(actor="user:ann"), key=key)
+    assert client.ids[0] == client.ids[1]
+    assert len(set(client.ids)) == 4
+
+
+async def test_a_workflow_that_stays_unready_is_unavailable() -> None:
+    job = JobHandle(cast(Client, Refusing(10**6)), "job_1")
     with pytest.raises(Unavailable):
-        await temporal.update(
-            cast(Client, Refusing(10**6)), "job_1", "terminate", TerminateRequest(actor="user:ann"), "key", "job"
-        )
+        async with temporal.updating("job", "job_1"):
+            await job.terminate(TerminateRequest(actor="user:ann"), key="key", timeout_s=0.3)

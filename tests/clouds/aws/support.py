@@ -14,7 +14,7 @@ from typing import Any
 import botocore.session
 
 from clouds.aws.account.session import AwsSession, _loader
-from clouds.aws.account.throttle import Pace
+from clouds.aws.account.throttle import RateLimiter
 from clouds.aws.bucket import AwsBucket
 from clouds.aws.machines.ec2 import AwsMachines
 from clouds.aws.setup import rights
@@ -43,10 +43,10 @@ class Account:
         self._shared = self._shared or self.session()
         return self._shared
 
-    def session(self, *, pace: Pace | None = None, **changes: Any) -> AwsSession:
+    def session(self, *, limiter: RateLimiter | None = None, **changes: Any) -> AwsSession:
         source = _session("AKIACONTROLPLANE0000", "secret")
         config = self.config.model_copy(update=changes)
-        return AwsSession(config, OURS, endpoint_url=self.url, source=source, pace=pace or Pace())
+        return AwsSession(config, OURS, endpoint_url=self.url, source=source, limiter=limiter or RateLimiter())
 
     def machines(self, session: AwsSession | None = None, installation_id: str = OURS, **changes: Any) -> AwsMachines:
         config = self.config.model_copy(update=changes)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.channel import Away, Channel
+from agent.channel import Channel, Unavailable
 from clouds.boot import user_data as bootstrap
 from clouds.boot.stub import STUB
 from clouds.boot.user_data import NodeEnvironment
@@ -371,7 +371,7 @@ def test_an_api_with_a_certificate_of_its_own_is_trusted_by_hash_and_nobody_else
         pem = tmp_path / "node" / "heliostat-ca.pem"
         assert pem.read_bytes() == cert.read_bytes()
         assert Channel(url, pem).call("GET", "/head") == {}
-        with pytest.raises(Away, match="CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
             Channel(url).call("GET", "/head")
     finally:
         server.shutdown()
@@ -404,6 +404,19 @@ def test_bundle_is_the_agent_and_deterministic() -> None:
         assert not [n for n in names if "__pycache__" in n]
         for name in names:
             assert z.read(name) == (bootstrap.AGENT_FOLDER.parent / name).read_bytes()
+    folder = bootstrap.AGENT_FOLDER
+    assert {n for n in names if n.endswith(".py")} == {f"agent/{p.relative_to(folder)}" for p in folder.rglob("*.py")}
+    assert {"agent/gate/http.py", "agent/ray_node/process.py"} < set(names)
+
+
+def test_the_agent_runs_from_its_bundle(tmp_path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(bootstrap.bundle()[1])) as z:
+        z.extractall(tmp_path)
+    code = "import agent.head.life, agent.node.life, agent.gate_install as g; print(g.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path / "agent" / "gate_install.py")
+    done = subprocess.run([sys.executable, "-m", "agent"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "usage: python -m agent <boot file>\n")
 
 
 def test_old_bundles_stay(tmp_path: Path) -> None:

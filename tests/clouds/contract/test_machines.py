@@ -130,18 +130,18 @@ def test_what_has_ended_never_boots_again(cloud: Cloud) -> None:
 
 def test_what_a_machine_has_is_no_leftover(cloud: Cloud) -> None:
     machine = cloud.launch_and_boot(cloud.spec())
-    assert cloud.machines.leftovers(OURS, 0) == []
+    assert cloud.machines.delete_orphans(OURS, 0) == []
     cloud.machines.terminate([machine.machine_id])
     cloud.wait_for(machine.machine_id, MachineState.GONE)
-    assert cloud.machines.leftovers(OURS, 0) == [], "it took all that it had along"
+    assert cloud.machines.delete_orphans(OURS, 0) == [], "it took all that it had along"
 
 
 def test_prune_forgets_the_ended_only(cloud: Cloud) -> None:
     lives, ends = (cloud.launch_and_boot(cloud.spec()).machine_id for _ in range(2))
     cloud.machines.terminate([ends])
     cloud.wait_for(ends, MachineState.GONE)
-    assert cloud.machines.prune(older_than_s=3600) == []
-    assert cloud.machines.prune(older_than_s=0) == ([ends] if cloud.keeps_the_ended else [])
+    assert cloud.machines.forget_ended(older_than_s=3600) == []
+    assert cloud.machines.forget_ended(older_than_s=0) == ([ends] if cloud.keeps_the_ended else [])
     if not cloud.keeps_the_ended:
         return
     assert [m.machine_id for m in cloud.machines.describe([lives, ends])] == [lives]

@@ -1,4 +1,4 @@
-"""What heads hand on (``MachineSpec.keep``, ``Machines.hand_over``), on every cloud that has it."""
+"""What heads hand on (``MachineSpec.keep``, ``Machines.attach_retained``), on every cloud that has it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from clouds.contract.errors import BadConfig, Gone, NotOffered
 from clouds.contract.machines import Machine, MachineSpec, MachineState
-from clouds.contract.retained import Keep
+from clouds.contract.retained import RetainedResources
 from heliostat.errors import CloudError
 from tests.clouds.support import OURS, Cloud, eventually, fake_cloud, local_cloud
 
-BOTH = Keep(volume_gib=20, mount_path="/mnt/head", address=True)
+BOTH = RetainedResources(volume_gib=20, mount_path="/mnt/head", address=True)
 HAD = BOTH.model_copy(update={"had": True})
 
 
@@ -36,7 +36,7 @@ def zones(cloud: Cloud) -> list[str]:
     return cloud.machines.capabilities().zones
 
 
-def head(cloud: Cloud, zone: int = 0, keep: Keep = BOTH, **fields: Any) -> MachineSpec:
+def head(cloud: Cloud, zone: int = 0, keep: RetainedResources = BOTH, **fields: Any) -> MachineSpec:
     return cloud.spec(zone=zones(cloud)[zone], keep=keep, **fields)
 
 
@@ -50,7 +50,7 @@ def released(cloud: Cloud, cluster_id: str = "clu_1") -> None:
 
 def _done(cloud: Cloud, cluster_id: str, machine_id: str | None) -> bool:
     try:
-        cloud.machines.hand_over(cluster_id, machine_id)
+        cloud.machines.attach_retained(cluster_id, machine_id)
     except Gone:
         raise
     except CloudError:
@@ -65,7 +65,7 @@ def end(cloud: Cloud, machine: Machine) -> None:
 
 def left(cloud: Cloud) -> list[str]:
     """What a sweep deletes where no cluster lives any more."""
-    return cloud.machines.leftovers(OURS, 0, lambda _cluster_id: False)
+    return cloud.machines.delete_orphans(OURS, 0, lambda _cluster_id: False)
 
 
 def launched(cloud: Cloud, spec: MachineSpec) -> Machine:
@@ -107,7 +107,7 @@ def test_a_head_that_had_it_goes_nowhere_else(cloud: Cloud) -> None:
 
 
 def test_what_is_not_there_any_more_is_not_made_anew(cloud: Cloud) -> None:
-    with pytest.raises(CloudError, match=r"not (show|there)") as caught:
+    with pytest.raises(CloudError, match=r"not show|no longer") as caught:
         cloud.machines.launch(head(cloud, keep=HAD))
     assert not isinstance(caught.value, BadConfig | NotOffered)
     assert cloud.machines.list_owned(OURS) == []
@@ -130,11 +130,11 @@ def test_release_ends_all_of_one_cluster(cloud: Cloud) -> None:
     handed_over(cloud, machine)
     handed_over(cloud, other, "clu_2")
     with pytest.raises(CloudError):
-        cloud.machines.hand_over("clu_1", None)
+        cloud.machines.attach_retained("clu_1", None)
     end(cloud, machine)
     released(cloud)
     released(cloud)
-    cloud.machines.hand_over("clu_nobody", None)
+    cloud.machines.attach_retained("clu_nobody", None)
     assert left(cloud) == [], "and the other cluster's is with its machine"
     end(cloud, other)
     eventually(lambda: left(cloud))
@@ -145,7 +145,7 @@ def test_too_early_and_too_late(cloud: Cloud) -> None:
     handed_over(cloud, machine)
     end(cloud, machine)
     with pytest.raises(Gone):
-        cloud.machines.hand_over("clu_1", machine.machine_id)
+        cloud.machines.attach_retained("clu_1", machine.machine_id)
 
 
 def test_the_sweep_spares_what_a_living_cluster_keeps(cloud: Cloud) -> None:
@@ -158,15 +158,18 @@ def test_the_sweep_spares_what_a_living_cluster_keeps(cloud: Cloud) -> None:
         return True
 
     end(cloud, machine)
-    eventually(lambda: cloud.machines.leftovers(OURS, 0, lives) == [] and asked)
+    eventually(lambda: cloud.machines.delete_orphans(OURS, 0, lives) == [] and asked)
     assert set(asked) == {"clu_1"}
-    assert cloud.machines.leftovers(OURS, 3600, lambda _: False) == [], "the newborn"
+    assert cloud.machines.delete_orphans(OURS, 3600, lambda _: False) == [], "the newborn"
     assert eventually(lambda: left(cloud))
     assert left(cloud) == []
 
 
 def test_a_disk_alone_and_an_address_alone(cloud: Cloud) -> None:
-    for cluster_id, keep in (("clu_1", Keep(volume_gib=1, mount_path="/data")), ("clu_2", Keep(address=True))):
+    for cluster_id, keep in (
+        ("clu_1", RetainedResources(volume_gib=1, mount_path="/data")),
+        ("clu_2", RetainedResources(address=True)),
+    ):
         machine = cloud.machines.launch(head(cloud, keep=keep, cluster_id=cluster_id))
         handed_over(cloud, machine, cluster_id)
         end(cloud, machine)
@@ -175,8 +178,8 @@ def test_a_disk_alone_and_an_address_alone(cloud: Cloud) -> None:
 
 def test_nothing_to_hand_over_is_done(cloud: Cloud) -> None:
     machine = cloud.launch_and_boot(cloud.spec())
-    cloud.machines.hand_over("clu_1", machine.machine_id)
-    cloud.machines.hand_over("clu_1", None)
+    cloud.machines.attach_retained("clu_1", machine.machine_id)
+    cloud.machines.attach_retained("clu_1", None)
 
 
 def test_the_local_cloud_has_neither(tmp_path: Path) -> None:
@@ -184,7 +187,7 @@ def test_the_local_cloud_has_neither(tmp_path: Path) -> None:
         assert not cloud.machines.capabilities().keeps
         with pytest.raises(BadConfig, match="retained_volume"):
             cloud.machines.launch(cloud.spec(keep=BOTH))
-        cloud.machines.hand_over("clu_1", None)
+        cloud.machines.attach_retained("clu_1", None)
 
 
 def test_a_launch_under_way_is_none_of_the_old_heads(cloud: Cloud) -> None:

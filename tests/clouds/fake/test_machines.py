@@ -136,7 +136,7 @@ def test_power_goes_once_however_a_machine_ends(cloud: Cloud, fake: FakeMachines
     fake.terminate([ended])
     fake.kill(killed)
     assert dark == [ended, killed]
-    assert cloud.one(killed).reason == "the cloud has reclaimed the machine"
+    assert cloud.one(killed).reason == "the cloud reclaimed the machine"
     fake.dies_after_s = 10
     clock.pass_s(10)
     assert cloud.one(died).reason == "the machine has died"

@@ -12,7 +12,7 @@ from typing import Any
 from google.auth.credentials import AnonymousCredentials
 
 from clouds.gcp.account.session import Endpoints, Session
-from clouds.gcp.account.throttle import Pace
+from clouds.gcp.account.throttle import Backoff
 from clouds.gcp.machines.compute_engine import GcpMachines
 from heliostat.models.clouds import GcpConfig
 from tests.clouds.support import OURS, Cloud
@@ -41,7 +41,7 @@ def session(url: str, **fields: Any) -> Session:
         config(**fields).service_account,
         AnonymousCredentials(),
         Endpoints.fake(url),
-        Pace(sleep=lambda _s: None),
+        Backoff(sleep=lambda _s: None),
     )
 
 

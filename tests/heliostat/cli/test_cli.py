@@ -157,7 +157,7 @@ def test_env_values_are_sent_and_never_shown(api: FakeApi, run: Any, monkeypatch
         (["job", "submit", "--tag", "x", "--", "x"], "KEY=VALUE"),
         (["job", "submit", "--max-retries", "-1", "--", "x"], "max_retries"),
         (["job", "submit", "-n", "a b", "--", "x"], "name"),
-        (["job", "submit", "python", "x.py", "--flag"], "stands after --"),
+        (["job", "submit", "python", "x.py", "--flag"], "command after --"),
         (["job", "list", "--state", "GOOD"], "STARTING, RUNNING"),
         (["job", "wait", "x", "--state", "GOOD"], "STARTING, RUNNING"),
         (["cluster", "scale", "x", "--group", "g"], "nothing to set"),
@@ -294,7 +294,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
     monkeypatch.setattr(time, "sleep", press)
     ran = run(*args)
     assert ran.code == 130
-    assert "Detached: job train goes on" in ran.err
+    assert "Detached: job train keeps running" in ran.err
     assert job.id in ran.err
     assert api.jobs[job.id].state is JobState.STARTING
     assert not api.sent("POST", f"/v1/jobs/{job.id}/terminate")
@@ -444,7 +444,7 @@ def test_schedules(api: FakeApi, run: Any, tmp_path: Path) -> None:
     assert "nightly" in run("schedule", "list").out
     assert "is paused" in run("schedule", "pause", "nightly").out
     assert run("schedule", "status", "nightly", "-o", "json").json["state"] == "DISABLED"
-    assert "goes on" in run("schedule", "resume", "nightly").out
+    assert "is resumed" in run("schedule", "resume", "nightly").out
     assert "accepted" in run("schedule", "run", "nightly").out
     assert run("schedule", "delete", "nightly", "-o", "json").json == {"deleted": "nightly"}
     assert run("schedule", "delete", "nightly").code == 1

@@ -180,7 +180,7 @@ def test_a_launch_runs_a_real_cluster_and_ends_it(api: FakeApi, run: Any) -> Non
     with clusters_become(api, ClusterState.RUNNING):
         ran = run("cloud", "verify", "local", "--launch")
     assert ran.code == 0, ran.err
-    assert "✓ launch  a cluster was up after" in ran.out
+    assert "✓ launch  a cluster was ready after" in ran.out
     (cluster,) = api.clusters.values()
     assert cluster.state is ClusterState.TERMINATED
     assert cluster.compute_config.idle_termination_minutes == 5

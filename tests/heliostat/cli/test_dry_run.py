@@ -43,7 +43,7 @@ def test_a_cluster(api: FakeApi, run: Any) -> None:
     ran = run("cluster", "create", "-n", "c", "--dry-run")
     assert ran.code == 0, ran.err
     for part in (
-        "Nothing was.", "prod (aws, us-west-2)", "m6i.large (2 CPUs, 8 GiB)", "us-west-2b then us-west-2a",
+        "Nothing was created.", "prod (aws, us-west-2)", "m6i.large (2 CPUs, 8 GiB)", "us-west-2b then us-west-2a",
         "SPOT then ON_DEMAND", "g5.xlarge (4 CPUs, 16 GiB, 1 A10G); then g5.2xlarge", "0.4000 to 1.2000",
         "1 to 5 nodes", "0.10 to 4.90 USD an hour",
     ):  # fmt: skip
@@ -91,12 +91,12 @@ def test_the_client_gives_the_plan(api: FakeApi) -> None:
     ("fields", "words"),
     [
         ({"price_table": ""}, "there is no price table (HELIOSTAT_PRICES)"),
-        ({"max_usd_per_hour": None}, "0.10 USD an hour at least; at most: not known"),
+        ({"max_usd_per_hour": None}, "0.10 USD an hour at least; maximum unknown"),
         ({"min_usd_per_hour": None}, "4.90 USD an hour at most"),
-        ({"min_usd_per_hour": None, "max_usd_per_hour": None}, "Price   not known"),
+        ({"min_usd_per_hour": None, "max_usd_per_hour": None}, "Price   unknown"),
         ({"min_usd_per_hour": 2.0, "max_usd_per_hour": 2.0}, "2.00 USD an hour"),
-        ({"unpriced": ["g5.xlarge SPOT"]}, "Not priced  g5.xlarge SPOT"),
-        ({"kind": "job", "cluster_id": "cl_1", "nodes": []}, "It would run on cluster cl_1, and needs no more nodes."),
+        ({"unpriced": ["g5.xlarge SPOT"]}, "No price for  g5.xlarge SPOT"),
+        ({"kind": "job", "cluster_id": "cl_1", "nodes": []}, "It would run on cluster cl_1 and needs no more nodes."),
         ({"kind": "job", "name": None}, "A job in project default"),
     ],
 )

@@ -151,9 +151,9 @@ def test_versions_with_static_weights(api: FakeApi, run: Any, tmp_path: Path) ->
         ([*DEPLOY, "--hold-s", "0"], "rollout.hold_s"),
         ([*DEPLOY, "--canary-percent", "101"], "canary_percent"),
         ([*DEPLOY, "--in-place", "--canary-percent", "5"], "no canary"),
-        ([*DEPLOY, "--in-place", "--steps", "5,100"], "--in-place has no steps"),
-        ([*DEPLOY, "--in-place", "--hold-s", "5"], "--in-place has no steps"),
-        ([*DEPLOY, "--versions", ONE, "--version-name", "a", "--hold-s", "5"], "--versions has no steps"),
+        ([*DEPLOY, "--in-place", "--steps", "5,100"], "can't be combined with --in-place"),
+        ([*DEPLOY, "--in-place", "--hold-s", "5"], "can't be combined with --in-place"),
+        ([*DEPLOY, "--versions", ONE, "--version-name", "a", "--hold-s", "5"], "can't be combined with --versions"),
         ([*DEPLOY, "--in-place", "--max-surge-percent", "5"], "max_surge_percent bounds a rollout"),
         (["service", "deploy", "-n", "api", "--versions", ONE, "--max-surge-percent", "5"], "static weights"),
         (["service", "deploy", "-f", "two.yaml", "-f", "two.yaml", "--versions", ONE, "m:app"], "several files"),
@@ -161,19 +161,19 @@ def test_versions_with_static_weights(api: FakeApi, run: Any, tmp_path: Path) ->
         (["service", "rollback", "x", "--timeout-s", "5"], "--wait"),
         (["service", "rollout", "promote", "x", "--timeout-s", "5"], "--wait"),
         ([*DEPLOY, "--cluster-replicas", "0"], "cluster_replicas"),
-        ([*DEPLOY, "--versions", "v1=80"], "no JSON"),
-        ([*DEPLOY, "--versions", '{"a": 1}'], "no list"),
+        ([*DEPLOY, "--versions", "v1=80"], "not valid JSON"),
+        ([*DEPLOY, "--versions", '{"a": 1}'], "not a list"),
         (["service", "deploy", "-n", "api", "--versions", '[{"name": "a", "traffic_percent": 90}]'], "sums to 90"),
-        (["service", "deploy", "-n", "api", "--versions", "[]", "--env", "A=1"], "only weights"),
+        (["service", "deploy", "-n", "api", "--versions", "[]", "--env", "A=1"], "weights only"),
         (["service", "deploy", "--versions", '[{"name": "a", "traffic_percent": 100}]'], "name the service"),
         ([*DEPLOY, "--working-dir", "missing"], "'missing'"),
         (["service", "deploy", "-f", "two.yaml", "-f", "two.yaml"], "--versions"),
         (["service", "deploy", "-f", "two.yaml", "m:app"], "several applications"),
-        (["service", "deploy", "-f", "env.yaml", "--env", "A=1"], "env_vars is no mapping"),
+        (["service", "deploy", "-f", "env.yaml", "--env", "A=1"], "env_vars is not a mapping"),
         (["service", "wait", "x", "--state", "GOOD"], "ROLLING_OUT"),
         (["service", "list", "--state", "GOOD"], "ROLLING_OUT"),
-        (["service", "status", "x", "--watch", "-o", "json"], "is text"),
-        (["service", "logs", "x", "-f", "-o", "json"], "is text"),
+        (["service", "status", "x", "--watch", "-o", "json"], "text output only"),
+        (["service", "logs", "x", "-f", "-o", "json"], "text output only"),
         (["service", "rollout", "promote", "x", "--percent", "0"], "1 to 100"),
     ],
 )
@@ -219,9 +219,9 @@ def test_wait_tells_each_step_of_the_rollout(api: FakeApi, run: Any) -> None:
     ]
     places = [ran.err.index(text) for text in order]
     assert places == sorted(places)
-    assert "(v1 had it 0s after its deploy)" in ran.err
+    assert "(v1: 0s after its deploy)" in ran.err
     assert "120 requests, no error" in ran.err
-    assert "v2 is watched at 5 % (15 s a step)" in ran.err
+    assert "v2 is observed at 5 % (15 s a step)" in ran.err
     assert "RUNNING" in ran.out
     assert "Bearer first-token" in ran.out
 
@@ -316,7 +316,7 @@ def test_a_deploy_that_is_superseded_says_by_which(api: FakeApi, run: Any) -> No
 def test_a_deploy_that_supersedes_says_so(api: FakeApi, run: Any) -> None:
     service = running(api)
     api.shift(api.add_version(service.id).id, 5)
-    assert "It supersedes the rollout to v2." in run(*DEPLOY).out
+    assert "It replaces the rollout to v2." in run(*DEPLOY).out
 
 
 def test_ctrl_c_detaches_and_says_how_to_come_back(api: FakeApi, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +331,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(api: FakeApi, run: Any, monke
     monkeypatch.setattr(time, "sleep", press)
     ran = run(*DEPLOY, "--wait")
     assert ran.code == 130
-    assert "Detached: service api goes on" in ran.err
+    assert "Detached: service api keeps running" in ran.err
     assert "heliostat service status --watch api" in ran.err
     assert only(api).state is ServiceState.STARTING
 
@@ -468,7 +468,7 @@ def test_rollout_and_rollback(api: FakeApi, run: Any) -> None:
         ran = run("service", "rollout", args[0], "api", *args[1:])
         assert ran.code == 0, ran.err
         assert "The rollout of service api" in ran.out
-    assert "goes back" in run("service", "rollback", "api", "--reason", "slow").out
+    assert "is rolling back" in run("service", "rollback", "api", "--reason", "slow").out
     assert api.orders == [
         ("pause", None), ("resume", None), ("promote", None), ("promote", 50), ("abort", None), ("rollback", None),
     ]  # fmt: skip
@@ -558,7 +558,7 @@ def test_tokens_are_rotated(api: FakeApi, run: Any) -> None:
     ran = run("service", "token", "add", "api")
     assert ran.out == "second-token\n"
     assert "heliostat service token delete api" in ran.err
-    assert "qt_1 (primary), qt_2 (second, not taken everywhere yet)" in run("service", "status", "api").out
+    assert "qt_1 (primary), qt_2 (second, not accepted by every proxy yet)" in run("service", "status", "api").out
     assert run("service", "token", "delete", "api").code == 0
     assert "Bearer second-token" in run("service", "status", "api").out
     assert run("service", "token", "delete", "api", "--id", "qt_2", "-o", "json").json == {"deleted": "qt_2"}

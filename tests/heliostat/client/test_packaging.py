@@ -129,6 +129,11 @@ def test_defaults_are_left_out_and_empty_directories_kept(tmp_path: Path) -> Non
         (["main.py/"], ["a/deep/x.csv", "a/run.log", "a/x.csv", "data/in/x.csv", "data/x.csv", "main.py", "run.log"]),
         (["[!m]*"], ["main.py"]),
         (["?.csv", "./a/run.log"], ["main.py", "run.log"]),
+        (["*.csv", "!a/x.csv"], ["a/run.log", "a/x.csv", "main.py", "run.log"]),
+        (["*.csv", "!a/x.csv", "*.csv"], ["a/run.log", "main.py", "run.log"]),
+        (["*.csv", "!./a/x.csv"], ["a/run.log", "a/x.csv", "main.py", "run.log"]),
+        (["a/", "!a/x.csv"], ["data/in/x.csv", "data/x.csv", "main.py", "run.log"]),
+        (["a/*", "!a/x.csv"], ["a/x.csv", "data/in/x.csv", "data/x.csv", "main.py", "run.log"]),
     ],
 )
 def test_excludes_read_like_gitignore(tmp_path: Path, patterns: list[str], left: list[str]) -> None:
@@ -136,7 +141,12 @@ def test_excludes_read_like_gitignore(tmp_path: Path, patterns: list[str], left:
     assert sorted(e.name for e in walk(tmp_path, patterns) if not e.name.endswith("/")) == left
 
 
-@pytest.mark.parametrize("pattern", ["!keep.py", "", "/", "[z-a]"])
+def test_a_default_can_be_brought_back(tmp_path: Path) -> None:
+    make(tmp_path, "venv/x", "sub/venv/y", "main.py", ".git/config")
+    assert names(pack_working_dir(tmp_path, ["!/venv/"])) == ["pkg/main.py", "pkg/sub/", "pkg/venv/x"]
+
+
+@pytest.mark.parametrize("pattern", ["!", "", " ", "/", "[z-a]", "# data"])
 def test_a_pattern_that_says_nothing_is_refused(tmp_path: Path, pattern: str) -> None:
     make(tmp_path, "main.py")
     with pytest.raises(InvalidRequest) as caught:

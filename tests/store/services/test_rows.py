@@ -144,15 +144,14 @@ async def test_a_new_service_goes_with_its_last_deploy(db: Database, project: st
     await put_service(db, project, "svc_1", a_token("qt_1"))
     (one, _), (two, version) = await put_deploy(db, project), await put_deploy(db, project)
     assert await withdraw(db, one)
-    assert not await outbox.is_withdrawn(db, "service", "svc_1")
+    assert not await outbox.is_cancelled(db, "service", "svc_1")
     assert await withdraw(db, two)
-    assert await outbox.is_withdrawn(db, "service", "svc_1")
+    assert await outbox.is_cancelled(db, "service", "svc_1")
     assert not await services.write_service(db, a_service(revision=1), [], [an_event("e", "svc_1")])
     assert await services.load_version(db, version) is None
     async with db.read() as conn:
         assert await conn.scalar(select(func.count()).select_from(sealed)) == 0
     assert await put_service(db, project, "svc_1b")
-    await outbox.mark_started(db, "service", "svc_1b")  # of services nothing is noted
 
 
 async def test_a_service_that_its_workflow_has_written_stays(db: Database, project: str) -> None:
@@ -208,24 +207,24 @@ async def test_two_transactions_get_two_numbers(db: Database, project: str) -> N
         assert [v.number for v in await services.versions_of(conn, "svc_1")] == list(range(8, 0, -1))
 
 
-async def test_tokens_are_untold_until_exactly_they_were_told(db: Database, project: str) -> None:
+async def test_tokens_are_pending_until_exactly_they_are_acknowledged(db: Database, project: str) -> None:
     tokens = (a_token("qt_1", told=True, deleted=True), a_token("qt_2"), a_token("qt_3", told=True))
     await put_service(db, project, "svc_1", *tokens)
-    (id,) = await token_records.untold_gates(db)
+    (id,) = await token_records.pending_tokens(db)
     told = await services.load_service(db, id)
     assert told is not None
     gate = told.gate
     assert (id, gate) == ("svc_1", GateTokens(hashes=["sha-qt_2", "sha-qt_3"]))
-    await token_records.gate_told(db, "svc_1", GateTokens(hashes=["sha-qt_1", "sha-qt_3"]))  # an older set
-    assert await token_records.untold_gates(db) == [id]
-    await token_records.gate_told(db, "svc_1", gate)
-    assert await token_records.untold_gates(db) == []
+    await token_records.acknowledge_tokens(db, "svc_1", GateTokens(hashes=["sha-qt_1", "sha-qt_3"]))  # an older set
+    assert await token_records.pending_tokens(db) == [id]
+    await token_records.acknowledge_tokens(db, "svc_1", gate)
+    assert await token_records.pending_tokens(db) == []
     row = await services.load_service(db, "svc_1")
     assert row is not None
     assert [(t.id, t.told) for t in row.tokens] == [("qt_2", True), ("qt_3", True)]
     assert await encrypted_values.read_sealed(db, KEYS, "qt_1") is None
     assert await encrypted_values.read_sealed(db, KEYS, "qt_2") is not None
-    await token_records.gate_told(db, "svc_none", gate)
+    await token_records.acknowledge_tokens(db, "svc_none", gate)
 
 
 async def test_the_newest_heads_word_on_traffic_counts(db: Database, project: str) -> None:

@@ -10,7 +10,7 @@ from temporalio.client import Client
 
 from clouds.contract.errors import Denied, NotOffered
 from clouds.contract.machines import MachineSpec
-from clouds.fake.retained import FakeKept
+from clouds.fake.retained import FakeRetained
 from heliostat.models.agents import FactKind
 from heliostat.models.clusters import ClusterState, NodeState
 from heliostat.models.compute_configs import ComputeConfig, HeadNodeConfig, RetainedVolume, WorkerNodeGroupConfig
@@ -26,9 +26,9 @@ HEAD = HeadNodeConfig(
 CONFIG = ComputeConfig(head_node=HEAD, zones=["zone-a", "zone-b"])
 
 
-def kept(world: World, cluster_id: str) -> dict[str, FakeKept]:
+def kept(world: World, cluster_id: str) -> dict[str, FakeRetained]:
     """By zone; {}: nothing is left of it."""
-    return world.machines.keeps.held.get(cluster_id, {})
+    return world.machines.retained.held.get(cluster_id, {})
 
 
 async def lose_head(world: World, cluster_id: str) -> None:
@@ -105,12 +105,12 @@ async def test_a_cluster_that_never_came_up_leaves_nothing(world: World) -> None
 
 
 async def test_a_head_that_is_not_given_its_disk_is_given_up_and_says_why(world: World) -> None:
-    def hand_over(cluster_id: str, machine_id: str | None) -> None:
+    def attach_retained(cluster_id: str, machine_id: str | None) -> None:
         if machine_id is not None:
             raise Denied("The role may not attach volumes.")
         real(cluster_id, machine_id)
 
-    real, world.machines.hand_over = world.machines.hand_over, hand_over  # type: ignore[method-assign]
+    real, world.machines.attach_retained = world.machines.attach_retained, attach_retained  # type: ignore[method-assign]
     world.machines.boot = None  # without its disk the agent does not begin
     cluster_id = await world.start_cluster(CONFIG)
     cluster = await world.until_cluster(cluster_id, ClusterState.FAILED)
@@ -122,7 +122,7 @@ async def test_a_head_that_is_not_given_its_disk_is_given_up_and_says_why(world:
 async def test_a_disk_that_is_not_free_yet_is_waited_for(world: World) -> None:
     times = 0
 
-    def hand_over(cluster_id: str, machine_id: str | None) -> None:
+    def attach_retained(cluster_id: str, machine_id: str | None) -> None:
         nonlocal times
         times += 1
         try:
@@ -130,7 +130,7 @@ async def test_a_disk_that_is_not_free_yet_is_waited_for(world: World) -> None:
         finally:
             world.machines.boot_s = 0  # it runs from now on
 
-    real, world.machines.hand_over = world.machines.hand_over, hand_over  # type: ignore[method-assign]
+    real, world.machines.attach_retained = world.machines.attach_retained, attach_retained  # type: ignore[method-assign]
     world.machines.boot_s = 3600
     cluster_id = await world.running_cluster(CONFIG)
     await world.until_quiet(cluster_id)

@@ -133,7 +133,7 @@ async def test_at_some_steps(temporal: Client, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-async def test_while_a_head_is_relieved(temporal: Client, tmp_path: Path) -> None:
+async def test_while_a_cluster_is_replaced(temporal: Client, tmp_path: Path) -> None:
     """Every step, before and after, dying or going on."""
     steps = (await lifecycle(temporal, tmp_path / "dry", {}, cold=False, die=False, life=live_on)).step
     plans = [({k: mode}, k % 2 == 0, k % 3 == 0) for k in range(steps) for mode in ("before", "after")]

@@ -16,7 +16,6 @@ from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-import store.services
 from activities.sweep.services import ServiceSweepActivities
 from clouds.contract.errors import BadConfig
 from clouds.fake.machines import FakeMachines
@@ -26,6 +25,7 @@ from heliostat.models.clusters import ClusterState
 from heliostat.models.common import new_id
 from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
 from runtime.messages.services import EndpointLost, EndpointTrouble
+from store.services import rows as service_rows
 from store.tables import clusters
 from tests.workflows.balancer import WatchedBalancer
 from tests.workflows.plans import NodePlan, ServePlan
@@ -294,7 +294,9 @@ async def test_the_sweep_leaves_a_cluster_alone_that_its_service_has_released(
     await world.deploy(service_id, world.version(service_id))
     await world.until_version(service_id, first, ServiceVersionState.TERMINATED)
     await world.until_cluster(old, ClusterState.TERMINATING)
-    activities = ServiceSweepActivities(world.db, world.client, {}, world.settings, KEYS.installation_id())
+    activities = ServiceSweepActivities(
+        world.db, world.client, {}, KEYS.installation_id(), world.settings.newborn_grace_s
+    )
     found = await ActivityEnvironment().run(activities.sweep_services)
     may_end.set()
     assert (found.orphaned, found.released) == ([], [])
@@ -556,7 +558,7 @@ async def test_the_records_are_away_while_it_is_rolled_out(
 ) -> None:
     world = services
     service_id, first = await world.running_service()
-    real = store.services.write_service
+    real = service_rows.write_service
     away = True
 
     async def write(*args: Any) -> bool:
@@ -564,7 +566,7 @@ async def test_the_records_are_away_while_it_is_rolled_out(
             raise Unavailable("The records are away.")
         return await real(*args)
 
-    monkeypatch.setattr(store.services, "write_service", write)
+    monkeypatch.setattr(service_rows, "write_service", write)
     second = world.version(service_id)
     await world.deploy(service_id, second)
     await world.until_share(service_id, second, 100)
@@ -628,7 +630,7 @@ async def test_records_that_are_away_while_a_deploy_is_taken_up_end_nothing(
     """The failure of a local activity would fail the workflow itself, were it let through."""
     world = services
     service_id, first = await world.running_service()
-    real, tries = store.services.claim_deploy, 0
+    real, tries = service_rows.claim_deploy, 0
 
     async def claim(*args: Any, **more: Any) -> bool:
         nonlocal tries
@@ -637,7 +639,7 @@ async def test_records_that_are_away_while_a_deploy_is_taken_up_end_nothing(
             raise ApplicationError("the records are away for good", non_retryable=True)
         return await real(*args, **more)
 
-    monkeypatch.setattr(store.services, "claim_deploy", claim)
+    monkeypatch.setattr(service_rows, "claim_deploy", claim)
     second = world.version(service_id)
     await world.deploy(service_id, second)
 
@@ -713,7 +715,7 @@ async def test_a_deploy_between_the_records_end_of_a_service_and_its_workflows_i
     world = services
     service_id, first = await world.running_service()
     second = world.version(service_id)
-    real, again = store.services.write_service, asyncio.Event()
+    real, again = service_rows.write_service, asyncio.Event()
 
     async def write(db: Any, service: Service, *more: Any) -> bool:
         wanted = await real(db, service, *more)
@@ -723,7 +725,7 @@ async def test_a_deploy_between_the_records_end_of_a_service_and_its_workflows_i
             again.set()
         return wanted
 
-    monkeypatch.setattr(store.services, "write_service", write)
+    monkeypatch.setattr(service_rows, "write_service", write)
     await world.terminate(service_id)
     await asyncio.wait_for(again.wait(), WAIT_S)
     await world.until_finished(service_id, second)

@@ -11,7 +11,7 @@ import pytest
 from heliostat.models.agents import CommandKind, FactKind
 from heliostat.models.clusters import ClusterState
 from heliostat.models.common import utcnow
-from heliostat.models.services import RolloutAction, Service, ServiceVersionState
+from heliostat.models.services import RolloutAction, Service, ServiceState, ServiceVersionState
 from runtime.messages.services import VersionSpec
 from store.commands import OpenCommand
 from tests.workflows.fleet import FakeAgent
@@ -38,7 +38,7 @@ async def until_told(
     await world.until(told, f"{kind}, {times} times", timeout_s)
 
 
-async def until_relieved(world: ServiceWorld, service_id: str, version: VersionSpec, old: str) -> str:
+async def until_replaced(world: ServiceWorld, service_id: str, version: VersionSpec, old: str) -> str:
     """The cluster in whose place another one serves is gone; that other one."""
     await until_told(world, service_id, "relieved")
     await world.until_cluster(old, ClusterState.TERMINATED)
@@ -66,13 +66,13 @@ async def test_another_cluster_answers_before_the_head_is_taken(services: Servic
     assert shown(service)[head.cluster_id] == SAID
     assert [b.id for b in world.balancer.backends(service_id) if b.weight] == [head.cluster_id], "it serves on"
     details = (await world.handle(service_id).query("__temporal_workflow_metadata")).current_details
-    assert f"head of cluster 1 to be taken back: {SAID}" in details
-    assert "cluster 2 comes up to take the place of cluster 1" in details
+    assert f"interruption of cluster 1's head: {SAID}" in details
+    assert "cluster 2 starts, to replace cluster 1" in details
     await announce(world, head.cluster_id)  # said again: one is on its way
 
     relief = next(iter(set(await world.clusters_of(service_id)) - {head.cluster_id}))
     await bring_up(world, relief)
-    now = await until_relieved(world, service_id, version, head.cluster_id)
+    now = await until_replaced(world, service_id, version, head.cluster_id)
     assert now == relief
     assert head.serve.drained
     assert len(await world.clusters_of(service_id)) == 2
@@ -100,7 +100,7 @@ async def test_another_cluster_answers_before_the_head_is_taken(services: Servic
     await world.nothing_left(service_id)
 
 
-async def test_a_relief_answers_nobody_before_its_proxy_knows_the_tokens_of_now(
+async def test_a_replacement_gets_no_traffic_before_its_proxy_has_the_current_tokens(
     services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A token is added while it is probed, and is active where the traffic is."""
@@ -113,7 +113,7 @@ async def test_a_relief_answers_nobody_before_its_proxy_knows_the_tokens_of_now(
     await asyncio.sleep(0.5)
     assert "relieved" not in await world.kinds(service_id)
     may_hear.set()
-    await until_relieved(world, service_id, version, head.cluster_id)
+    await until_replaced(world, service_id, version, head.cluster_id)
     await world.until_service(service_id, "both tokens to count", lambda s: sorted(s.gate_hashes) == both.hashes)
 
 
@@ -131,7 +131,7 @@ async def test_one_of_two_clusters_is_announced(services: ServiceWorld) -> None:
         assert sum(1 for b in told if b.weight) == 2, "never only one"
 
 
-async def test_a_head_that_is_back_before_its_relief_is_up_needs_none(services: ServiceWorld) -> None:
+async def test_a_head_that_is_back_before_its_replacement_is_up_needs_none(services: ServiceWorld) -> None:
     world = services
     service_id, version = await world.running_service()
     (head,) = world.heads_of(version)
@@ -149,21 +149,23 @@ async def test_a_head_that_is_back_before_its_relief_is_up_needs_none(services: 
     assert shown(await world.service(service_id)) == {cluster_id: "head and workers are up"}
 
 
-async def test_a_head_that_is_taken_before_its_relief_is_up_is_relieved_all_the_same(services: ServiceWorld) -> None:
+async def test_a_head_that_is_taken_before_its_replacement_is_up_is_replaced_too(
+    services: ServiceWorld,
+) -> None:
     world = services
     service_id, version = await world.running_service()
     (head,) = world.heads_of(version)
     lost = head.cluster_id
     world.fleet.node_plan = lambda s: NodePlan(register=False) if s.cluster_id == lost else NodePlan(ready=False)
     await announce(world, head.cluster_id)
-    relief = await world.until(lambda: newest(world, service_id, 2), "the relief")
+    relief = await world.until(lambda: newest(world, service_id, 2), "the replacement")
     await world.lose_head(head.cluster_id)
     await until_told(world, service_id, "cluster_lost")
     await bring_up(world, relief)
-    assert await until_relieved(world, service_id, version, head.cluster_id) == relief
+    assert await until_replaced(world, service_id, version, head.cluster_id) == relief
 
 
-async def test_beside_a_rollout_only_what_serves_is_relieved(services: ServiceWorld) -> None:
+async def test_beside_a_rollout_only_what_serves_is_replaced(services: ServiceWorld) -> None:
     world = services
     service_id, first, second = await rolling(world, rules=LONG)
     (old,), (canary,) = world.heads_of(first), world.heads_of(second)
@@ -198,13 +200,13 @@ async def test_where_nothing_extra_may_exist_it_waits_for_the_rollouts_end(servi
 
 @pytest.mark.parametrize("how", ["deploy", "in place", "terminate"])
 @pytest.mark.long
-async def test_what_ends_the_version_ends_its_relief(services: ServiceWorld, how: str) -> None:
+async def test_what_ends_the_version_ends_its_replacement(services: ServiceWorld, how: str) -> None:
     world = services
     service_id, version = await world.running_service()
     (head,) = world.heads_of(version)
     world.fleet.node_plan = lambda spec: NodePlan(register=False)
     await announce(world, head.cluster_id)
-    relief = await world.until(lambda: newest(world, service_id, 2), "the relief")
+    relief = await world.until(lambda: newest(world, service_id, 2), "the replacement")
     world.fleet.node_plan = lambda spec: NodePlan()
     if how != "terminate":
         second = world.version(service_id)
@@ -219,13 +221,13 @@ async def test_what_ends_the_version_ends_its_relief(services: ServiceWorld, how
     await world.nothing_left(service_id)
 
 
-async def test_a_relief_that_serve_gives_up_takes_nobodys_place(services: ServiceWorld) -> None:
+async def test_a_replacement_on_which_serve_fails_replaces_nothing(services: ServiceWorld) -> None:
     world = services
     service_id, version = await world.running_service()
     (head,) = world.heads_of(version)
     world.fleet.serve_plans[version.id] = ServePlan(healthy=False)
     await announce(world, head.cluster_id)
-    relief = await world.until(lambda: newest(world, service_id, 2), "the relief")
+    relief = await world.until(lambda: newest(world, service_id, 2), "the replacement")
     await world.until_cluster(relief, ClusterState.RUNNING)
     await world.until_quiet(service_id)
     assert [b.id for b in world.balancer.backends(service_id) if b.weight] == [head.cluster_id]
@@ -253,10 +255,10 @@ async def bring_up(world: ServiceWorld, cluster_id: str) -> None:
     await head._live()
 
 
-async def test_a_version_that_comes_back_in_place_keeps_its_clusters_when_its_relieved_one_goes(
+async def test_a_version_that_returns_in_place_keeps_its_clusters_when_its_replaced_one_goes(
     services: ServiceWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was replaced in place, and ends for good only when the cluster that was relieved before is drained."""
+    """It was replaced in place, and ends for good only when the cluster that was replaced before is drained."""
     world = services
     service_id, first = await world.running_service()
     (head,) = world.heads_of(first)
@@ -285,3 +287,35 @@ async def test_a_version_that_comes_back_in_place_keeps_its_clusters_when_its_re
     (serving,) = world.balancer.backends(service_id)
     assert (await world.clusters_of(service_id))[serving.id] == ClusterState.RUNNING
     assert (await world.version_of(service_id, first)).state == ServiceVersionState.RUNNING
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["by-steps", "in-place"])
+async def test_a_rollback_to_a_version_that_is_being_released_does_not_hold_up_a_termination(
+    services: ServiceWorld, monkeypatch: pytest.MonkeyPatch, in_place: bool
+) -> None:
+    """The rollback waits for the release, and must not bring the version up again after it."""
+    world = services
+    service_id, first = await world.running_service()
+    (head,) = world.heads_of(first)
+    real, drained = FakeServe.result, asyncio.Event()
+
+    async def result(serve: FakeServe, command: OpenCommand) -> dict[str, object] | None:
+        if command.kind == CommandKind.SERVE_DRAIN and serve is head.serve:
+            await drained.wait()
+        return await real(serve, command)
+
+    monkeypatch.setattr(FakeServe, "result", result)
+    await announce(world, head.cluster_id)
+    await until_told(world, service_id, "relieved")
+    await world.until_finished(service_id, first)
+    second = world.version(service_id)
+    await world.deploy(service_id, second, in_place=in_place)
+    await world.until_finished(service_id, second)
+    await asyncio.sleep(0.5)  # for its own clusters to be drained
+    await world.rollback(service_id)
+    await until_told(world, service_id, "rollout", 3)
+    await asyncio.sleep(0.5)  # for the rollback to wait
+    await world.terminate(service_id)
+    await world.until_state(service_id, ServiceState.TERMINATING)
+    drained.set()
+    await world.nothing_left(service_id)

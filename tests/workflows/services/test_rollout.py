@@ -409,7 +409,7 @@ async def test_what_is_given_up_before_it_began_changes_nothing(services: Servic
     await world.until_finished(service_id, second)
     await world.until_quiet(service_id)
     assert world.balancer.shares_over_time(service_id, second.id) == [0, 100]
-    assert "given up" in (await world.version_of(service_id, third)).reason
+    assert "cancelled" in (await world.version_of(service_id, third)).reason
     assert len(await world.clusters_of(service_id)) == 2
     async with world.db.read() as conn:
         claimed = select(service_deploys.c.started).where(service_deploys.c.id == deploy.id)
@@ -565,7 +565,7 @@ async def test_a_version_that_never_comes_up_costs_nothing(services: ServiceWorl
 
     await world.until(given_up, "it to be given up")
     bad = await world.version_of(service_id, second)
-    assert (plan.failed or plan.refuse or "not fit for traffic") in bad.reason
+    assert (plan.failed or plan.refuse or "not ready for traffic") in bad.reason
     await world.until_finished(service_id, first)
     assert world.balancer.shares_over_time(service_id, first.id) == [0, 100]
 

@@ -54,8 +54,9 @@ async def test_a_first_deploy_ends_with_all_the_traffic(services: ServiceWorld) 
     assert [c.kind for c in head.commands] == [KINDS.SERVE_DEPLOY, KINDS.SERVE_PROBE]
     assert head.serve.gate == TOKENS.model_dump(mode="json")
     assert world.balancer.shares_over_time(service_id, version.id) == [0, 100]
-    states = [e.message.partition(":")[0] for e in await world.story(service_id) if e.kind == "state"]
-    assert states[-1] == "RUNNING"
+    story = await world.story(service_id)
+    assert [e.message.partition(":")[0] for e in story if e.kind == "state"][-1] == "RUNNING"
+    assert {e.actor for e in story if e.kind in ("fit", "weight", "version_state")} == {"system"}
 
 
 async def test_a_version_that_speaks_grpc_alone_is_probed_too(services: ServiceWorld) -> None:

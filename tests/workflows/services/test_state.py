@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from heliostat.models.compute_configs import ComputeConfig
+from runtime.messages.common import TerminateRequest
 from runtime.messages.services import VersionSpec
-from workflows.services.state import RolloutData, RolloutKind, ServiceData, Slot, VersionData, shares
+from workflows.services.progress import refresh
+from workflows.services.rollout_state import RolloutData, RolloutKind, shares
+from workflows.services.state import ServiceData, Slot, VersionData
 
 BEGAN = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -62,7 +65,7 @@ def test_what_is_measured_against_the_versions_before(more: dict[str, Any], cana
     assert rollout(**more).canaried is canaried
 
 
-def test_a_relief_is_a_backend_without_traffic_and_one_that_was_relieved_is_none() -> None:
+def test_a_replacement_is_a_backend_without_traffic_and_a_replaced_cluster_is_none() -> None:
     def slot(number: int, **more: Any) -> Slot:
         up: dict[str, Any] = {"ready": True, "taken": True, "http": f"10.0.0.{number}:8000", "head_node_id": "nd"}
         return Slot(number=number, cluster_id=f"cl_{number}", open_on="nd", **(up | more))
@@ -75,6 +78,37 @@ def test_a_relief_is_a_backend_without_traffic_and_one_that_was_relieved_is_none
     assert {b.id: b.weight for b in held.wanted_backends()} == {"cl_2": 100, "cl_3": 0}
     assert [held.slot_of(f"cl_{n}") is not None for n in (1, 2, 3, 4)] == [True, True, True, False]
     assert held.versions["sv"].serves is False, "by the slots alone"
+
+
+def older_state(**more: Any) -> ServiceData:
+    """Of a release that said the same in other words."""
+    spec = VersionSpec(id="sv", name="v1", number=1, compute_config=ComputeConfig(), created_by="ann", created_at=BEGAN)
+    version = VersionData(spec=spec, state_since=BEGAN, slots=[Slot(number=1)])
+    version.condition("Cluster", False, BEGAN, "Waiting", "a cluster")
+    return ServiceData(state_since=BEGAN, versions={"sv": version}, rollout=rollout(version_ids=["sv"]), **more)
+
+
+def test_a_text_of_an_older_release_is_rewritten_without_a_change_of_state() -> None:
+    held = older_state(waits_for="v1: a cluster")
+    refresh(held, BEGAN + timedelta(hours=1))
+    line = held.versions["sv"].checklist["Cluster"]
+    assert (line.status, line.reason, line.since) == (False, "Waiting", BEGAN)
+    assert line.message.startswith("its cluster to be ready")
+    assert held.waits_for == f"v1: {line.message}"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"waits_for": "the load balancer: port 8443 is taken"},
+        {"waits_for": "its clusters", "terminate": TerminateRequest(actor="user:ann", reason="")},
+    ],
+    ids=["an-error-that-is-not-in-the-state", "a-termination"],
+)
+def test_what_a_service_waits_for_is_kept_where_the_state_cannot_tell(more: dict[str, Any]) -> None:
+    held = older_state(**more)
+    refresh(held, BEGAN)
+    assert held.waits_for == more["waits_for"]
 
 
 def test_weights_sum_to_the_whole() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from clouds.aws.account import session as sessions
 from clouds.aws.account.session import AwsSession
-from clouds.aws.account.throttle import FIRST_GAP_S, MAX_WAIT_S, Pace
+from clouds.aws.account.throttle import FIRST_GAP_S, MAX_WAIT_S, RateLimiter
 from clouds.contract.errors import Denied, NoCapacity, QuotaExceeded, Throttled
 from heliostat.errors import CloudError
 from tests.clouds.aws.moto_plus import KNOBS, Fault
@@ -91,7 +91,7 @@ def test_a_role_that_does_not_exist(aws_account: Account) -> None:
 def test_no_credentials_of_our_own(aws_account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     source = botocore.session.Session()
     monkeypatch.setattr(source, "get_credentials", lambda: None)
-    session = AwsSession(aws_account.config, "x", endpoint_url=aws_account.url, source=source, pace=Pace())
+    session = AwsSession(aws_account.config, "x", endpoint_url=aws_account.url, source=source, limiter=RateLimiter())
     with pytest.raises(Denied, match="no AWS credentials of its own"):
         session.call("ec2", "DescribeVpcs")
 
@@ -140,7 +140,7 @@ def test_a_missing_right_is_named_with_the_line_that_grants_it(aws_account: Acco
 
 def test_throttling_is_met_and_met_once(aws_account: Account) -> None:
     clock = Clock()
-    session, since = aws_account.session(pace=Pace(clock, clock.sleep)), len(KNOBS.calls)
+    session, since = aws_account.session(limiter=RateLimiter(clock, clock.sleep)), len(KNOBS.calls)
     KNOBS.faults.append(Fault("DescribeVpcs", "RequestLimitExceeded", 503, times=3))
     assert session.call("ec2", "DescribeVpcs")["Vpcs"]
     assert counted("DescribeVpcs", since) == 4, "botocore does not try by itself beside us"
@@ -149,7 +149,7 @@ def test_throttling_is_met_and_met_once(aws_account: Account) -> None:
 
 def test_throttling_that_does_not_end_is_told_in_time(aws_account: Account) -> None:
     clock = Clock()
-    session = aws_account.session(pace=Pace(clock, clock.sleep))
+    session = aws_account.session(limiter=RateLimiter(clock, clock.sleep))
     KNOBS.faults.append(Fault("DescribeVpcs", "RequestLimitExceeded", 503, times=1e9))
     began = clock.now
     with pytest.raises(Throttled, match="DescribeVpcs"):
@@ -162,29 +162,29 @@ def test_throttling_that_does_not_end_is_told_in_time(aws_account: Account) -> N
 
 def test_all_of_an_account_wait_in_one_line() -> None:
     clock = Clock()
-    pace = Pace(clock, clock.sleep)
-    asked = [pace.wait("ec2:RunInstances", clock() + 60) for _ in range(20)]
+    limiter = RateLimiter(clock, clock.sleep)
+    asked = [limiter.wait("ec2:RunInstances", clock() + 60) for _ in range(20)]
     assert clock.slept == [], "no limit until AWS says so"
     for at in asked:
-        pace.refused("ec2:RunInstances", at)
-    turns = [pace.wait("ec2:RunInstances", clock() + 60) for _ in range(4)]
+        limiter.refused("ec2:RunInstances", at)
+    turns = [limiter.wait("ec2:RunInstances", clock() + 60) for _ in range(4)]
     gaps = [b - a for a, b in itertools.pairwise(turns)]
     assert gaps == pytest.approx([FIRST_GAP_S] * 3), "a burst that was refused counts once"
-    pace.wait("ec2:DescribeInstances", clock())  # another action's bucket is another
+    limiter.wait("ec2:DescribeInstances", clock())  # another action's bucket is another
     for _ in range(40):
-        pace.taken("ec2:RunInstances")
+        limiter.taken("ec2:RunInstances")
     slept = len(clock.slept)
     clock.now += 1
     for _ in range(5):
-        pace.wait("ec2:RunInstances", clock())
+        limiter.wait("ec2:RunInstances", clock())
     assert len(clock.slept) == slept, "it recovers"
 
 
-def test_the_pace_is_shared_by_the_sessions_of_an_account(aws_account: Account) -> None:
+def test_the_limiter_is_shared_by_the_sessions_of_an_account(aws_account: Account) -> None:
     source = botocore.session.Session()
     source.set_credentials("AKIACONTROLPLANE0000", "secret")
     a, b = (AwsSession(aws_account.config, "x", endpoint_url=aws_account.url, source=source) for _ in range(2))
-    assert a._pace is b._pace is sessions._shared_pace(aws_account.id, "us-west-2")
+    assert a._limiter is b._limiter is sessions._shared_limiter(aws_account.id, "us-west-2")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_codes(aws_account: Account, code: str, expected: type[CloudError]) -> N
     KNOBS.faults.append(Fault("DescribeVpcs", code, 500, times=1e9))
     since = len(KNOBS.calls)
     with pytest.raises(expected) as caught:
-        aws_account.session(pace=Pace(clock, clock.sleep)).call("ec2", "DescribeVpcs")
+        aws_account.session(limiter=RateLimiter(clock, clock.sleep)).call("ec2", "DescribeVpcs")
     assert type(caught.value) is expected
     assert caught.value.remedy
     if expected is not Throttled:
@@ -212,7 +212,9 @@ def test_codes(aws_account: Account, code: str, expected: type[CloudError]) -> N
 def test_nobody_answers(aws_account: Account) -> None:
     source = botocore.session.Session()
     source.set_credentials("a", "b")
-    session = AwsSession(aws_account.config, "x", endpoint_url="http://127.0.0.1:9", source=source, pace=Pace())
+    session = AwsSession(
+        aws_account.config, "x", endpoint_url="http://127.0.0.1:9", source=source, limiter=RateLimiter()
+    )
     began = time.monotonic()
     with pytest.raises(CloudError, match="region's name") as caught:
         session.call("ec2", "DescribeVpcs")

@@ -141,7 +141,7 @@ def test_a_renewed_certificate_is_taken_over(world: AwsWorld) -> None:
     assert first.url.startswith("https://")
     seen = new.describe("svc_2")
     assert seen is not None
-    assert "certificate must be changed" in seen.state, "whoever looks after it mends it"
+    assert "certificate differs" in seen.state, "whoever looks after it corrects it"
     assert new.ensure(spec("svc_2"), make=False) == first == new.describe("svc_2")
     elb = world.account.client("elbv2")
     (found,) = elb.describe_load_balancers(Names=[prefix("svc_2")])["LoadBalancers"]
@@ -340,11 +340,11 @@ def test_nothing_is_left(world: AwsWorld) -> None:
 def test_what_no_alb_can_have(world: AwsWorld) -> None:
     ten = [Backend(id=f"cl_{i}", version_id=f"sv_{i}", http=f"10.0.0.{i}:80", weight=1) for i in range(1, 11)]
     for backends, words in (
-        (ten, "between 5 at most"),
+        (ten, "supports 5 at most"),
         ([world.backend("cl_a", weight=1000)], "takes 999"),
         ([world.backend("cl_a"), world.backend("cl_a")], "is there twice"),
         ([world.backend("cl_a"), world.backend("cl_b", weight=5)], "has weight 5"),
-        ([Backend(id="cl*", version_id="sv_1", http="10.0.0.1:80", weight=1)], "has an id that is none"),
+        ([Backend(id="cl*", version_id="sv_1", http="10.0.0.1:80", weight=1)], "has an invalid id"),
         ([Backend(id="cl_a", version_id="sv_1", http="host:80", weight=1)], "IPv4:port"),
     ):
         with pytest.raises(BadConfig, match=words):

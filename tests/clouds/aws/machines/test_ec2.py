@@ -148,7 +148,7 @@ def test_a_repeat_of_long_ago_gives_the_state_of_now(aws_account: Account, monke
     KNOBS.faults.append(Fault("DescribeInstances", answer=NOTHING))
     again = aws_account.machines().launch(asked)  # by another process
     assert (again.machine_id, again.state) == (first.machine_id, MachineState.GONE)
-    assert "does not know it" in again.reason
+    assert "no longer knows it" in again.reason
 
 
 def test_a_token_whose_machine_has_ended_gives_that_machine(aws_account: Account) -> None:

@@ -41,13 +41,13 @@ def test_what_is_ours_unattached_and_old_is_deleted(aws_account: Account) -> Non
     ec2.get_waiter("instance_running").wait(InstanceIds=[instance], WaiterConfig={"Delay": 1})
     ec2.attach_volume(VolumeId=attached, InstanceId=instance, Device="/dev/sdf")
 
-    assert machines.leftovers(OURS, HOUR) == [], "the newborn: a launch may be about to take them"
+    assert machines.delete_orphans(OURS, HOUR) == [], "the newborn: a launch may be about to take them"
     now[0] += HOUR
     # A disk says when it was made; an interface has been seen for an hour now.
-    (seen,) = machines.leftovers(OURS, HOUR)
+    (seen,) = machines.delete_orphans(OURS, HOUR)
     assert seen in mine
-    assert set(machines.leftovers(OURS, 0)) == mine - {seen}
-    assert machines.leftovers(OURS, 0) == []
+    assert set(machines.delete_orphans(OURS, 0)) == mine - {seen}
+    assert machines.delete_orphans(OURS, 0) == []
     left = {v["VolumeId"] for v in ec2.describe_volumes()["Volumes"]}
     left |= {i["NetworkInterfaceId"] for i in ec2.describe_network_interfaces()["NetworkInterfaces"]}
     assert theirs | {attached} <= left

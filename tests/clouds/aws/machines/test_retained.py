@@ -11,7 +11,7 @@ import pytest
 
 from clouds.contract.errors import NoCapacity, NotOffered
 from clouds.contract.machines import MachineState
-from clouds.contract.retained import DEVICES, Keep
+from clouds.contract.retained import DEVICES, RetainedResources
 from heliostat.errors import CloudError
 from tests.clouds.aws.moto_plus import KNOBS, Fault
 from tests.clouds.aws.support import Account, aws_cloud, private_subnets
@@ -106,7 +106,7 @@ def test_a_volume_that_ec2_does_not_show_yet_is_waited_for(cloud: Cloud, aws_acc
     cloud.wait_for(machine.machine_id, MachineState.RUNNING)
     KNOBS.faults.append(Fault("DescribeVolumes", answer=nothing))
     with pytest.raises(CloudError, match="not shown"):
-        cloud.machines.hand_over("clu_1", machine.machine_id)
+        cloud.machines.attach_retained("clu_1", machine.machine_id)
     handed_over(cloud, machine)
     (volume,) = volumes(aws_account)
     assert [a["InstanceId"] for a in volume["Attachments"]] == [machine.machine_id]
@@ -117,7 +117,7 @@ def test_no_fixed_address_where_the_way_out_is_a_public_one(aws_account: Account
         with pytest.raises(NotOffered, match="public addresses"):
             cloud.machines.launch(head(cloud))
         assert volumes(aws_account) == []
-        disk_alone = Keep(volume_gib=1, mount_path="/data")
+        disk_alone = RetainedResources(volume_gib=1, mount_path="/data")
         machine = cloud.machines.launch(head(cloud, keep=disk_alone))
         handed_over(cloud, machine)
 

@@ -33,7 +33,7 @@ def calls() -> set[tuple[str, str]]:
     """Of ``call``, ``pages``, and of the modules' own short forms of them."""
     found = set(INDIRECT)
     short = {"_call": "s3", "_set": "elbv2"}
-    for path in Path(ROOT / "clouds" / "aws").glob("*.py"):
+    for path in Path(ROOT / "clouds" / "aws").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue

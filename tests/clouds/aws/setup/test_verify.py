@@ -234,7 +234,7 @@ def test_a_subnet_without_a_route_to_us(broken: Account) -> None:
     assert found[f"subnet {b.id}"].state is CheckState.OK
     ec2.delete_route(table.id, "0.0.0.0/0")
     found = lines(broken, api_url="https://203.0.113.9")
-    assert "no route to us" in found[f"subnet {b.id}"].detail
+    assert "no route to the control plane" in found[f"subnet {b.id}"].detail
     assert found["load balancers' subnets"].state is CheckState.FAILED
     private = lines(broken, api_url="https://10.0.7.7")
     assert "to us by 10.0.0.0/16" in private[f"subnet {b.id}"].detail

@@ -18,7 +18,7 @@ from clouds.contract.errors import BadConfig, Denied, Gone, NoCapacity, QuotaExc
 from clouds.gcp.account import errors, oidc
 from clouds.gcp.account.oidc import Issuer
 from clouds.gcp.account.session import Endpoints, Sessions
-from clouds.gcp.account.throttle import PATIENCE_S, Pace
+from clouds.gcp.account.throttle import PATIENCE_S, Backoff
 from clouds.gcp.machines.combined import Combined
 from clouds.gcp.machines.compute_engine import GcpMachines
 from heliostat.errors import CloudError, Unavailable
@@ -91,7 +91,7 @@ def test_calls_are_made_as_the_customers_account(trusting: tuple[GceFake, str, I
     assert sessions.get(config(), "org_1") is session
     assert sessions.get(config(region="europe-west4", zones=["europe-west4-a"]), "org_1") is session
     assert sessions.get(config(), "org_2") is not session, "another organization says so, and is refused by Google"
-    assert sessions.get(config(), "org_2").pace is session.pace, "back-off is the project's"
+    assert sessions.get(config(), "org_2").backoff is session.backoff, "back-off is the project's"
     ours = GcpMachines(config(), session, OURS)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda _: ours.list_owned(OURS), range(16))) == [[]] * 16
@@ -192,24 +192,24 @@ def test_back_off_is_shared() -> None:
         slept.append(seconds)
         now[0] += seconds
 
-    pace = Pace(clock=lambda: now[0], sleep=sleep)
-    first, second = pace.wait("a"), pace.wait("b")
+    backoff = Backoff(clock=lambda: now[0], sleep=sleep)
+    first, second = backoff.wait("a"), backoff.wait("b")
     assert slept == []
-    pace.refused(first)
-    pace.refused(second)
-    pace.wait("c")
+    backoff.refused(first)
+    backoff.refused(second)
+    backoff.wait("c")
     assert len(slept) == 1
     assert 0.5 <= slept[0] <= 1.0, "those of one burst count once"
     for _ in range(6):
         now[0] += 0.001
-        pace.refused(now[0])
-    with pytest.raises(Throttled, match="takes no more calls"):
-        pace.wait("d")
+        backoff.refused(now[0])
+    with pytest.raises(Throttled, match="throttles"):
+        backoff.wait("d")
     assert max(slept) <= PATIENCE_S
     now[0] += 100
-    pace.taken(pace.wait("e"))
+    backoff.taken(backoff.wait("e"))
     before = len(slept)
-    pace.wait("f")
+    backoff.wait("f")
     assert len(slept) == before
 
 

@@ -27,7 +27,7 @@ def test_prune_forgets_the_ended_only(cloud: Cloud) -> None:
     lives, ends = (cloud.launch_and_boot(cloud.spec()).machine_id for _ in range(2))
     cloud.machines.terminate([ends])
     cloud.wait_for(ends, MachineState.GONE)
-    assert cloud.machines.prune(older_than_s=0) == []
+    assert cloud.machines.forget_ended(older_than_s=0) == []
     assert {m.machine_id: m.state for m in cloud.machines.describe([lives, ends])} == {
         lives: MachineState.RUNNING,
         ends: MachineState.GONE,

@@ -282,12 +282,12 @@ def test_how_machines_end_is_told(pair: Pair) -> None:
     fake.preempt(spot.machine_id)
     fake.stop_itself(idle.machine_id)
     reasons = {m.machine_id: (m.state, m.reason) for m in cloud.machines.describe([spot.machine_id, idle.machine_id])}
-    assert reasons[spot.machine_id] == (MachineState.GONE, "the cloud has reclaimed the machine")
+    assert reasons[spot.machine_id] == (MachineState.GONE, "the cloud reclaimed the machine")
     assert reasons[idle.machine_id] == (MachineState.GONE, "the machine stopped itself")
     assert cloud.machines.list_owned(OURS) == []
 
 
-@pytest.mark.parametrize("how", ["prune", "terminate"])
+@pytest.mark.parametrize("how", ["forget_ended", "terminate"])
 def test_a_machine_that_stopped_itself_is_deleted(pair: Pair, how: str) -> None:
     cloud, fake = pair
     machine = cloud.launch_and_boot(cloud.spec())
@@ -295,8 +295,8 @@ def test_a_machine_that_stopped_itself_is_deleted(pair: Pair, how: str) -> None:
     for one in (machine, other):
         fake.stop_itself(one.machine_id)
     assert len(instances(fake)) == 2, "it still costs money for its disk"
-    if how == "prune":
-        assert cloud.machines.prune(older_than_s=86400) == [machine.machine_id]
+    if how == "forget_ended":
+        assert cloud.machines.forget_ended(older_than_s=86400) == [machine.machine_id]
     else:
         cloud.machines.terminate([machine.machine_id])
     eventually(lambda: fake.advance() or [i["name"] for i in instances(fake)] == [other.machine_id])

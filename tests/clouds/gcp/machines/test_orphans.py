@@ -32,14 +32,14 @@ def test_what_is_ours_unattached_and_old_is_deleted(tmp_path: Path) -> None:
             disk(name)
         disk("theirs", owner="another")
         disk("in-use", user="https://x/projects/acme-prod-1/zones/us-central1-a/instances/i")
-        assert cloud.machines.leftovers(OURS, 3600) == [], "the newborn: a machine may be about to take them"
+        assert cloud.machines.delete_orphans(OURS, 3600) == [], "the newborn: a machine may be about to take them"
         fake.fail("denied", "delete", permission="compute.disks.delete")
         with pytest.raises(Denied):
-            cloud.machines.leftovers(OURS, 0)
-        assert cloud.machines.leftovers(OURS, 0)
+            cloud.machines.delete_orphans(OURS, 0)
+        assert cloud.machines.delete_orphans(OURS, 0)
 
         def left() -> set[str]:
             return {name for _, kind, name in fake.resources if kind == "disks"}
 
         eventually(lambda: left() == {"theirs", "in-use"})
-        assert cloud.machines.leftovers(OURS, 0) == []
+        assert cloud.machines.delete_orphans(OURS, 0) == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clouds.contract.retained import DEVICES, Keep
+from clouds.contract.retained import DEVICES, RetainedResources
 from clouds.gcp.machines.retained import name_for
 from heliostat.errors import CloudError
 from tests.clouds.contract.test_retained import *  # noqa: F403 # the suite, with the cloud below
@@ -38,7 +38,7 @@ def test_too_early_and_too_late(cloud: Cloud) -> None:
     """It has the disk since its insert, so there is no such moment."""
     machine = cloud.machines.launch(head(cloud))
     end(cloud, machine)
-    cloud.machines.hand_over("clu_1", machine.machine_id)
+    cloud.machines.attach_retained("clu_1", machine.machine_id)
 
 
 def instance(fake: GceFake) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def test_a_head_that_has_stopped_itself_holds_both_until_it_is_deleted(both: tup
     with pytest.raises(CloudError, match="already being used"):
         cloud.machines.launch(head(cloud, keep=HAD, generation=2))
     with pytest.raises(CloudError, match="already being used"):
-        cloud.machines.hand_over("clu_1", None)
+        cloud.machines.attach_retained("clu_1", None)
     assert left(cloud) == []
     cloud.machines.terminate([first.machine_id])
     assert launched(cloud, head(cloud, keep=HAD, generation=3)).ip == first.ip
@@ -109,7 +109,7 @@ def test_a_head_that_has_stopped_itself_holds_both_until_it_is_deleted(both: tup
 
 def test_an_address_of_another_installation_is_left_alone(both: tuple[Cloud, GceFake]) -> None:
     cloud, fake = both
-    machine = cloud.machines.launch(head(cloud, keep=Keep(address=True), installation_id="another"))
+    machine = cloud.machines.launch(head(cloud, keep=RetainedResources(address=True), installation_id="another"))
     end(cloud, machine)
     assert left(cloud) == []
     assert [key for key in fake.resources if key[1] == "addresses"]

@@ -24,7 +24,7 @@ ALL = {**rights.MACHINES, **rights.BALANCERS, **rights.LOOKS}
 def written() -> set[rights.Call]:
     """Calls that the source names both parts of."""
     found = set()
-    for path in Path(ROOT / "clouds" / "gcp").glob("*.py"):
+    for path in Path(ROOT / "clouds" / "gcp").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
                 "call",

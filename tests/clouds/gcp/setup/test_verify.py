@@ -206,7 +206,7 @@ def test_types_and_images(world: World) -> None:
     assert "no image" in found["image"].detail
     found = world.lines(image="projects/debian-cloud/global/images/debian-12-arm64")
     assert "arm64" in found["image"].detail
-    assert "no image's path" in world.lines(image="debian-12")["image"].detail
+    assert "not a valid image path" in world.lines(image="debian-12")["image"].detail
     found = world.lines(gpu_image="projects/acme-prod-1/global/images/no-such")
     assert wrong(found) == {"image of GPU machines"}
     assert found["image of GPU machines"].state is CheckState.WARNING
@@ -226,7 +226,7 @@ def test_a_subnetwork_without_a_way_out(world: World) -> None:
     world.without("routers", "router")
     found = world.lines()
     assert wrong(found) == {"way out"}
-    assert "no route to us" in found["way out"].detail
+    assert "no route to the control plane" in found["way out"].detail
     private = world.lines(api_url="https://10.1.2.3")
     assert private["way out"].state is CheckState.WARNING
     assert world.lines(external_ip=True)["way out"].state is CheckState.OK
