@@ -136,14 +136,14 @@ def _node(
     except BadConfig as e:
         own = f"{path}." if e.field and e.field.partition(".")[0] in node.advanced_instance_config else ""
         _refuse(f"{own}advanced_instance_config.{e.field}", e.message, e.remedy)
-    shapes = [_known(path, field, name, node, cloud, offer) for field, name in _named(node)]
+    chosen = [_known(path, field, name, node, cloud, offer) for field, name in _named(node)]
     update: dict[str, Any] = {"advanced_instance_config": advanced}
-    if not shapes:
-        shapes = _picked(path, who, node, cloud, offer)
-        update["instance_types"] = [s.name for s in shapes]
-    if node.required_resources is None and shapes:
-        least = {"CPU": float(min(s.cpu for s in shapes))}
-        gpus = min(s.gpu for s in shapes)
+    if not chosen:
+        chosen = _picked(path, who, node, cloud, offer)
+        update["instance_types"] = [s.name for s in chosen]
+    if node.required_resources is None and chosen:
+        least = {"CPU": float(min(s.cpu for s in chosen))}
+        gpus = min(s.gpu for s in chosen)
         update["resources"] = least | ({"GPU": float(gpus)} if gpus else {}) | (node.resources or {})
     return node.model_copy(update=update)
 
@@ -162,26 +162,26 @@ def _has_no_types(path: str, node: NodeConfig, advanced: Mapping[str, Any], clou
 
 
 def _known(path: str, field: str, name: str, node: NodeConfig, cloud: Cloud, offer: Offer) -> InstanceType:
-    shape = offer.catalogue.types.get(name)
-    if shape is None:
+    instance_type = offer.catalogue.types.get(name)
+    if instance_type is None:
         remedy = nearest(name, cloud.capabilities.instance_types or offer.catalogue.types)
         remedy += " If the type is newer than the catalogue, an operator can refresh it."
         _refuse(f"{path}.{field}", f"There is no instance type {name!r} in {cloud.provider}'s catalogue.", remedy)
     need = node.required_resources
     if need is None:
-        return shape
+        return instance_type
     architecture = need.cpu_architecture or Architecture.X86_64
     lacks = ""
-    if shape.cpu < need.CPU or shape.memory < (need.memory or 0) or shape.gpu < need.GPU:
-        lacks = f"has {shape.cpu} CPUs, {shape.memory / 2**30:g} GiB and {shape.gpu} GPUs"
-    elif need.accelerator and not is_accelerator(need.accelerator, shape.accelerator):
-        lacks = f"has {shape.accelerator or 'no GPUs'}, not {need.accelerator}"
-    elif shape.architecture != architecture:
-        lacks = f"is {shape.architecture}, not {architecture}"
+    if instance_type.cpu < need.CPU or instance_type.memory < (need.memory or 0) or instance_type.gpu < need.GPU:
+        lacks = f"has {instance_type.cpu} CPUs, {instance_type.memory / 2**30:g} GiB and {instance_type.gpu} GPUs"
+    elif need.accelerator and not is_accelerator(need.accelerator, instance_type.accelerator):
+        lacks = f"has {instance_type.accelerator or 'no GPUs'}, not {need.accelerator}"
+    elif instance_type.architecture != architecture:
+        lacks = f"is {instance_type.architecture}, not {architecture}"
     if lacks:
         remedy = "Leave it out, or change required_resources."
         _refuse(f"{path}.{field}", f"{name} {lacks}: less than required_resources requests.", remedy)
-    return shape
+    return instance_type
 
 
 def _picked(path: str, who: str, node: NodeConfig, cloud: Cloud, offer: Offer) -> list[InstanceType]:

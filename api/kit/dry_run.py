@@ -103,18 +103,18 @@ def _type(
 ) -> PlannedType:
     costs = {m: table.of(provider, region, name, m) for m in markets}
     usd = {m: cost for m, cost in costs.items() if cost is not None}
-    shape = offer.catalogue.types.get(name) if offer is not None else None
-    if shape is None:
+    instance_type = offer.catalogue.types.get(name) if offer is not None else None
+    if instance_type is None:
         need = node.required_resources
         required = {"cpu": need.CPU, "memory": need.memory, "gpu": need.GPU} if need else {}
         return PlannedType(name=name, usd_per_hour=usd, **required)
     return PlannedType(
         name=name,
-        cpu=shape.cpu,
-        memory=shape.memory,
-        gpu=shape.gpu,
-        accelerator=shape.accelerator,
-        architecture=shape.architecture,
+        cpu=instance_type.cpu,
+        memory=instance_type.memory,
+        gpu=instance_type.gpu,
+        accelerator=instance_type.accelerator,
+        architecture=instance_type.architecture,
         usd_per_hour=usd,
     )
 

@@ -85,7 +85,7 @@ async def test_a_heads_notice_is_told_to_its_job_which_runs_again_on_the_next_he
 
     await world.until(told, "the job to be told")
     (event,) = [e for e in await world.story(job_id) if e.kind == "head_notice"]
-    assert event.message == f"{SAID}; run 1 goes on until then"
+    assert event.message == f"{SAID}; run 1 continues until then"
     await world.until_quiet(cluster_id, job_id)
     assert len(world.alive()) == 1, "two heads of one cluster never live at once"
     await world.kill_machine(head)
