@@ -110,7 +110,7 @@ class EndpointWatch:
         if not service.has_endpoint or service.id in self._repairs:
             return  # its workflow is about to create it, or has removed it
         if seen.state == "gone":
-            await self._report_lost(service, "its load balancer has ended")
+            await self._report_lost(service, "its load balancer no longer exists")
         elif seen.state == "ready":
             if self._problems.pop(service.id, ""):
                 log.info("endpoint recovered", service=service.id)

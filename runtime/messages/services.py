@@ -112,7 +112,7 @@ class GateOrder(Model):
 
 
 class EndpointLost(Model):
-    """Signal ``endpoint_lost`` of a service, by the monitor: its load balancer has ended, or has lost its backends. The
+    """Signal ``endpoint_lost`` of a service, by the monitor: its load balancer, or its backends, no longer exist. The
     workflow repairs it by setting the backends again, under a greater revision than before."""
 
     event_id: str

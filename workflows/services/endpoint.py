@@ -36,7 +36,7 @@ class ServiceEndpoint:
         self.removed = False
 
     def observe_loss(self, message: EndpointLost) -> None:
-        """The monitor found that the load balancer has ended, or has lost its backends."""
+        """The monitor found that the load balancer no longer exists, or has lost its backends."""
         if self._s.first_sight(message.event_id) and self._s.url and self._s.terminate is None:
             self._records.event("endpoint_lost", message.reason, level=EventLevel.ERROR)
             self._s.endpoint_lost = True

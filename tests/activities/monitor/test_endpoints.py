@@ -218,7 +218,7 @@ async def test_a_lost_one_is_told_to_its_workflow(world: World, how: str, monkey
         await world.look()
     ((told, message),) = world.signals.told
     assert told == service
-    assert ("gone" if how == "gone" else "lost its backends") in message.reason
+    assert ("no longer exists" if how == "gone" else "lost its backends") in message.reason
     monkeypatch.setattr(endpoint_watch, "LOST_AGAIN_S", 0.0)
     await world.look()
     assert len({m.event_id for _, m in world.signals.told}) == 2, "told again, when it is lost still"

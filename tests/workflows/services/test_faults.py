@@ -398,7 +398,7 @@ async def test_an_endpoint_that_somebody_removed_comes_back(services: ServiceWor
     service_id, first = await world.running_service()
     before = world.balancer.backends(service_id)
     world.balancer.remove(service_id)
-    lost = EndpointLost(event_id=new_id("ev"), reason="its load balancer is gone")
+    lost = EndpointLost(event_id=new_id("ev"), reason="its load balancer no longer exists")
     for _ in range(2):
         await world.handle(service_id).signal("endpoint_lost", lost)
 
