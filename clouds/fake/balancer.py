@@ -37,10 +37,9 @@ class _Fake:
 
 @dataclass
 class FakeBalancer:
-    """Endpoints that are entries in a table (``clouds.contract.balancer.LoadBalancer``); ``request`` replaces
-    a client. The
-    fields and methods below are knobs and may be turned at any time, from any thread; ``times`` counts calls, None is
-    for ever."""
+    """Endpoints that are entries in a table (``clouds.contract.balancer.LoadBalancer``); ``request`` acts as a
+    client. The fields and methods below are knobs and may be turned at any time, from any thread; ``times`` counts
+    calls, None is for ever."""
 
     sleep: Callable[[float], None] = time.sleep
     url: str = "http://fake-balancer.invalid"

@@ -323,8 +323,7 @@ class FakeMachines:
 
 class FakeBucket(SignedUrls):
     """Objects in memory (``clouds.contract.bucket.Bucket``). Its URLs work once
-    ``clouds.local.bucket.server.create_app`` serves
-    it at ``url``. ``quota_bytes`` simulates a full disk."""
+    ``clouds.local.bucket.server.create_app`` serves it at ``url``. ``quota_bytes`` simulates a full disk."""
 
     def __init__(self, url: str = "http://fake-bucket.invalid", *, quota_bytes: int | None = None) -> None:
         super().__init__(url, b"fake")

@@ -36,6 +36,6 @@ class Stamp:
 
 
 def is_changing(tags: dict[str, str], now: float) -> bool:
-    """Whether another process seems to make a change: it is left to that one."""
+    """Whether another process seems to apply a change; if so, this one does not."""
     wanted = Stamp.read(tags.get(WANTED_TAG))
     return wanted is not None and Stamp.read(tags.get(APPLIED_TAG)) != wanted and now - wanted.at < CHANGE_S

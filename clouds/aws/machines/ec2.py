@@ -228,7 +228,7 @@ class AwsMachines:
         raise error
 
     def _launched_before(self, machine: Machine) -> Machine:
-        """The answer to a launch of long ago: it may give the state of then."""
+        """The answer to a repeated launch: it may give the state of that time."""
         now = self.describe([machine.machine_id])
         ended = {"state": MachineState.GONE, "reason": "EC2 no longer knows it"}
         return now[0] if now else machine.model_copy(update=ended)

@@ -44,8 +44,7 @@ class GcpBalancer:
     - ``counters`` reports who is up, and counts nothing: Google counts in Cloud Monitoring, minutes late.
     - gRPC needs a certificate: Google speaks HTTP/2 with clients over TLS alone.
     - A backend must be a machine of this project, known by its cluster's label and its address; one whose machine has
-    ended
-      takes no requests.
+      ended takes no requests.
 
     The region's network needs a proxy-only subnet, and a firewall rule that lets that subnet's range and
     Google's probes (35.191.0.0/16, 130.211.0.0/22) reach the heads' Serve ports.

@@ -1,6 +1,5 @@
 """The Terraform file of ``cloud setup``: ``main.tf`` of this folder, with the permissions of
-``clouds.gcp.setup.rights`` in
-it."""
+``clouds.gcp.setup.rights`` in it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _WRONG = (
 
 
 def looked_at(found: Checklist, session: Session, config: GcpConfig) -> bool:
-    """Our token exchanged, then the account acted as; one line for each. Whether calls can follow."""
+    """Checks the exchange of our token, then acting as the account. Returns whether calls are possible."""
     if isinstance(session.credentials, AnonymousCredentials):
         found.skip(TOKEN, "Nobody is asked: this installation calls a fake, without credentials.")
         return True

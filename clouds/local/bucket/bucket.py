@@ -128,7 +128,7 @@ class LocalBucket(SignedUrls):
 
 
 class Incoming:
-    """An object on its way: bytes go to a file outside the objects, which takes its name when all are there."""
+    """An object on its way: bytes go to a separate file, which takes its name when all are there."""
 
     def __init__(self, path: Path, parts: Path, key: str, room: int | None) -> None:
         self.size = 0

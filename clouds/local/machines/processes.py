@@ -283,7 +283,7 @@ class LocalMachines:
         try:
             process.wait(max(1.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()  # the one that only waits for the supervisor; its machine keeps starting
+            process.kill()  # it only waits for the supervisor, which keeps running
             process.wait()
 
     def _all(self) -> list[str]:
