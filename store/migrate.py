@@ -32,7 +32,7 @@ async def save_first(url: str, home: Home) -> Path | None:
     if there is not None and there not in known_revisions():
         raise Conflict(
             f"The records are at schema {there}, which this code does not know.",
-            remedy="Newer code has written them: start that code, or restore an older backup.",
+            remedy="Newer code has written them: start that code, or restore a backup from before it.",
         )
     if there is None or there == latest_revision() or not db.is_sqlite:
         return None
