@@ -150,7 +150,7 @@ class ServiceWorkflow:
                 return  # an exception in a handler would stop the workflow; the API has checked it already
             self._serve.observe(fact.cluster_id, status)
 
-    @workflow.signal(description="Its load balancer has ended, or has lost its backends")
+    @workflow.signal(description="Its load balancer no longer exists, or has lost its backends")
     def endpoint_lost(self, message: EndpointLost) -> None:
         self._endpoint.observe_loss(message)
 
