@@ -29,7 +29,8 @@ class ScheduleActivities:
         there = await job_records.load_job(self._db, turn.job_id)
         if there is not None:
             return there.input
-        found = await job_of_schedule(self._db, turn.schedule_id, turn.job_id)
+        async with self._db.read() as conn:
+            found = await job_of_schedule(conn, turn.schedule_id, turn.job_id)
         if found is None:
             raise ApplicationError(f"schedule {turn.schedule_id} was deleted", type="not_found", non_retryable=True)
         job, arg = found

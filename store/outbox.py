@@ -8,6 +8,8 @@ the methods raise what the handles of ``runtime/messages`` raise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
 import structlog
@@ -35,18 +37,25 @@ class Outbox:
     db: Database
     client: Client
     task_queue: str
+    bound: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    """Around each start and deploy: the caller's time limit and errors. It bounds the call to Temporal alone: a write
+    that waits for the database is not Temporal's fault."""
 
     async def start_cluster(self, arg: ClusterInput) -> None:
-        await start_cluster(self.client, self.task_queue, arg)
+        async with self.bound():
+            await start_cluster(self.client, self.task_queue, arg)
         await self._mark("cluster", arg.cluster_id)
 
     async def start_job(self, arg: JobInput) -> None:
-        await start_job(self.client, self.task_queue, arg)
+        async with self.bound():
+            await start_job(self.client, self.task_queue, arg)
         await self._mark("job", arg.job_id)
 
     async def deploy(self, arg: ServiceInput, request: DeployRequest) -> None:
-        await deploy_service(self.client, self.task_queue, arg, request)
-        await self._mark("deploy", request.id)
+        """Its workflow marks it when it takes it up (``claim_deploy``). If somebody terminates the workflow before, the
+        next delivery starts another one; a second signal changes nothing."""
+        async with self.bound():
+            await deploy_service(self.client, self.task_queue, arg, request)
 
     async def deliver_accepted(self, older_than_s: float) -> None:
         """All that is pending, but for tokens. ``older_than_s`` leaves to the API what it is about to start itself."""

@@ -88,6 +88,7 @@ class MonitorActivities:
     async def _deliver_tokens(self) -> None:
         """Tokens that were changed by an API that died before it could deliver them."""
         for service_id in await pending_tokens(self._db):
+            activity.heartbeat()  # each may take TOKENS_S; together they may take longer than the heartbeat timeout
             try:
                 await self._outbox.deliver_tokens(service_id, SYSTEM, TOKENS_S)
             except (WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from api.kit.context import Context
 from api.kit.idempotency import IdempotencyKey, reserve_for_command
-from api.kit.temporal import WorkflowGone, updating
+from api.kit.temporal import UPDATE_S, WorkflowGone, updating
 from heliostat.errors import Conflict
 
 Update = Callable[[], Awaitable[None]]
@@ -47,11 +47,11 @@ async def command(
         raise Conflict(f"{now.noun.capitalize()} {now.name} is {now.state}.", remedy=now.after_end, resource=now.id)
 
 
-async def send(target: Target, update: Update) -> bool:
+async def send(target: Target, update: Update, limit_s: float = UPDATE_S + 2) -> bool:
     """False: the resource has ended meanwhile. Raises Conflict when its workflow has ended but the resource has not."""
     await target.ensure_started()
     try:
-        async with updating(target.noun, target.id):
+        async with updating(target.noun, target.id, limit_s):
             await update()
     except WorkflowGone as e:
         if (await target.reload()).ended:

@@ -11,6 +11,7 @@ from temporalio.client import Client
 
 from api.kit.callers import Callers
 from api.kit.tasks import BackgroundTasks, StartedBatch
+from api.kit.temporal import calling
 from clouds.contract.bucket import Bucket
 from clouds.instance_types import Offer
 from clouds.registry import Vendors
@@ -72,7 +73,7 @@ class Context:
 
     @property
     def outbox(self) -> Outbox:
-        return Outbox(self.db, self.temporal, self.settings.task_queue)
+        return Outbox(self.db, self.temporal, self.settings.task_queue, calling)
 
 
 async def context_of(request: Request) -> Context:

@@ -75,9 +75,14 @@ async def find_previous(conn: AsyncConnection, owner_id: str, key: IdempotencyKe
 async def reserve(conn: AsyncConnection, owner_id: str, key: IdempotencyKey, resource_id: str) -> str | None:
     """Takes the key for this resource, in the transaction that writes it. The id of another resource when a concurrent
     request with this key was faster; then nothing may be written."""
-    if key.key is None or await reserve_key(conn, owner_id, key.key, key.digest, resource_id):
+    if key.key is None:
         return None
-    return await find_previous(conn, owner_id, key)
+    while not await reserve_key(conn, owner_id, key.key, key.digest, resource_id):
+        previous = await find_previous(conn, owner_id, key)
+        if previous is not None:
+            return previous
+        # Its owner released it between the two statements, because its request was cancelled: it is free again.
+    return None
 
 
 async def reserve_for_command(db: Database, owner_id: str, key: IdempotencyKey) -> None:

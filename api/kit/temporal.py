@@ -66,11 +66,11 @@ def _unavailable(cause: Exception) -> Unavailable:
 
 
 @asynccontextmanager
-async def updating(noun: str, id: str) -> AsyncIterator[None]:
+async def updating(noun: str, id: str, limit_s: float = UPDATE_S + 2) -> AsyncIterator[None]:
     """Bounds an update of the workflow of ``noun`` ``id``, which is sent inside with ``timeout_s=UPDATE_S``. Raises
     WorkflowGone when it is not running, the error that the workflow answered with, or Unavailable."""
     try:
-        async with calling(UPDATE_S + 2):
+        async with calling(limit_s):
             yield
     except WorkflowUpdateFailedError as e:
         raise _answered(e, id, noun) from e

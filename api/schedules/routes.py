@@ -129,7 +129,7 @@ async def run(ctx: Ctx, me: Me, key: Key, ref: str, project: str | None = None) 
         row = await lookup.schedule(conn, me, ref, project)
 
     async def resolve(conn: AsyncConnection) -> JobInput:
-        found = await job_of_schedule(ctx.db, row.id, new_id("job"))
+        found = await job_of_schedule(conn, row.id, new_id("job"))
         if found is None:
             raise _deleted(row.name)
         _, arg = found

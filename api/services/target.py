@@ -6,19 +6,17 @@ from dataclasses import replace
 
 from api.kit.commands import Target
 from api.kit.context import Context
-from api.kit.temporal import calling
 from heliostat.models.services import ServiceState
 from store.services.rows import ServiceRow, load_service
 
 
 def target_of(ctx: Context, row: ServiceRow) -> Target:
     async def deliver() -> None:
-        async with calling():
-            await ctx.outbox.deliver_deploys(row.id)
+        await ctx.outbox.deliver_deploys(row.id)
 
     async def reload() -> Target:
         now = await load_service(ctx.db, row.id)
-        return target_of(ctx, now) if now is not None else replace(target, ended=True)
+        return target_of(ctx, now) if now is not None else replace(target, ended=True, state=ServiceState.TERMINATED)
 
     target = Target(
         noun="service",

@@ -36,6 +36,8 @@ log = structlog.get_logger(__name__)
 router = APIRouter()
 
 MAX_TOKENS = 2
+TOKENS_S = 60.0
+"""For a few updates of at most ``UPDATE_S`` each, and the reads and writes between them."""
 
 
 @router.post("/{ref}/tokens", status_code=201)
@@ -148,7 +150,7 @@ async def send_tokens(ctx: Context, service_id: str, actor: str) -> None:
 
     target = target_of(ctx, row)
     try:
-        if target.ended or not await send(target, update):
+        if target.ended or not await send(target, update, TOKENS_S):
             return  # its next deploy delivers them
     except Unavailable as e:
         e.message = f"The change is stored, but the service's proxies do not know it yet: {e.message}"

@@ -104,9 +104,10 @@ class WorkflowHandle:
         id = hashlib.sha256(f"{name}/{key}".encode()).hexdigest() if key else uuid4().hex
         until = time.monotonic() + (timeout_s or 0)
         while True:
+            left = None if timeout_s is None else max(until - time.monotonic(), UPDATE_RETRY_S)
             try:
                 answered: Answer | None = await self._handle.execute_update(
-                    name, message, id=id, result_type=answer, rpc_timeout=_seconds(timeout_s)
+                    name, message, id=id, result_type=answer, rpc_timeout=_seconds(left)
                 )
                 return answered
             except RPCError as error:

@@ -49,7 +49,7 @@ def test_unknown_field(stack: Stack, tmp_path: Path) -> None:
 def test_a_known_field_that_is_not_honoured(stack: Stack, tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("name: x\nentrypoint: python x.py\nimage_uri: docker.io/x\n")
-    refused(stack, 1, "image_uri", "images", command=("job", "submit", "-f", str(file)))
+    refused(stack, 1, "image_uri", "sets the image", command=("job", "submit", "-f", str(file)))
 
 
 def test_bad_cron(stack: Stack, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,9 +13,10 @@ from runtime.messages.services import DeployRequest, GateOrder
 from store import outbox
 from store.acceptance import cancel_accepted
 from store.database import Database
+from store.jobs import load_job, unstarted_jobs
 from store.outbox import TOKEN_TRIES, Outbox
 from store.revisions import is_cancelled
-from store.services.rows import load_service, unstarted_deploys
+from store.services.rows import claim_deploy, load_service, unstarted_deploys
 from store.services.tokens import pending_tokens, write_tokens
 from tests.store.services.test_rows import a_token, put_deploy, put_service
 from tests.store.test_revisions import a_cluster, a_job, put_cluster, put_job
@@ -55,11 +58,30 @@ async def test_what_was_accepted_is_delivered_once(db: Database, project: str) -
     temporal = Temporal()
     await an_outbox(db, temporal).deliver_accepted(3600)
     assert temporal.started == []
-    for _ in range(2):
-        await an_outbox(db, temporal).deliver_accepted(0)
+    await an_outbox(db, temporal).deliver_accepted(0)
     assert temporal.started == ["ClusterWorkflow clu_1", f"ServiceWorkflow svc_1 {deploy}", "JobWorkflow job_1"]
     assert await outbox.unstarted(db, 0) == ([], [])
+    await an_outbox(db, temporal).deliver_accepted(0)
+    assert temporal.started[3:] == [f"ServiceWorkflow svc_1 {deploy}"], "until its workflow takes it up"
+    assert await claim_deploy(db, deploy)
     assert await unstarted_deploys(db, 0) == []
+
+
+async def test_only_the_call_to_temporal_is_bounded(db: Database, project: str) -> None:
+    await put_job(db, project, a_job())
+    inside = []
+
+    @asynccontextmanager
+    async def bound() -> AsyncIterator[None]:
+        yield
+        row = await load_job(db, "job_1")
+        assert row is not None
+        inside.append([job.id for job in await unstarted_jobs(db, 0)])
+
+    temporal = Temporal()
+    await Outbox(db, cast(Client, temporal), "queue", bound).deliver_accepted(0)
+    assert inside == [["job_1"]], "it is marked after the bound call"
+    assert await unstarted_jobs(db, 0) == []
 
 
 async def test_a_row_that_is_cancelled_during_its_delivery_stays_cancelled(db: Database, project: str) -> None:

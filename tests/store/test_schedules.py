@@ -24,9 +24,10 @@ async def test_a_turn_is_the_frozen_job_with_its_own_id_and_time(db: Database, p
                 created_by="ada", created_at=NOW, updated_at=NOW,
             )
         )  # fmt: skip
-    found = await job_of_schedule(db, "sch_1", "job_1")
+    async with db.read() as conn:
+        found = await job_of_schedule(conn, "sch_1", "job_1")
+        assert await job_of_schedule(conn, "none", "job_1") is None
     assert found is not None
     job, arg = found
     assert (job.id, arg.job_id, job.schedule_id, arg.env_ref) == ("job_1", "job_1", "sch_1", "env_1")
     assert (job.tags, job.created_at > NOW, arg.cluster_id) == ({"a": "b"}, True, None)
-    assert await job_of_schedule(db, "none", "job_1") is None

@@ -89,14 +89,14 @@ class Leases:
         return [h for h in self._s.leases if not h.startswith("user:")]
 
     def reconcile(self, now: datetime) -> Deadline | None:
-        due = self._check_due()
+        due = self.check_due()
         if due is None:
             return None
         if now >= due:
             self._steps.start("lease check", self._check)
         return due, "check the leases"
 
-    def _check_due(self) -> datetime | None:
+    def check_due(self) -> datetime | None:
         """A lease is held for longer than the idle limit: does its holder's workflow still run?"""
         since = [self._s.leases[h] for h in self._workflows()]
         minutes = self._input.config.idle_termination_minutes

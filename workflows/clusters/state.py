@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from pydantic import field_validator
+
 from activities.nodes import BootFacts
 from heliostat.models.agents import GroupConfig
 from heliostat.models.clouds import Market
@@ -78,6 +80,16 @@ class Bounds(Result):
     max_nodes: int
 
 
+AGENT_TO_REGISTER = "the head's agent to register (usually 1 s locally, a minute on a cloud)"
+OLD_HEAD_TO_END = "the old head's machine to end"
+REWORDED = {
+    "the head's agent to call (usually 1 s locally, a minute on a cloud)": AGENT_TO_REGISTER,
+    "the old head's machine to be gone": OLD_HEAD_TO_END,
+}
+"""Texts of ``waits_for`` that an older release wrote. Danger: without this, a run that continued with such a text takes
+the new one for a change, and its replay writes the records once more than its history did."""
+
+
 class ClusterData(Result):
     """Times are workflow time. It goes from one run of the workflow to the next, and may come from an older release:
     the names of its fields stay, and an unknown field is ignored."""
@@ -126,6 +138,11 @@ class ClusterData(Result):
     seen: list[str] = []
     commands: int = 0
     """Commands sent so far: part of the next one's id."""
+
+    @field_validator("waits_for")
+    @classmethod
+    def _reword(cls, text: str) -> str:
+        return REWORDED.get(text, text)
 
     @property
     def head(self) -> NodeEntry | None:
@@ -201,12 +218,12 @@ class ClusterData(Result):
             return f"machines ({blocked.reason}: {blocked.message}); next try {at:%H:%M:%S} UTC"
         head = self.head
         if head is None:
-            return "the old head's machine to end"
+            return OLD_HEAD_TO_END
         if head.state != NodeState.RUNNING:
             where = f" ({head.place})" if blocked is not None and not blocked.status else ""
             return {
                 NodeState.REQUESTED: f"the cloud to accept the head's machine{where}",
-                NodeState.LAUNCHED: "the head's agent to register (usually 1 s locally, a minute on a cloud)",
+                NodeState.LAUNCHED: AGENT_TO_REGISTER,
                 NodeState.REGISTERED: "Ray to start on the head (usually 5 to 10 s)",
             }[head.state]
         missing = {

@@ -88,7 +88,7 @@ class ClusterWorkflow:
         while not self.records.cancelled and (self.recorder.dirty or not self.s.phase.settled):
             self.wake.clear()
             self.steps.raise_bug()
-            deadlines = [] if self.s.phase.settled else self._reconcile(workflow.now())
+            deadlines = self._settled_deadlines() if self.s.phase.settled else self._reconcile(workflow.now())
             if self.recorder.dirty and not self.recorder.held:
                 await self.records.flush()
                 continue
@@ -98,6 +98,11 @@ class ClusterWorkflow:
                 )
             self.alarm.set([self.recorder.deadline(), *deadlines])
             await self.wake.wait()
+
+    def _settled_deadlines(self) -> list[Deadline | None]:
+        """An ended cluster only waits for its records. Danger: histories of older releases hold these timers."""
+        uptime, check = self.s.uptime_deadline(self.input.config), self.leases.check_due()
+        return [(uptime, "maximum uptime") if uptime else None, (check, "check the leases") if check else None]
 
     def _reconcile(self, now: datetime) -> list[Deadline | None]:
         """Compares what is wanted with what exists, and starts steps for the difference. Returns when to look again."""

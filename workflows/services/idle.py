@@ -10,7 +10,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from activities.canaries import CanaryActivities, LastTraffic
     from heliostat.models.services import ServiceState
-    from runtime.messages.common import TerminateRequest
+    from runtime.messages.common import SYSTEM, TerminateRequest
     from workflows import policies
     from workflows.entity.alarm import Deadline, earliest
     from workflows.entity.steps import Steps
@@ -45,4 +45,4 @@ class IdleTermination:
         elif seen.at is not None and now - seen.at < within:
             self._s.idle_due = seen.at + within
         else:
-            self._s.terminate = TerminateRequest(actor="idle shutdown", reason=f"no request for {limit:g} minutes")
+            self._s.terminate = TerminateRequest(actor=SYSTEM, reason=f"no request for {limit:g} minutes")

@@ -8,7 +8,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.records import RecordActivities, ServiceRecord
     from heliostat.models.common import EventLevel
     from heliostat.models.services import ServiceState, ServiceVersionState
-    from runtime.messages.common import TerminateRequest
+    from runtime.messages.common import SYSTEM, TerminateRequest
     from runtime.messages.services import ServiceInput
     from workflows import policies
     from workflows.entity.alarm import Wakeup
@@ -84,7 +84,7 @@ class ServiceRecords:
         )
         if recorded is not None and not recorded.wanted and self._s.terminate is None:
             # The row is lost for good (the records were restored from an older backup): nobody can reach this service.
-            self._s.terminate = TerminateRequest(actor="records", reason="the records do not know this service")
+            self._s.terminate = TerminateRequest(actor=SYSTEM, reason="the records do not know this service")
             self._wake()
 
     def _forget_ended(self) -> None:

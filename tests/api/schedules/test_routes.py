@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ from heliostat.models.jobs import MASK
 from store import clusters as cluster_records
 from store import encrypted_values
 from store import jobs as job_records
+from store.database import READERS
 from store.schedules import job_of_schedule
 from store.tables import schedules
 from tests.api.conftest import World
@@ -55,12 +57,23 @@ async def test_apply_makes_and_changes_one_schedule(world: World, temporal: Clie
 async def test_a_turns_job_is_what_was_applied(world: World) -> None:
     async with world.ada as http:
         id = (await http.put("/v1/schedules/nightly", json=NIGHTLY)).json()["id"]
-    found = await job_of_schedule(world.db, id, "job_x")
+    async with world.db.read() as conn:
+        found = await job_of_schedule(conn, id, "job_x")
+        assert await job_of_schedule(conn, "none", "job_x") is None
     assert found is not None
     job, arg = found
     assert (job.id, job.name, job.schedule_id, job.tags, arg.job_id) == ("job_x", "nightly", id, {"a": "b"}, "job_x")
     assert (await encrypted_values.read_sealed(world.db, world.keys, arg.env_ref or "")) == {"PASSWORD": "hunter2"}
-    assert await job_of_schedule(world.db, "none", "job_x") is None
+
+
+async def test_many_runs_at_once_do_not_wait_for_each_others_connections(world: World) -> None:
+    """A request that takes a second connection while it holds one would block all readers: the pool has few."""
+    async with world.ada as http:
+        assert (await http.put("/v1/schedules/nightly", json=NIGHTLY)).is_success
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*(http.post("/v1/schedules/nightly/run") for _ in range(3 * READERS)))
+        assert {a.status_code for a in answers} == {201}, [a.text for a in answers]
+        assert len({a.json()["id"] for a in answers}) == 3 * READERS
 
 
 async def test_pause_resume_run_delete(world: World, temporal: Client) -> None:
@@ -171,7 +184,8 @@ async def test_temporal_takes_every_cron_that_we_take(world: World) -> None:
 
 
 async def _cluster_of(world: World, schedule_id: str) -> Any:
-    found = await job_of_schedule(world.db, schedule_id, new_id("job"))
+    async with world.db.read() as conn:
+        found = await job_of_schedule(conn, schedule_id, new_id("job"))
     assert found is not None
     return found[1].cluster_id
 
