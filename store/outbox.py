@@ -70,11 +70,14 @@ class Outbox:
             log.warning("an accepted job has no workflow: starting it", job=job.id)
             await self.start_job(job.input)
 
-    async def deliver_deploys(self, service_id: str) -> None:
+    async def deliver_deploys(self, service_id: str, *, mark: bool = False) -> None:
         """The pending ones of one service. Call it before any other message to the service, so that none overtakes
-        them: a deploy carries the tokens of when it was accepted."""
+        them: a deploy carries the tokens of when it was accepted. ``mark``: by an API, whose next request then
+        does not deliver it again; the monitor leaves that to the workflow."""
         for service, request in await unstarted_deploys(self.db, 0, service_id):
             await self.deploy(service, request)
+            if mark:
+                await self._mark("deploy", request.id)
 
     async def deliver_tokens(self, service_id: str, actor: str, timeout_s: float) -> bool:
         """Makes the service's workflow use the tokens of its row. A terminated service gets them with its next deploy.

@@ -12,7 +12,7 @@ from store.services.rows import ServiceRow, load_service
 
 def target_of(ctx: Context, row: ServiceRow) -> Target:
     async def deliver() -> None:
-        await ctx.outbox.deliver_deploys(row.id)
+        await ctx.outbox.deliver_deploys(row.id, mark=True)
 
     async def reload() -> Target:
         now = await load_service(ctx.db, row.id)

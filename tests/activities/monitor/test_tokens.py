@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from temporalio.client import Client
+from temporalio.testing import ActivityEnvironment
 
 from activities.monitor.loop import MonitorActivities
 from heliostat.models.common import new_id, utcnow
@@ -98,7 +99,7 @@ async def test_a_token_that_is_deleted_while_older_ones_are_told_stays_deleted(d
         await token_records.acknowledge_tokens(db, "svc_1", workflow.gate)
 
     workflow.meanwhile = the_api_deletes_a
-    await monitor(db, workflow).round(utcnow())
+    await ActivityEnvironment().run(monitor(db, workflow).round, utcnow())
     assert workflow.gate.hashes == ["sha-b"]
     assert await token_records.pending_tokens(db) == []
 
@@ -111,6 +112,6 @@ async def test_what_was_deployed_before_a_change_of_tokens_is_told_before_it(db:
     async with db.begin() as conn:
         await insert_deploy(conn, "prj_1", arg.service_id, deploy)
     await write(db, token("a", told=True), token("b"))
-    await monitor(db, workflow).round(utcnow())
+    await ActivityEnvironment().run(monitor(db, workflow).round, utcnow())
     await workflow.start_workflow(start_signal_args=[deploy])  # the API's own call, which was slow
     assert workflow.gate.hashes == ["sha-a", "sha-b"]
