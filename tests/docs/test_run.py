@@ -1,5 +1,6 @@
 """The commands of the tutorials and of the how-to pages for the ``local`` cloud, run in the order of the page by a real
-shell in a copy of the checkout.
+shell in a copy of the checkout. Those of the pages on AWS and Google Cloud run in the lab, with the same reader:
+``tests/e2e/test_lab_aws.py``, ``test_lab_gcp.py``.
 
 A comment right before a block tells this test what the page's reader knows anyway:
 
@@ -21,7 +22,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,12 +30,13 @@ import pytest
 
 from benchmarks.stack import running
 from clouds.fake.agent import Behaviour
-from tests.docs.pages import ROOT, Block, blocks
+from tests.docs.pages import ROOT, Block, blocks, commands
 from tests.e2e.support import Stack, clean_environment
 
 TUTORIALS = ["tutorial/first-job.md", "tutorial/first-service.md"]
 HOW_TO = [f"how-to/{name}.md" for name in ("schedules", "machines", "retries", "logs", "services", "rollouts")]
 NO_RAY = HOW_TO[:2]
+IN_THE_LAB = ["how-to/aws.md", "how-to/gcp.md"]
 README = "../README.md"
 KINDS = {"not run", "run first", "file", "exit code", "interrupted"}
 LISTENS_S = 12
@@ -96,13 +98,16 @@ def checkout() -> Iterator[Path]:
     shutil.rmtree(top)
 
 
-def run_page(page: str, env: dict[str, str]) -> None:
+def run_page(page: str, env: dict[str, str], instead: Callable[[Path], None] | None = None) -> None:
+    """``instead`` gets the checkout where a block is not run, and does there what its commands would do."""
     with checkout() as top:
         shell = Shell(top, env | {"HOME": str(top / "user")})
         try:
             assert shell.run(". .venv/bin/activate") == 0
             for block in blocks_of(page):
                 run_block(shell, block)
+                if instead is not None and "not run" in dict(block.notes):
+                    instead(top)
         finally:
             shell.close()
 
@@ -181,12 +186,14 @@ def test_pages_on_the_fake_cloud() -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("page", [*TUTORIALS, *HOW_TO, README])
+@pytest.mark.parametrize("page", [*TUTORIALS, *HOW_TO, *IN_THE_LAB, README])
 def test_what_is_not_run_says_why(page: str) -> None:
     text = (ROOT / "docs" / page).read_text()
     for block in blocks_of(page):
         notes = dict(block.notes)
         assert notes.keys() <= KINDS, f"{block}: {notes}"
         assert len(notes.get("not run", "no reason is needed").split()) >= 3, block
+        if page in IN_THE_LAB and "not run" in notes:
+            assert all(words[0] != "heliostat" for words in commands(block)), f"{block}: only vendors' tools"
         code = "130" if "interrupted" in notes else notes.get("exit code", "0")
         assert code == "0" or re.search(rf"exit\s+code(?:\s+is)?\s+{code}\b|Ctrl-C", text), f"{block}: exit code {code}"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.clouds.aws.setup.test_template import parsed
-from tests.clouds.aws.support import REGION
+from tests.docs.test_run import run_page
 from tests.lab.aws import Aws
 from tests.lab.scenarios import OnACloud, one_node
 
@@ -39,11 +39,18 @@ class TestAws(OnACloud):
         failed = [c for c in found["checks"] if c["state"] == "failed"]
         assert any("external id" in f"{c['detail']} {c['remedy']}" for c in failed), failed
 
-    def test_setup_register_verify_and_submit(self, tmp_path: Path) -> None:
-        """From an empty account to a job, as docs/clouds.md says, with CloudFormation and verify --launch."""
-        setup = ("cloud", "setup", "--provider", "aws", "--region", REGION, "--name", "prod", "--dir", str(tmp_path))
-        told = self.stack.ask(*setup)
-        (template,) = told["files"]
+    def test_the_commands_of_its_page(self) -> None:
+        """From an empty account to a job and back, with CloudFormation and ``verify --launch``."""
+        try:
+            run_page("how-to/aws.md", self.stack.env, self._deploy)
+            self.await_nothing()
+        finally:
+            self.stack.cli("cloud", "set-default", "local")
+            self.stack.cli("cloud", "delete", "prod")
+
+    def _deploy(self, folder: Path) -> None:
+        """As ``aws cloudformation deploy`` and ``describe-stacks`` do."""
+        template = folder / "heliostat-prod.cloudformation.yaml"
         account = self.lab.aws.account
         a, b = (subnet.id for subnet in account.config.subnets)
         # In the VPC whose addresses the lab has.
@@ -52,26 +59,14 @@ class TestAws(OnACloud):
         client = account.client("cloudformation")
         client.create_stack(
             StackName="heliostat-prod",
-            TemplateBody=json.dumps(parsed(Path(template).read_text())),  # moto misreads YAML's short forms
+            TemplateBody=json.dumps(parsed(template.read_text())),  # moto misreads YAML's short forms
             Capabilities=["CAPABILITY_NAMED_IAM"],
             Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()],
         )
         (made,) = client.describe_stacks(StackName="heliostat-prod")["Stacks"]
         cloud = yaml.safe_load(made["Outputs"][0]["OutputValue"])
         cloud["config"]["image"] = account.config.image  # moto has no Amazon Linux here
-        file = tmp_path / "cloud.yaml"
-        file.write_text(yaml.safe_dump(cloud))
-
-        registered = self.stack.cli("cloud", "register", "-f", str(file))
-        assert registered.returncode == 0, registered.stdout + registered.stderr
-        verified = self.stack.cli("cloud", "verify", "prod", "--launch", timeout=240)
-        assert verified.returncode == 0, verified.stdout + verified.stderr
-        print(verified.stdout)
-        job = self.stack.submit("echo hello from prod", options=("--cloud", "prod"))
-        self.stack.await_job(job, "SUCCEEDED", timeout=240)
-        assert "hello from prod" in self.stack.log(job)
-        self.await_nothing()
-        self.stack.cli("cloud", "delete", "prod")
+        (folder / "cloud.yaml").write_text(yaml.safe_dump(cloud))
 
     def test_a_container_image_is_run_by_docker(self) -> None:
         """By the lab's shim, which runs what it is told to on the host."""
