@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pathspec import GitIgnoreSpec
+from pathspec import GitIgnoreSpec, RegexPattern
 
 from heliostat.errors import InvalidRequest, TooLarge
 from heliostat.models.jobs import DEFAULT_EXCLUDES
@@ -237,17 +237,37 @@ def walk(root: Path, excludes: Iterable[str], field: str = "working_dir") -> Ite
 
 
 def ignored_by(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Whether these lines of a .gitignore exclude a path; a directory's path ends with ``/``."""
-    # In git ./data matches nothing; people mean /data.
-    lines = [re.sub(r"^(!?)\./", r"\1/", text) for text in patterns]
-    for line in lines:
+    """Whether these lines of a .gitignore exclude an entry itself; a directory's path ends with ``/``.
+    ``walk`` does not enter an excluded directory, so what is below one is never checked."""
+    rules: list[RegexPattern] = []
+    for text in patterns:
+        # In git ./data matches nothing; people mean /data.
+        line = re.sub(r"^(!?)\./", r"\1/", text)
         try:
-            found = GitIgnoreSpec.from_lines([line]).patterns
+            # ``data/**`` is what is below data, not data itself.
+            found = GitIgnoreSpec.from_lines([re.sub(r"/\*\*(/?)$", r"/**/*\1", line)]).patterns
         except (ValueError, re.error) as error:
             raise _invalid_pattern(line) from error
-        if all(pattern.include is None for pattern in found):
+        meant = [p for p in found if isinstance(p, RegexPattern) and p.include is not None]
+        if not meant:
             raise _invalid_pattern(line)
-    return GitIgnoreSpec.from_lines(lines).match_file
+        rules += meant
+    # The last pattern that matches decides.
+    return lambda path: next((bool(p.include) for p in reversed(rules) if _matches_itself(p, path)), False)
+
+
+def _matches_itself(pattern: RegexPattern, path: str) -> bool:
+    """Danger: the expressions of pathspec also match what is below a directory that they match, and ``match_file`` goes
+    by that. Then ``!src/`` would bring back ``src/.git``, and an exclude after it would not count. A test compares
+    with git."""
+    assert pattern.regex is not None  # only of patterns without a meaning
+    source = pattern.regex.pattern
+    if source == ".":  # ``*`` and ``**``
+        return True
+    if source == "(?P<ps_d>/)":  # ``*/`` and ``**/``
+        return path.endswith("/")
+    found = pattern.regex.search(path)
+    return found is not None and found.end() >= len(path.rstrip("/"))
 
 
 def _invalid_pattern(text: str) -> InvalidRequest:

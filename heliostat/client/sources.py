@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from yaml.nodes import Node
 
 ROOT = ""
+MERGE = "tag:yaml.org,2002:merge"
 """The path of the whole file."""
 
 
@@ -118,7 +119,8 @@ def _marks(root: Node, name: str) -> dict[str, tuple[int, int]]:
             if not isinstance(key.value, str):
                 continue  # not the name of a field: an error later
             twin = first.setdefault((key.tag, key.value), place(key))
-            if twin != place(key):
+            # Several merges (``<<``) lose nothing: each adds to the others.
+            if twin != place(key) and key.tag != MERGE:
                 line, column = place(key)
                 raise InvalidRequest(
                     f"{name}:{line}:{column}: {prefix}{key.value} is a duplicate of line {twin[0]}.",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import shutil
+import subprocess
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from heliostat.client.packaging import pack_module, pack_working_dir, walk
+from heliostat.client.packaging import DEFAULT_EXCLUDES, pack_module, pack_working_dir, walk
 from heliostat.errors import InvalidRequest, TooLarge
 
 NAMES = st.text(st.sampled_from("abcXYZ019._- é"), min_size=1, max_size=6).filter(
@@ -139,6 +142,40 @@ def test_defaults_are_left_out_and_empty_directories_kept(tmp_path: Path) -> Non
 def test_excludes_read_like_gitignore(tmp_path: Path, patterns: list[str], left: list[str]) -> None:
     make(tmp_path, "main.py", "run.log", "a/run.log", "a/x.csv", "a/deep/x.csv", "data/x.csv", "data/in/x.csv")
     assert sorted(e.name for e in walk(tmp_path, patterns) if not e.name.endswith("/")) == left
+
+
+TREE = (
+    "main.py", "run.log", "src/app.py", "src/secrets/k.pem", "src/venv/w.py", "src/sub/x.csv", "secrets/a.pem",
+    "data/keep.csv", "data/sub/x.csv", "data/sub/keep.csv", "a/b/c/x.csv", "venv/lib.py",
+)  # fmt: skip
+PIECES = (
+    "src/", "/src", "src/**", "src/*", "secrets/", "secrets", "**/secrets", "src/secrets", "data", "data/", "data/**",
+    "data/sub/", "data/*/x.csv", "*.csv", "keep.csv", "data/keep.csv", "/*", "*", "*/", "**/", "**", "a/**/c", "a/b/",
+    "x.csv", "**/sub/**", "venv/", "/venv", "*.p?", "src/venv/w.py",
+)  # fmt: skip
+
+
+def lists_of_patterns() -> Iterator[list[str]]:
+    yield from (["!src/**", "secrets/"], ["!src/**", "src/secrets"], ["secrets/", "/*", "!/src/"], ["!src/"])
+    yield from (["data/sub/", "!data"], ["data/**", "!data/keep.csv"], ["data/**"], ["a/**/", "!a/b/c/"])
+    chance = random.Random(20261201)
+    for _ in range(300):
+        yield [chance.choice(["", "", "!"]) + chance.choice(PIECES) for _ in range(chance.randint(1, 4))]
+
+
+def test_excludes_mean_what_they_mean_to_git(tmp_path: Path) -> None:
+    """An exclude that is read in another way uploads what was meant to stay, a key for example."""
+    tree, excludes = tmp_path / "tree", tmp_path / "excludes"
+    make(tree, *TREE)
+    subprocess.run(["git", "init", "--quiet", str(tree)], check=True)
+    for patterns in lists_of_patterns():
+        excludes.write_text("".join(f"{line}\n" for line in [*DEFAULT_EXCLUDES, *patterns]))
+        command = ["git", "-C", str(tree), "ls-files", "--others", "--exclude-from", str(excludes)]
+        by_git = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        ours = sorted(
+            e.name for e in walk(tree, patterns) if not e.name.endswith("/") and not e.name.startswith(".git/")
+        )
+        assert ours == sorted(by_git), patterns
 
 
 def test_a_default_can_be_brought_back(tmp_path: Path) -> None:
